@@ -1,0 +1,1 @@
+"""kd: knowledge distillation as reproducible studies. Importing this package is quick and touches no GPU."""

@@ -1,0 +1,40 @@
+"""The few types that every part of kd shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What a training step learns from; all tensors on one device, B samples."""
+
+    images: Tensor  # [B, C, H, W] float, augmented and normalised
+    labels: Tensor  # [B] int64, the class (data-free: the class the teacher sees in the stored image)
+    index: Tensor  # [B] int64, position in the training subset or slot of the replay buffer
+    weight: Tensor  # [B] float, importance-sampling weight; 1 for real data
+
+
+class Output(NamedTuple):
+    """What a network says about a batch of B images."""
+
+    logits: Tensor  # [B, K] for K classes
+    feature: Tensor  # [B, D] penultimate feature, what the last linear layer sees
+    maps: tuple[Tensor, ...] = ()  # intermediate maps [B, C, H, W] from input to output; empty unless asked for
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a loss with state may be built from. Losses never ask for layer widths in the configuration."""
+
+    student_dim: int  # D of the student's penultimate feature
+    teacher_dim: int  # D of the teacher's
+    student_maps: tuple[tuple[int, int, int], ...]  # (C, H, W) of each intermediate map
+    teacher_maps: tuple[tuple[int, int, int], ...]
+    labels: Tensor  # [M] int64 on the training device: the class of each of the M training samples
+    num_classes: int
+    generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
