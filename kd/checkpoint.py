@@ -1,0 +1,145 @@
+"""Checkpoints, from which a killed run goes on exactly where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import torch
+
+from kd.files import write_atomically
+
+MAGIC = b"kd-checkpoint-1\n"
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop (SIGTERM), has saved its state and leaves with a non-zero code."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class Checkpoint:
+    """The saved state of one run, kept outside the declared outputs and removed when the run is complete.
+
+    `parts` are the run's stateful objects by name. The file carries a checksum and the identity of settings and
+    code; a torn, damaged or foreign one is put aside with a word to `say`, and the one before it is used.
+    SIGTERM is taken note of from `with checkpoint:` on; the loop asks `stop_or_save` at every boundary.
+    """
+
+    def __init__(self, folder: Path, identity: str, every_seconds: float, say: Callable[[str], None] = print):
+        self.files = [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"]
+        self.identity, self.every_seconds, self.say = identity, every_seconds, say
+        self.stopping = False
+        self._saved_at = time.monotonic()
+
+    def __enter__(self) -> Checkpoint:
+        try:
+            self._handler = signal.signal(signal.SIGTERM, self._stop)
+        except ValueError:  # not the main thread: whoever started the thread handles signals
+            self._handler = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def _stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def stop_or_save(self, parts: dict[str, Stateful]) -> None:
+        """Save if it is time to; when asked to stop, save and raise Stopped."""
+        if self.stopping:
+            self.save(parts)
+            self.say("asked to stop: state saved, the next start goes on from here")
+            raise Stopped
+        if time.monotonic() - self._saved_at >= self.every_seconds:
+            self.save(parts)
+
+    def save(self, parts: dict[str, Stateful]) -> None:
+        """Write all parts and the random state; the previous file is kept. A full disk costs only this save."""
+        buffer = io.BytesIO()
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"identity": self.identity, "state": state, "torch_rng": _global_rng()}, buffer)
+        payload = buffer.getbuffer()
+        newest, previous = self.files
+        staged = newest.with_name("checkpoint.new.pt")
+        try:
+            write_atomically(staged, lambda file: _write(file, payload))
+            if newest.exists():
+                newest.replace(previous)
+            staged.replace(newest)
+        except OSError as error:
+            staged.unlink(missing_ok=True)
+            self.say(f"checkpoint not written ({error}); the last good one is kept")
+        self._saved_at = time.monotonic()
+
+    def restore(self, parts: dict[str, Stateful]) -> bool:
+        """Load the newest good checkpoint into the parts; False when there is none."""
+        for file in self.files:
+            if file.exists() and (content := self._read(file)) is not None:
+                for name, part in parts.items():
+                    part.load_state_dict(content["state"][name])
+                _set_global_rng(content["torch_rng"])
+                self.say(f"resumed from {file.name}")
+                return True
+        return False
+
+    def _read(self, file: Path) -> dict[str, Any] | None:
+        data = file.read_bytes()
+        start = len(MAGIC) + 64
+        payload = memoryview(data)[start:]
+        if not data.startswith(MAGIC) or hashlib.sha256(payload).hexdigest().encode() != data[len(MAGIC) : start]:
+            self.say(f"{file.name} is damaged and not used")
+            return None
+        content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        if content["identity"] != self.identity:
+            self.say(f"{file.name} was made with other settings or other code and is not used")
+            return None
+        return content
+
+    def remove(self) -> None:
+        """The run is complete."""
+        for file in self.files:
+            file.unlink(missing_ok=True)
+
+
+class RandomState:
+    """A torch.Generator as a part of a checkpoint."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def _write(file: BinaryIO, payload: memoryview) -> None:
+    file.write(MAGIC + hashlib.sha256(payload).hexdigest().encode())
+    file.write(payload)
+
+
+def _global_rng() -> dict[str, Any]:
+    """torch's own generators: layers such as dropout draw from them."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_global_rng(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,415 @@
+"""Settings: merged by one explicit rule, checked, and cut down to what one run needs. Imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import hashlib
+import importlib.util
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd import models
+from kd.losses import LOSSES
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a configuration; each line of the message names the key, what came and what is allowed."""
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+# Field names equal the keys of config/config.yaml and of its schema (a test compares them); values live only there.
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    image_size: int
+    validation: float
+    pad: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Training:
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str
+    milestones: tuple[int, ...]
+    gamma: float
+    final_lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Inversion:
+    batch_size: int
+    warmup: int
+    steps: int
+    lr_generator: float
+    lr_noise: float
+    bn: float
+    oh: float
+    adv: float
+    bn_momentum: float
+    meta: str
+    reset_epoch: int | None
+    noise_dim: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Modulation:
+    diversity: float
+    gamma: float
+    class_of: str
+    gradient: bool
+    normalise: bool
+
+
+@dataclass(frozen=True)
+class Replay:
+    full_size: int | None
+    replacement: str
+    initial_priority: str
+    alpha: float
+    beta: float
+    eps: float
+    priority_feedback: bool
+    normalise_weights: bool
+    refresh: str
+
+
+@dataclass(frozen=True)
+class Distillation:
+    temperature: float
+    passes: float
+    training: Training
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a run is computed; no part of its identity."""
+
+    device: str
+    threads: int
+    checkpoint_seconds: float
+    freeze_code: bool
+    gpu: int
+    mem_mb: int
+    runtime: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: every setting that changes its numbers, and nothing else.
+
+    A teacher is a run of kind `train`, nested in the runs of its students, so that a student's identity covers its
+    teacher's. What a kind does not use is None.
+    """
+
+    kind: str  # train, distill or datafree
+    dataset: Dataset
+    model: str
+    scale: float
+    precision: str
+    seed: int
+    training: Training | None = None  # train, distill
+    objective: dict[str, dict[str, Any]] | None = None  # train, distill
+    teacher: Run | None = None  # distill, datafree
+    inversion: Inversion | None = None  # datafree, as are the following
+    modulation: Modulation | None = None
+    replay: Replay | None = None
+    distillation: Distillation | None = None
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Run:
+        """The run that `as_dict` described. Raises ConfigError for a key that is missing or unknown."""
+        values = dict(settings)
+        for name, shape in _SECTIONS.items():
+            if values.get(name) is not None:
+                values[name] = _section(shape, values[name], name)
+        return _build(cls, values, "run")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain mappings, lists and numbers, without what this kind does not use."""
+        return json.loads(json.dumps(_without_none(asdict(self))))
+
+    @property
+    def digest(self) -> str:
+        """Ten hex digits that identify the settings; seeds of one run share them (a teacher's seed counts)."""
+        return digest({key: value for key, value in self.as_dict().items() if key != "seed"})
+
+    @property
+    def path(self) -> str:
+        """Folder of the run below results/: a function of the settings alone, so that every study finds it."""
+        networks = slug(self.model) if self.teacher is None else f"{slug(self.teacher.model)}--{slug(self.model)}"
+        label = "-".join(sorted(self.objective)) if self.kind == "distill" else self.kind
+        return f"runs/{slug(self.dataset.name)}/{networks}/{label}-{self.digest}/seed{self.seed}"
+
+    @property
+    def data_path(self) -> str:
+        """The prepared data set below results/."""
+        prepared = {"name": self.dataset.name, "image_size": self.dataset.image_size}
+        return f"data/{slug(self.dataset.name)}-{digest(prepared)}.pt"
+
+
+_SECTIONS = {
+    "dataset": Dataset,
+    "training": Training,
+    "teacher": Run,
+    "inversion": Inversion,
+    "modulation": Modulation,
+    "replay": Replay,
+    "distillation": Distillation,
+}
+
+
+def _section(shape: type, values: dict[str, Any], name: str) -> Any:
+    if shape is Run:
+        return Run.from_dict(values)
+    if shape is Distillation:
+        values = {**values, "training": _section(Training, values["training"], "distillation.training")}
+    if shape is Training:
+        values = {**values, "milestones": tuple(values["milestones"])}
+    return _build(shape, values, name)
+
+
+def _build(shape: type, values: dict[str, Any], name: str) -> Any:
+    known = {field.name for field in fields(shape)}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"{name}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
+    try:
+        return shape(**values)
+    except TypeError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """Sections that a kind does not use are left out; a setting that is null inside a section stays."""
+    kept = {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}
+    if kept.get("teacher"):
+        kept["teacher"] = _without_none(kept["teacher"])
+    return kept
+
+
+_OPTIONAL = {field.name for field in fields(Run) if field.default is None}
+
+
+def slug(name: str) -> str:
+    """A name as a safe part of a path: letters, digits, `_`, `-` and `.`, never longer than 80 characters."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "." for c in name).strip(".")
+    return safe if safe == name and len(safe) <= 80 else f"{safe[:60]}.{digest(name)}"
+
+
+def digest(value: Any) -> str:
+    """Ten hex digits of a plain value, the same on every machine; 1 and 1.0 are the same number."""
+    return hashlib.sha256(json.dumps(_numbers(value), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+# ------------------------------------------------------------------------------------------------- reading and merging
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError where the file is missing, unreadable or holds no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{where} ({getattr(error, 'problem', error)})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {kind_of(content)}; a mapping of settings is needed")
+    return content
+
+
+def merge(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key, everything else is replaced; nothing given is changed."""
+    merged = copy.deepcopy(base)
+    for override in overrides:
+        for key, value in override.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def run_of(settings: dict[str, Any], seed: int) -> Run:
+    """Cut merged, validated settings down to the run they describe."""
+    kind, model = settings["kind"], settings["student"]["model"]
+    common = {key: settings[key] for key in ("dataset", "scale", "precision")}
+    with_data = {"training": settings["training"], "objective": active(settings["objective"])}
+    if kind == "train":
+        return Run.from_dict({"kind": kind, "model": model, "seed": seed, **common, **with_data})
+    recipe = settings["teacher"]
+    teacher = {
+        "kind": "train",
+        "model": recipe["model"],
+        "seed": seed if recipe["seed"] is None else recipe["seed"],
+        **common,
+        "scale": 1.0,
+        "training": recipe["training"],
+        "objective": {"ce": {"weight": 1.0}},
+    }
+    datafree = ("inversion", "modulation", "replay", "distillation")
+    own = with_data if kind == "distill" else {key: settings[key] for key in datafree}
+    return Run.from_dict({"kind": kind, "model": model, "seed": seed, "teacher": teacher, **common, **own})
+
+
+def active(objective: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The terms of an objective whose weight is not 0: weight 0 is how a term is switched off."""
+    return {name: terms for name, terms in objective.items() if terms["weight"] != 0}
+
+
+# ---------------------------------------------------------------------------------------------------------- validation
+
+
+def validate(settings: dict[str, Any], schema: dict[str, Any], source: str) -> None:
+    """Check merged settings against the schema, then what a schema cannot say.
+
+    Raises ConfigError with one line per fault: key, what came, what is allowed, what to do.
+    """
+    faults = schema_faults(settings, schema)
+    if not faults:
+        faults = list(_meaning_faults(settings))
+    if faults:
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+def schema_faults(value: Any, schema: dict[str, Any]) -> list[str]:
+    """One readable line per violation of a JSON schema."""
+    import jsonschema  # only where a whole configuration is read; a run by hand needs no jsonschema
+
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(validator.iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path])
+    return [_explain(error) for error in errors]
+
+
+def _explain(error: Any) -> str:
+    path = ".".join(str(part) for part in error.absolute_path) or "top level"
+    rule, allowed, came = error.validator, error.validator_value, error.instance
+    if rule == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = next(key for key in came if key not in known)
+        return f"{path}: unknown key {_show(unknown)}; {suggest(str(unknown), known)}"
+    if rule == "required":
+        missing = next(key for key in allowed if key not in came)
+        return f"{path}: key {missing!r} is missing; add it"
+    if rule == "type":
+        wanted = " or ".join([allowed] if isinstance(allowed, str) else allowed)
+        hint = "; write 0.001, not 1e-3" if isinstance(came, str) and "number" in wanted and _is_number(came) else ""
+        return f"{path}: got {kind_of(came)}; allowed: {wanted}{hint}"
+    if rule == "enum":
+        return f"{path}: got {_show(came)}; {suggest(str(came), [str(item) for item in allowed])}"
+    limits = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+    if rule in limits:
+        return f"{path}: got {came}; allowed: {limits[rule]} {allowed}"
+    if rule == "pattern":
+        return f"{path}: got {_show(came)}; allowed: text that matches {allowed}"
+    if rule in ("minItems", "maxItems", "minProperties", "minLength"):
+        return f"{path}: got {_show(came)}; allowed: {'at least' if rule.startswith('min') else 'at most'} {allowed}"
+    if rule == "uniqueItems":
+        return f"{path}: got {_show(came)}; allowed: each entry once"
+    if rule == "oneOf":
+        return f"{path}: got {_show(came)}; allowed: {{low, high}} with an optional log, or {{choices}}"
+    return f"{path}: {error.message}"
+
+
+def _meaning_faults(settings: dict[str, Any]) -> Any:
+    """Faults that need to know models, data sets and losses."""
+    from kd.data import DATASETS
+
+    if settings["dataset"]["name"] not in DATASETS:
+        name = settings["dataset"]["name"]
+        yield f"dataset.name: got {_show(name)}; {suggest(name, list(DATASETS))}"
+    for who in ("teacher", "student"):
+        try:
+            models.check(settings[who]["model"])
+        except ValueError as error:
+            yield f"{who}.model: {error}"
+    if settings["kind"] == "datafree" and settings["dataset"]["image_size"] % 4:
+        yield f"dataset.image_size: got {settings['dataset']['image_size']}; the generator needs a multiple of 4"
+    terms = active(settings["objective"])
+    if settings["kind"] != "datafree" and not terms:
+        yield "objective: every weight is 0; give at least one loss a weight above 0"
+    for name, values in settings["objective"].items():
+        if name not in LOSSES:
+            yield f"objective.{name}: unknown loss; {suggest(name, list(LOSSES))}"
+            continue
+        known = loss_settings(name)
+        for key in values:
+            if key != "weight" and key not in known:
+                yield f"objective.{name}.{key}: unknown key; {suggest(key, ['weight', *known])}"
+    if settings["kind"] == "train" and (teaching := sorted(set(terms) - {"ce"})):
+        yield f"objective.{teaching[0]}: needs a teacher, but kind is train; set kind: distill"
+    for who in ("training", "teacher.training", "distillation.training"):
+        training = settings
+        for part in who.split("."):
+            training = training[part]
+        late = [epoch for epoch in training["milestones"] if epoch >= training["epochs"]]
+        if training["schedule"] == "steps" and late:
+            yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); change either"
+        if training["nesterov"] and training["momentum"] == 0:
+            yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
+
+
+def loss_settings(name: str) -> list[str]:
+    """Keyword arguments of a loss, read from its source without importing torch."""
+    module, attribute = LOSSES[name].split(":")
+    spec = importlib.util.find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_text())
+    node = next(item for item in tree.body if getattr(item, "name", None) == attribute)
+    if isinstance(node, ast.ClassDef):
+        node = next(item for item in node.body if getattr(item, "name", None) == "__init__")
+    return [argument.arg for argument in node.args.kwonlyargs]
+
+
+def suggest(came: str, allowed: list[str]) -> str:
+    """What is allowed, the nearest name first when there is one."""
+    near = difflib.get_close_matches(came, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(allowed) or 'nothing here'}"
+
+
+def kind_of(value: Any) -> str:
+    """A value and its YAML type in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    names = {bool: "boolean", int: "integer", float: "number", str: "text"}
+    return f"{_show(value)} ({names.get(type(value), type(value).__name__)})"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,51 @@
+"""Augmentation of a whole batch at once on its device, each image with a crop and flip of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crop after zero padding, random horizontal flip, normalisation. `mean` and `std`: [C], range [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+    pad: int
+    flip: bool
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment and normalise [B, C, H, W] images: uint8, or float in [0, 1] (gradients flow through)."""
+        return self.normalise(random_crop_flip(images, self.pad, self.flip, generator))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(image - mean) / std as float32 [B, C, H, W]; uint8 images are first brought to [0, 1]."""
+        full = 255.0 if images.dtype == torch.uint8 else 1.0
+        mean, std = self.mean[:, None, None], self.std[:, None, None]
+        normalised = images.float().sub(mean * full).div(std * full)
+        return normalised.contiguous(memory_format=torch.channels_last)  # 1.5x faster convolutions, on CPUs as well
+
+
+def random_crop_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Crop each image of [B, C, H, W] at a random place of its zero-padded self; flip half of them left to right.
+
+    One gather for the whole batch; it works for uint8 and, with gradients, for float images.
+    """
+    if pad == 0 and not flip:
+        return images
+    batch, channels, height, width = images.shape
+    device = images.device
+    shift = torch.randint(0, 2 * pad + 1, (2, batch, 1), generator=generator, device=device)
+    mirror = torch.randint(0, 2, (batch, 1), generator=generator, device=device, dtype=torch.bool) if flip else None
+    rows = torch.arange(height, device=device) + shift[0]  # [B, H]
+    columns = torch.arange(width, device=device) + shift[1]  # [B, W]
+    if mirror is not None:
+        columns = torch.where(mirror, columns.flip(1), columns)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    index = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(batch, 1, height * width)
+    cropped = padded.flatten(2).gather(2, index.expand(-1, channels, -1))
+    return cropped.view(batch, channels, height, width)

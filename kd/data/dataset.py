@@ -1,0 +1,114 @@
+"""Prepared data as tensors on the training device: splits, nested fractions, batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd.batch import Batch
+from kd.config import Dataset
+from kd.data.augment import Augment
+
+VALIDATION_SEED = 0  # the validation split belongs to the data set, not to a run
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images [N, C, S, S] uint8 and labels [N] int64 on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Data:
+    """A prepared data set. `score` is the test set, or the validation split where one is held out (tuning)."""
+
+    train: Split
+    score: Split
+    scored: str  # test or validation
+    full_size: int  # images in the whole training set, before any split
+    classes: list[str]
+    augment: Augment
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.train.images.shape[-1]
+
+
+def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
+    """Read a prepared file. The test images are left out where a validation split is held out."""
+    content = torch.load(path, weights_only=True, mmap=True)
+    train = Split(content["train_images"], content["train_labels"])
+    full_size = len(train)
+    if dataset.validation:
+        held_out = stratified(train.labels, dataset.validation, VALIDATION_SEED)
+        rest = torch.ones(full_size, dtype=torch.bool)
+        rest[held_out] = False
+        score, train = train.take(held_out), train.take(rest.nonzero()[:, 0])
+    else:
+        score = Split(content["test_images"], content["test_labels"])
+    augment = Augment(content["mean"].to(device), content["std"].to(device), dataset.pad, dataset.flip)
+    on_device = (Split(split.images.to(device), split.labels.to(device)) for split in (train, score))
+    scored = "validation" if dataset.validation else "test"
+    return Data(*on_device, scored, full_size, content["classes"], augment)
+
+
+def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Positions [m] of a stratified random subset, sorted; for one seed, smaller fractions lie inside larger ones.
+
+    Every class keeps its share, rounded, and at least one sample.
+    """
+    rng = np.random.default_rng(seed)
+    labels_array = labels.cpu().numpy()
+    kept = []
+    for label in np.unique(labels_array):
+        positions = rng.permutation(np.flatnonzero(labels_array == label))
+        kept.append(positions[: max(1, round(fraction * len(positions)))])
+    return torch.from_numpy(np.sort(np.concatenate(kept)))
+
+
+class Loader:
+    """Endless batches of a split in a new random order each epoch; the last, smaller batch of an epoch is dropped.
+
+    A split smaller than the batch gives batches of its own size. Order and position are part of a checkpoint.
+    """
+
+    def __init__(self, split: Split, augment: Augment, batch_size: int, generator: torch.Generator):
+        self.split, self.augment, self.generator = split, augment, generator
+        self.batch_size = min(batch_size, len(split))
+        self.steps_per_epoch = len(split) // self.batch_size
+        self._order = torch.empty(0, dtype=torch.int64, device=split.labels.device)
+        self._step = 0
+
+    def next(self) -> Batch:
+        """The next batch, augmented and normalised."""
+        if self._step % self.steps_per_epoch == 0:
+            self._order = torch.randperm(len(self.split), generator=self.generator, device=self._order.device)
+        start = self._step % self.steps_per_epoch * self.batch_size
+        self._step += 1
+        index = self._order[start : start + self.batch_size]
+        images = self.augment(self.split.images[index], self.generator)
+        labels = self.split.labels[index]
+        return Batch(images, labels, index, torch.ones_like(labels, dtype=torch.float32))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order, self._step = state["order"].to(self._order.device), state["step"]

@@ -1,0 +1,46 @@
+"""What a trained student is worth, on the images that it is scored on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd.data.augment import Augment
+from kd.data.dataset import Split
+
+BATCH = 512
+
+
+@torch.no_grad()
+def evaluate(student: nn.Module, split: Split, augment: Augment, teacher: nn.Module | None = None) -> dict[str, float]:
+    """Percent of images: `accuracy` (top 1), `top5` (more than five classes), `agreement` with the teacher's class;
+    and `loss`, the mean cross entropy."""
+    student_logits = predict(student, split.images, augment)
+    classes = student_logits.argmax(1)
+    metrics = {
+        "accuracy": _percent(classes == split.labels),
+        "loss": F.cross_entropy(student_logits.double(), split.labels).item(),
+    }
+    if student_logits.shape[1] > 5:
+        best = student_logits.topk(5, dim=1).indices
+        metrics["top5"] = _percent((best == split.labels[:, None]).any(1))
+    if teacher is not None:
+        teacher_classes = predict(teacher, split.images, augment).argmax(1)
+        metrics["teacher_accuracy"] = _percent(teacher_classes == split.labels)
+        metrics["agreement"] = _percent(classes == teacher_classes)
+    return metrics
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, augment: Augment) -> Tensor:
+    """Logits [N, K] of uint8 images [N, C, S, S], in eval mode, float32; the mode is as before afterwards."""
+    training = model.training
+    model.eval()
+    logits = torch.cat([model(augment.normalise(part)).logits.float() for part in images.split(BATCH)])
+    model.train(training)
+    return logits
+
+
+def _percent(hits: Tensor) -> float:
+    return 100.0 * hits.double().mean().item()

@@ -1,0 +1,79 @@
+"""What the generator is asked for: BatchNorm statistics, classes, disagreement. Pure formulas, and the hooks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd.losses.kd import kl_divergence
+
+Statistics = list[tuple[Tensor, Tensor]]  # per BatchNorm layer: mean [C] and biased variance [C]
+
+
+class BatchStatistics:
+    """Context manager: while active, notes mean and biased variance of every BatchNorm2d input of a network.
+
+    The hooks exist only inside the `with` block, so that the network costs nothing extra elsewhere.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.batch: Statistics = []
+
+    def __enter__(self) -> BatchStatistics:
+        self._handles = [layer.register_forward_pre_hook(self._note) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+        self.batch.append((mean, variance))
+
+    def take(self) -> Statistics:
+        """The statistics of the forward pass just made."""
+        batch, self.batch = self.batch, []
+        return batch
+
+
+def batchnorm_loss(layers: list[nn.BatchNorm2d], batch: Statistics, past: Statistics | None, momentum: float) -> Tensor:
+    """Distance of a batch's statistics to the running ones, []:
+
+        L_BN = sum over layers of ||running_mean - m||_2 + ||running_var - v||_2
+
+    (Yin et al., Dreaming to Distill, CVPR 2020, eq. 4). With `past` statistics, m and v are
+    momentum * past + (1 - momentum) * batch (Fang et al., AAAI 2022); gradients flow through the batch's alone.
+    """
+    total = torch.zeros((), device=batch[0][0].device)
+    for position, (layer, (mean, variance)) in enumerate(zip(layers, batch, strict=True)):
+        if past is not None:
+            mean = momentum * past[position][0] + (1 - momentum) * mean
+            variance = momentum * past[position][1] + (1 - momentum) * variance
+        total = total + torch.linalg.vector_norm(layer.running_mean - mean)
+        total = total + torch.linalg.vector_norm(layer.running_var - variance)
+    return total
+
+
+def blend(past: Statistics | None, batch: Statistics, momentum: float) -> Statistics:
+    """Statistics to remember after an epoch: momentum * past + (1 - momentum) * batch; the batch at first."""
+    batch = [(mean.detach(), variance.detach()) for mean, variance in batch]
+    if past is None:
+        return batch
+    return [
+        tuple(momentum * old + (1 - momentum) * new for old, new in zip(before, now, strict=True))
+        for before, now in zip(past, batch, strict=True)
+    ]
+
+
+def class_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
+    """L_Task: cross entropy of the teacher's logits [B, K] against the classes asked for [B], per sample [B]."""
+    return F.cross_entropy(teacher_logits.float(), targets, reduction="none")
+
+
+def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """L_adv = -KL(teacher || student) at temperature 1 where both agree on the class, else 0, per sample [B]."""
+    agree = teacher_logits.argmax(1) == student_logits.argmax(1)
+    return -kl_divergence(teacher_logits, student_logits, 1.0) * agree

@@ -1,0 +1,137 @@
+"""The dynamic replay buffer of SSD-KD, with priority sampling and importance-sampling weights.
+
+Schaul et al., Prioritized Experience Replay, ICLR 2016; Liu et al., Small Scale Data-Free Knowledge Distillation,
+CVPR 2024. Everything lives on the device: images as uint8, and nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kd.config import Replay
+
+
+class Drawn(NamedTuple):
+    """Samples of the buffer that the student is about to see."""
+
+    index: Tensor  # [B] int64, slots
+    weight: Tensor  # [B] float, importance-sampling weights for the loss
+    feedback: Tensor  # [B] float, w_(i-1) of the priority's equation
+
+
+class ReplayBuffer:
+    """Holds up to `capacity` synthetic images [C, S, S]; new ones replace old ones once it is full."""
+
+    def __init__(
+        self, capacity: int, image_shape: tuple[int, int, int], num_classes: int, settings: Replay, device: torch.device
+    ):
+        self.capacity, self.settings = capacity, settings
+        self.images = torch.zeros((capacity, *image_shape), dtype=torch.uint8, device=device)
+        self.classes = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self.priority = torch.zeros(capacity, device=device)  # |delta|
+        self.seen = torch.zeros(capacity, dtype=torch.bool, device=device)  # has had its priority from the student
+        self.class_counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.size = 0  # slots in use; known on the host
+        self._next = 0  # the oldest slot, once full
+
+    def class_share(self, classes: Tensor) -> Tensor:
+        """Share of each given class [B] among the stored samples, [B]; 0 while the buffer is empty."""
+        return self.class_counts[classes] / max(1, self.size)
+
+    def add(self, images: Tensor, classes: Tensor, phi: Tensor, generator: torch.Generator) -> None:
+        """Store uint8 images [B, C, S, S], their classes [B] and modulation values [B].
+
+        Free slots are filled first; then, by the setting `replacement`, the oldest, the lowest-priority or random
+        samples give way. Of a batch larger than the buffer the first `capacity` samples are stored.
+        """
+        images, classes, phi = (values[: self.capacity] for values in (images, classes, phi))
+        if self.settings.initial_priority == "max" and self.size:
+            priority = self.priority[: self.size].max().expand_as(phi)
+        elif self.settings.initial_priority == "max":
+            priority = torch.ones_like(phi)
+        else:
+            priority = phi
+        slots = self._slots(len(classes), generator)
+        ones = torch.ones_like(classes)
+        if self.size == self.capacity:
+            self.class_counts.index_add_(0, self.classes[slots], ones, alpha=-1)
+        else:  # only the reused slots held a sample
+            held = slots < self.size
+            self.class_counts.index_add_(0, self.classes[slots], -held.long())
+        self.class_counts.index_add_(0, classes, ones)
+        self.images[slots] = images
+        self.classes[slots] = classes
+        self.priority[slots] = priority.to(self.priority.dtype)
+        self.seen[slots] = False
+        self.size = min(self.capacity, self.size + len(classes))
+
+    def _slots(self, count: int, generator: torch.Generator) -> Tensor:
+        device = self.images.device
+        free = torch.arange(self.size, min(self.capacity, self.size + count), device=device)
+        missing = count - len(free)
+        if not missing:
+            return free
+        if self.settings.replacement == "oldest":
+            taken = (torch.arange(missing, device=device) + self._next) % self.capacity
+            self._next = (self._next + missing) % self.capacity
+        elif self.settings.replacement == "lowest":
+            taken = self.priority[: self.size].sort(stable=True).indices[:missing]
+        else:
+            taken = torch.randperm(self.size, generator=generator, device=device)[:missing]
+        return torch.cat([free, taken])
+
+    def probabilities(self) -> Tensor:
+        """P over the slots in use, [size], float64:  P_i = (|delta_i| + eps)^alpha / sum_j (|delta_j| + eps)^alpha."""
+        powers = (self.priority[: self.size].double() + self.settings.eps) ** self.settings.alpha
+        return powers / powers.sum()
+
+    def weights(self, probabilities: Tensor) -> Tensor:
+        """Importance-sampling weights w = (N * P)^(-beta) over the slots in use, [size], float64."""
+        return (self.size * probabilities) ** -self.settings.beta
+
+    def sample(self, count: int, generator: torch.Generator) -> Drawn:
+        """Draw `count` slots from P, with replacement, by inversion of its cumulative sum."""
+        probabilities = self.probabilities()
+        steps = probabilities.cumsum(0)
+        uniform = torch.rand(count, generator=generator, device=steps.device, dtype=torch.float64) * steps[-1]
+        return self._drawn(torch.searchsorted(steps, uniform, right=True).clamp_max(self.size - 1), probabilities)
+
+    def everything(self) -> Drawn:
+        """Every slot in use, once."""
+        return self._drawn(torch.arange(self.size, device=self.images.device), self.probabilities())
+
+    def _drawn(self, index: Tensor, probabilities: Tensor) -> Drawn:
+        """With `normalise_weights` the loss's weights are divided by the largest one drawn."""
+        weights = self.weights(probabilities)[index]
+        scale = weights.max() if self.settings.normalise_weights else 1.0
+        before = weights if self.settings.priority_feedback else torch.ones_like(weights)
+        feedback = torch.where(self.seen[index], before, 1.0)
+        return Drawn(index, (weights / scale).float(), feedback.float())
+
+    def update_priority(self, drawn: Drawn, divergence: Tensor) -> None:
+        """Set the priorities of drawn slots from the student's divergence [B] from the teacher on them:
+
+            delta_i = w_(i-1) * KL
+
+        with w_(i-1) = (N * P_(i-1))^(-beta) the weight that the sample had when it was drawn, 1 for a sample that is
+        new (published form), or 1 for all with `priority_feedback` off. Of a slot drawn more than once the largest
+        value stays, whatever the order on the device.
+        """
+        delta = (drawn.feedback * divergence.float()).abs()
+        self.priority.scatter_reduce_(0, drawn.index, delta, "amax", include_self=False)
+        self.seen[drawn.index] = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in ("images", "classes", "priority", "seen", "class_counts")},
+            "size": self.size,
+            "next": self._next,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("images", "classes", "priority", "seen", "class_counts"):
+            getattr(self, name).copy_(state[name])
+        self.size, self._next = state["size"], state["next"]

@@ -1,0 +1,44 @@
+"""The weighted sum of losses that a student minimises."""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Batch, LossContext, Output
+from kd.losses import LOSSES
+
+
+class Objective(nn.Module):
+    """Sum over losses of weight * loss, one value per sample [B].
+
+    Losses with state (memory banks, embeddings) are submodules: their parameters learn with the student's optimiser
+    and all of their state is part of a checkpoint.
+    """
+
+    def __init__(self, terms: dict[str, dict[str, Any]], context: LossContext | None):
+        super().__init__()
+        self.weights = {name: settings["weight"] for name, settings in terms.items()}
+        self.losses: dict[str, Any] = {}
+        for name, settings in sorted(terms.items()):  # the order of a sum changes its last bits
+            loss = build_loss(name, context, **{key: value for key, value in settings.items() if key != "weight"})
+            self.losses[name] = loss
+            if isinstance(loss, nn.Module):
+                self.add_module(name, loss)
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        total = torch.zeros(len(batch.index), device=batch.index.device)
+        for name, loss in self.losses.items():
+            total = total + self.weights[name] * loss(student, teacher, batch)
+        return total
+
+
+def build_loss(name: str, context: LossContext | None, **settings: Any) -> Any:
+    """A loss by its name in LOSSES. Raises TypeError for a setting that it does not know."""
+    module, attribute = LOSSES[name].split(":")
+    loss = getattr(importlib.import_module(module), attribute)
+    return loss(context, **settings) if isinstance(loss, type) else partial(loss, **settings)

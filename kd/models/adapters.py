@@ -1,0 +1,184 @@
+"""torchvision's classifiers and the user's own networks, in the shape that kd expects of a classifier."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Output
+from kd.models.classifier import Classifier, evaluating
+from kd.torchvision_compat import import_torchvision
+
+
+def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> Classifier:
+    """The network called `torchvision:<name>` or `module:function`.
+
+    torchvision's come without weights, and with another first convolution where `in_channels` is not 3. A function of
+    your own returns a `Classifier`, which is taken as it is, or any module that returns logits from its last
+    nn.Linear, which is wrapped in `LogitsAdapter`.
+
+    Raises ValueError where the function does not take the three keyword arguments, what it returns is no network, the
+    network cannot take such images, or its logits are not [B, num_classes] or not those of its last nn.Linear.
+    """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    where, _, function = name.partition(":")
+    model = _torchvision(function, **sizes) if where == "torchvision" else _own(name, where, function, sizes)
+    images = _ramp(model, in_channels, image_size)
+    logits = _trial(name, model, images)
+    if logits.shape != (2, num_classes):
+        raise ValueError(
+            f"model {name!r} gives logits of shape {list(logits.shape)} for 2 images; "
+            f"they must be [2, {num_classes}], one per class"
+        )
+    if not isinstance(model, Classifier):
+        model = LogitsAdapter(name, model, images)
+    with evaluating(model):
+        again = model.head(model.features(images))
+    if again.shape != logits.shape or not (logits.is_meta or torch.allclose(again, logits, rtol=1e-4, atol=1e-5)):
+        raise ValueError(
+            f"model {name!r}: its logits are not what its last nn.Linear gives for its features; "
+            "let the network end in that layer, or derive it from kd.models.classifier.Classifier"
+        )
+    return model
+
+
+class LogitsAdapter(Classifier):
+    """Wraps a network `body` whose last nn.Linear gives the logits: that layer becomes `head`, an identity replaces it.
+
+    The intermediate maps are the last output [B, C, H, W] at each resolution, among the network's direct parts and
+    those of its nn.Sequentials, pools left out; a network may have none. `images` [B, C, H, W] are passed once to find
+    them. Raises ValueError where there is no nn.Linear.
+    """
+
+    def __init__(self, name: str, body: nn.Module, images: Tensor) -> None:
+        super().__init__(in_channels=images.shape[1], image_size=images.shape[-1])
+        linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear) and path]
+        if not linear:
+            raise ValueError(f"model {name!r} has no nn.Linear to give its logits, so kd finds no penultimate feature")
+        head = body.get_submodule(linear[-1])
+        body.set_submodule(linear[-1], nn.Identity())
+        self.body = body
+        self.head = head
+        self.taps = _last_of_each_resolution(body, images)  # paths within body
+
+    def features(self, images: Tensor) -> Tensor:
+        return _logits(self.body(images))
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        return list(self.forward(images, maps=True).maps)
+
+    def forward(self, images: Tensor, maps: bool = False) -> Output:
+        kept: list[Tensor] = []
+        taps = self.taps if maps else []
+        hooks = [
+            self.body.get_submodule(path).register_forward_hook(lambda module, args, out: kept.append(out))
+            for path in taps
+        ]
+        try:
+            feature = self.features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Output(self.head(feature), feature, tuple(kept))
+
+
+def _torchvision(function: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    settings = {}
+    if function in ("googlenet", "inception_v3"):
+        settings = {"aux_logits": False, "init_weights": True}  # auxiliary heads would change what forward returns
+    elif function.startswith("vit_"):
+        settings = {"image_size": image_size}  # fixes the number of positions
+    try:
+        model = import_torchvision().models.get_model(function, weights=None, num_classes=num_classes, **settings)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"torchvision:{function} cannot be built for {image_size}x{image_size} images: {error}"
+        ) from error
+    if in_channels != 3:
+        path, first = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+        shape = {key: getattr(first, key) for key in ("out_channels", "kernel_size", "stride", "padding")}
+        model.set_submodule(path, nn.Conv2d(in_channels, bias=first.bias is not None, **shape))
+    return model
+
+
+def _own(name: str, where: str, function: str, sizes: dict[str, int]) -> nn.Module:
+    builder = getattr(importlib.import_module(where), function, None)
+    if not callable(builder):
+        raise ValueError(f"model {name!r}: {where} has no function {function!r}")
+    try:
+        inspect.signature(builder).bind(**sizes)
+    except TypeError as error:
+        raise ValueError(
+            f"model {name!r} is called as {function}(num_classes=..., in_channels=..., image_size=...): {error}"
+        ) from error
+    model = builder(**sizes)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
+    return model
+
+
+def _ramp(model: nn.Module, in_channels: int, image_size: int) -> Tensor:
+    """Two images to try a network on, not all alike, made without random numbers."""
+    like = next(model.parameters(), torch.empty(0))
+    ramp = torch.linspace(-1, 1, 2 * in_channels * image_size**2, dtype=like.dtype, device=like.device)
+    return ramp.view(2, in_channels, image_size, image_size)
+
+
+def _trial(name: str, model: nn.Module, images: Tensor) -> Tensor:
+    """The network's logits for some images; whatever it raises becomes a ValueError that says so in one line."""
+    _, channels, height, width = images.shape
+    try:
+        with evaluating(model):
+            logits = _logits(model(images))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"model {name!r} cannot take images of {channels}x{height}x{width}: {reason}") from error
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"model {name!r} returns a {type(logits).__name__}; it must return logits [B, K] or an Output")
+    return logits
+
+
+def _logits(output: Tensor | Output) -> Tensor:
+    """Logits, whether returned alone or as the field `logits` of an Output."""
+    return getattr(output, "logits", output)
+
+
+def _last_of_each_resolution(model: nn.Module, images: Tensor) -> list[str]:
+    """Paths of the parts whose output is the last square map before the resolution changes or the network pools."""
+    found: list[tuple[str, int]] = []
+    pooled: list[nn.Module] = []  # an adaptive pool ends the maps
+
+    def note(path: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, out: object) -> None:
+            if isinstance(module, nn.AdaptiveAvgPool2d):
+                pooled.append(module)
+            is_map = isinstance(out, Tensor) and out.dim() == 4 and out.shape[2] == out.shape[3]
+            if pooled or not is_map or isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+                return
+            if found and found[-1][1] == out.shape[3]:
+                found.pop()
+            found.append((path, out.shape[3]))
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(path)) for path, module in _parts(model)]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [path for path, _ in found]
+
+
+def _parts(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The direct parts of a network; an nn.Sequential is taken apart, since nothing bypasses what is inside it."""
+    parts = []
+    for path, module in model.named_children():
+        inside = _parts(module, f"{prefix}{path}.") if type(module) is nn.Sequential else []
+        parts += inside or [(f"{prefix}{path}", module)]
+    return parts

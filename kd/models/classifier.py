@@ -1,0 +1,101 @@
+"""What every classifier offers: stages, a penultimate feature, a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Output
+
+
+class Classifier(nn.Module):
+    """Base class: images [B, C, H, W] -> `Output` with logits [B, K] and penultimate feature [B, D].
+
+    A subclass sets `head = nn.Linear(D, K)` and writes `stages`; `pool` too, where something learned stands between
+    the last stage and the feature.
+    """
+
+    head: nn.Linear
+
+    def __init__(self, *, in_channels: int, image_size: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.image_size = image_size
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of the penultimate feature."""
+        return self.head.in_features
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits."""
+        return self.head.out_features
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The intermediate maps [B, C, H, W], from the stem's to the last stage's."""
+        raise NotImplementedError
+
+    def pool(self, last: Tensor) -> Tensor:
+        """The last stage's map [B, C, H, W] -> the penultimate feature [B, D]; here the mean over positions."""
+        return last.mean(dim=(2, 3))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The penultimate feature [B, D], what `head` sees."""
+        return self.pool(self.stages(images)[-1])
+
+    def forward(self, images: Tensor, maps: bool = False) -> Output:
+        """Images [B, C, H, W] -> `Output`; its `maps` are empty unless asked for."""
+        stages = self.stages(images)
+        feature = self.pool(stages[-1])
+        return Output(self.head(feature), feature, tuple(stages) if maps else ())
+
+    def map_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of each intermediate map, found by passing one black image of the size the network was built for.
+
+        The pass draws no random number and leaves running statistics and modes as they are.
+        """
+        like = next(self.parameters())
+        size = (1, self.in_channels, self.image_size, self.image_size)
+        with evaluating(self):
+            maps = self(torch.zeros(size, dtype=like.dtype, device=like.device), maps=True).maps
+        return tuple(tuple(map_.shape[1:]) for map_ in maps)
+
+
+class LogitsOnly(nn.Module):
+    """Wraps a classifier so that it returns logits [B, K] alone, for export and logging."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module, frozen ones too, is back in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def init_convolutions(model: nn.Module) -> None:
+    """Convolutions as in He et al. 2015 (arXiv 1502.01852), by fan out, N(0, sqrt(2 / (k * k * C_out))), biases 0.
+
+    Batch normalisation keeps torch's start, weight 1 and bias 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

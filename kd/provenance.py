@@ -1,0 +1,119 @@
+"""Where a number comes from: digests of the code, the commit, the environment. Imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from kd import models
+from kd.config import Dataset, Run
+from kd.data import DATASETS
+from kd.losses import LOSSES
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPS = {"train": "kd.train", "distill": "kd.train", "datafree": "kd.datafree"}
+# Looked up by name, or without influence on any number: what they lead to is named in `_entries` instead.
+NOT_FOLLOWED = frozenset(
+    {"kd", "kd.losses", "kd.models", "kd.data", "kd.config", "kd.checkpoint", "kd.journal", "kd.files", "kd.inversion"}
+)
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "mlflow", "optuna", "scikit-learn")
+
+
+def run_code(run: Run) -> str:
+    """Digest of the code that a run's numbers depend on: its loop and all that this imports, its losses, its models.
+
+    Comments, docstrings and formatting do not count, nor does a loss or model that the run does not use.
+    """
+    return _digest_modules(frozenset(_entries(run)))
+
+
+def data_code(dataset: Dataset) -> str:
+    """Digest of the code that prepares a data set."""
+    return _digest_modules(frozenset({"kd.data.prepare", DATASETS[dataset.name].split(":")[0]}))
+
+
+def _entries(run: Run) -> list[str]:
+    entries = [LOOPS[run.kind], "kd.evaluate", "kd.run"]
+    entries += [LOSSES[name].split(":")[0] for name in run.objective or {}]
+    entries += [module for name in (run.model, run.teacher and run.teacher.model) if name and (module := models.source(name))]
+    return entries
+
+
+@cache
+def _digest_modules(entries: frozenset[str]) -> str:
+    found: set[str] = set()
+    waiting = set(entries)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting |= _imports(module) - NOT_FOLLOWED
+    text = "".join(f"{module}:{_code(module)}\n" for module in sorted(found))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    origin = importlib.util.find_spec(module).origin
+    return ast.parse(Path(origin).read_text())
+
+
+@cache
+def _code(module: str) -> str:
+    """Digest of a module's syntax tree without docstrings; comments and layout are not in the tree."""
+    tree = ast.parse(ast.unparse(_tree(module)))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """Modules of kd that a module imports anywhere in its text."""
+    names = set()
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(name for name in names if name.split(".")[0] == "kd" and _is_module(name))
+
+
+@cache
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def environment() -> dict[str, str]:
+    """Versions of what decides the numbers, and of the machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node(), **versions}
+
+
+def git_state() -> dict[str, str]:
+    """Commit and local changes of the code; $KD_COMMIT where there is no git history."""
+    commit = _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT", "unknown")
+    return {"commit": commit.strip(), "diff": _git("diff", "HEAD", "--", "kd", "workflow", "config", "Snakefile")}
+
+
+def _git(*command: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,190 @@
+"""A study: named experiments whose axes expand to one table, a row per run. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kd.config import Compute, ConfigError, Run, merge, read_yaml, run_of, schema_faults, suggest, validate
+
+FULL = "full"  # the ablation that switches nothing off
+COLUMNS = ["experiment", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "kind", "path"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One search: a run whose settings `space` names are left to Optuna."""
+
+    name: str
+    settings: dict[str, Any]  # merged settings, the validation split held out
+    space: dict[str, dict[str, Any]]  # dotted setting -> {low, high[, log]} or {choices}
+    seed: int
+    trials: int
+
+    def run(self, suggestion: dict[str, Any]) -> Run:
+        """The run of one trial, from values for the dotted settings of the space."""
+        return run_of(merge(self.settings, nested(suggestion)), self.seed)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a study asks for."""
+
+    name: str
+    title: str
+    root: Path  # the results folder
+    table: pd.DataFrame  # COLUMNS, one row per run and experiment; `path` repeats where experiments share a run
+    runs: dict[str, Run]  # path below the results folder -> run; teachers included
+    experiments: dict[str, dict[str, Any]]  # name -> title and view
+    tunings: dict[str, Tuning]
+    compute: Compute
+    tracking: dict[str, Any]
+    settings: dict[str, Any] = field(repr=False)  # the merged settings, for the record
+
+    @property
+    def students(self) -> list[str]:
+        """Paths of the runs that the tables compare, each once."""
+        return list(dict.fromkeys(self.table["path"]))
+
+
+def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
+    """Read config/config.yaml and the study it or `given` (the command line) names; check everything; expand.
+
+    Raises ConfigError, a line per fault, before anything is run.
+    """
+    settings_schema, study_schema = (read_yaml(schemas / f"{name}.schema.yaml") for name in ("config", "study"))
+    defaults = read_yaml(config)
+    if unknown := sorted(set(given) - set(settings_schema["properties"])):
+        raise ConfigError(f"--config {unknown[0]}: unknown key; {suggest(unknown[0], sorted(defaults))}")
+    name, path = _find(str(merge(defaults, given).get("study")), config.parent / "studies")
+    study = read_yaml(path)
+    if faults := schema_faults(study, study_schema):
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+    base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given)
+    validate(base, settings_schema, str(path))
+    expansion = _Expansion(base, study, path, settings_schema, given)
+    rows = [row for experiment in study["experiments"] for row in expansion.rows(experiment)]
+    return Study(
+        name=name,
+        title=study["title"],
+        root=Path(base["results"]),
+        table=pd.DataFrame(rows, columns=COLUMNS),
+        runs=expansion.runs,
+        experiments={
+            key: {"title": value.get("title", key), "view": value.get("view", "methods")}
+            for key, value in study["experiments"].items()
+        },
+        tunings={key: expansion.tuning(key, value) for key, value in study.get("tune", {}).items()},
+        compute=Compute(**base["compute"]),
+        tracking=base["tracking"],
+        settings=base,
+    )
+
+
+def _find(study: str, folder: Path) -> tuple[str, Path]:
+    """Name and file of a study given by name or by path."""
+    path = Path(study) if study.endswith((".yaml", ".yml")) else folder / f"{study}.yaml"
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if Path(study).suffix == "" and (study not in known or "/" in study):
+        raise ConfigError(f"study: got {study!r}; {suggest(study, known)}, or the path of a .yaml file")
+    if not path.is_file():
+        raise ConfigError(f"study: no file {str(path)!r}; give a name ({', '.join(known)}) or the path of a .yaml file")
+    if schema_faults(path.stem, {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"}):
+        raise ConfigError(f"study: the file name {path.name!r} names the study; use letters, digits, `_` and `-` in it")
+    return path.stem, path
+
+
+class _Expansion:
+    """Turns experiments into rows; each distinct combination of settings is validated once."""
+
+    def __init__(self, base: dict[str, Any], study: dict[str, Any], path: Path, schema: dict[str, Any], given: dict):
+        self.base, self.study, self.path, self.schema, self.given = base, study, path, schema, given
+        self.runs: dict[str, Run] = {}
+        self.methods = self._named(base["methods"], "methods")
+        self.ablations = self._named({FULL: {}, **study.get("ablations", {})}, "ablations")
+
+    def _named(self, entries: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+        return {name: self._overrides(value, f"{key}.{name}") for name, value in entries.items()}
+
+    def _overrides(self, value: Any, key: str) -> dict[str, Any]:
+        """Overrides, read from a file where a path is given (the file that tuning writes, for example)."""
+        if not isinstance(value, str):
+            return value
+        if not Path(value).is_file():
+            raise ConfigError(
+                f"{self.path}: {key}: no file {value!r}; write it (`snakemake tune` writes the best settings) or correct it"
+            )
+        return read_yaml(Path(value))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        experiment = self.study["experiments"][name]
+        rows = []
+        axes = (experiment["pairs"], experiment["methods"], experiment.get("ablations", [FULL]))
+        for (teacher, student), method, ablation in product(*axes):
+            for scale in experiment.get("scales", [None]):
+                settings = self._settings(
+                    f"experiments.{name}", method, ablation, (teacher, student), scale, experiment.get("settings", {})
+                )
+                for seed in experiment["seeds"]:
+                    run = run_of(settings, seed)
+                    self._add(run)
+                    rows.append(
+                        {
+                            "experiment": name,
+                            "dataset": run.dataset.name,
+                            "teacher": teacher,
+                            "student": student,
+                            "method": method,
+                            "ablation": ablation,
+                            "scale": run.scale,
+                            "seed": seed,
+                            "kind": run.kind,
+                            "path": run.path,
+                        }
+                    )
+        return rows
+
+    def tuning(self, name: str, entry: dict[str, Any]) -> Tuning:
+        override = merge(entry.get("settings", {}), {"dataset": {"validation": entry["validation"]}})
+        settings = self._settings(f"tune.{name}", entry["method"], FULL, entry["pair"], entry["scale"], override)
+        tuning = Tuning(name, settings, entry["space"], entry["seed"], entry["trials"])
+        for key, space in entry["space"].items():  # both ends of every range must be settings that a run may have
+            for value in space.get("choices", [space.get("low"), space.get("high")]):
+                validate(merge(settings, nested({key: value})), self.schema, f"{self.path}: tune.{name}.space")
+            if "low" in space and not space["low"] < space["high"]:
+                raise ConfigError(f"{self.path}: tune.{name}.space.{key}: low {space['low']} must be below high")
+            if space.get("log") and space["low"] <= 0:
+                raise ConfigError(f"{self.path}: tune.{name}.space.{key}: a log range needs low above 0")
+        return tuning
+
+    def _settings(self, where, method, ablation, pair, scale, override) -> dict[str, Any]:
+        for kind, word, known in (("methods", method, self.methods), ("ablations", ablation, self.ablations)):
+            if word not in known:
+                raise ConfigError(f"{self.path}: {where}.{kind}: got {word!r}; {suggest(word, sorted(known))}")
+        chosen = {"teacher": {"model": pair[0]}, "student": {"model": pair[1]}}
+        if scale is not None:
+            chosen["scale"] = scale
+        settings = merge(self.base, self.methods[method], self.ablations[ablation], override, self.given, chosen)
+        validate(settings, self.schema, f"{self.path}: {where} ({method}, {ablation})")
+        return settings
+
+    def _add(self, run: Run) -> None:
+        self.runs[run.path] = run
+        if run.teacher is not None:
+            self.runs[run.teacher.path] = run.teacher
+
+
+def nested(dotted: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}."""
+    result: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *parents, last = key.split(".")
+        place = result
+        for part in parents:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return result

@@ -1,0 +1,166 @@
+"""One training step for everything, and the loop over real data: a teacher, a student from scratch or distilled."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Batch, LossContext, Output
+from kd.checkpoint import Checkpoint, RandomState
+from kd.config import Run, Training
+from kd.data.dataset import Data, Loader, stratified
+from kd.journal import Journal
+from kd.losses.objective import Objective
+
+
+class Step(NamedTuple):
+    """What a step has seen: the unweighted loss per sample [B] and both networks' outputs, without gradient."""
+
+    loss: Tensor
+    student: Output
+    teacher: Output | None
+
+
+def train_step(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objective: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    precision: str,
+) -> Step:
+    """One update of the student (and of the objective's own parameters) on mean(weight * loss).
+
+    The teacher is in eval mode and without gradient. No value is brought to the host.
+    """
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad():
+            teacher_output = None if teacher is None else teacher(batch.images)
+        student_output = student(batch.images)
+    loss = objective(student_output, teacher_output, batch)  # [B]
+    optimizer.zero_grad(set_to_none=True)
+    (batch.weight * loss).mean().backward()
+    optimizer.step()
+    return Step(loss.detach(), Output(*(part.detach() for part in student_output[:2])), teacher_output)
+
+
+def sgd(modules: list[nn.Module], training: Training) -> torch.optim.SGD:
+    """SGD over all parameters of the modules; the learning rate is set by `set_lr` at each epoch."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return torch.optim.SGD(
+        parameters,
+        lr=training.lr,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(training: Training, epoch: int) -> float:
+    """Learning rate of an epoch (from 0): a function of the epoch alone, so that nothing of it needs saving."""
+    if training.schedule == "steps":
+        return training.lr * training.gamma ** sum(epoch >= milestone for milestone in training.milestones)
+    cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
+    return training.final_lr + (training.lr - training.final_lr) * cosine
+
+
+def set_lr(optimizer: torch.optim.Optimizer, training: Training, epoch: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(training, epoch)
+
+
+def train(
+    run: Run,
+    data: Data,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    generator: torch.Generator,
+    journal: Journal,
+    checkpoint: Checkpoint,
+) -> None:
+    """Train the student on the run's fraction of the real data; with a teacher, distil.
+
+    A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, FloatingPointError when the loss is not
+    finite.
+    """
+    device = data.train.labels.device
+    split = data.train if run.scale == 1 else data.train.take(stratified(data.train.labels, run.scale, run.seed).to(device))
+    loader = Loader(split, data.augment, run.training.batch_size, generator)
+    objective = Objective(run.objective, _context(student, teacher, data, split.labels, generator)).to(device)
+    optimizer = sgd([student, objective], run.training)
+    sums = Sums(["loss", "train_accuracy"], device)
+    parts = {
+        "student": student,
+        "objective": objective,
+        "optimizer": optimizer,
+        "loader": loader,
+        "sums": sums,
+        "random": RandomState(generator),
+        "journal": journal,
+    }
+    checkpoint.restore(parts)
+    student.train()
+    epochs, per_epoch = run.training.epochs, loader.steps_per_epoch
+    while journal.counts["student_steps"] < epochs * per_epoch:
+        epoch = journal.counts["student_steps"] // per_epoch
+        set_lr(optimizer, run.training, epoch)
+        with journal.phase("training", device):
+            for _ in range(journal.counts["student_steps"], (epoch + 1) * per_epoch):
+                checkpoint.stop_or_save(parts)
+                batch = loader.next()
+                step = train_step(student, teacher, objective, batch, optimizer, run.precision)
+                sums.add(step.loss.mean(), (step.student.logits.argmax(1) == batch.labels).float().mean())
+                journal.counts["student_steps"] += 1
+        row = journal.log(epoch + 1, epochs, sums.take())
+        require_finite(row, "loss", "lower training.lr, or check the weights in objective")
+
+
+def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Generator) -> LossContext | None:
+    if teacher is None:
+        return None
+    return LossContext(
+        student_dim=student.feature_dim,
+        teacher_dim=teacher.feature_dim,
+        student_maps=(),
+        teacher_maps=(),
+        labels=labels,
+        num_classes=len(data.classes),
+        generator=generator,
+    )
+
+
+class Sums:
+    """Running means of an epoch, kept on the device; part of a checkpoint."""
+
+    def __init__(self, names: list[str], device: torch.device):
+        self.names = names
+        self.totals = torch.zeros(len(names), device=device)
+        self.steps = 0
+
+    def add(self, *values: Tensor) -> None:
+        self.totals += torch.stack(values)
+        self.steps += 1
+
+    def take(self) -> dict[str, float]:
+        """Means since the last take, then start anew; one read from the device."""
+        means = (self.totals / max(1, self.steps)).tolist()
+        self.totals.zero_()
+        self.steps = 0
+        return dict(zip(self.names, means, strict=True))
+
+    def state_dict(self) -> dict[str, object]:
+        return {"totals": self.totals, "steps": self.steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.totals.copy_(state["totals"])
+        self.steps = state["steps"]
+
+
+def require_finite(row: dict[str, float], name: str, remedy: str) -> None:
+    """Raise FloatingPointError with the remedy when a logged value is not finite."""
+    if not math.isfinite(row[name]):
+        raise FloatingPointError(f"epoch {row['epoch']:.0f}: {name} is {row[name]}; {remedy}")
