@@ -8,6 +8,8 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -301,7 +303,18 @@ def schema_faults(value: Any, schema: dict[str, Any]) -> list[str]:
 
     validator = jsonschema.Draft202012Validator(schema)
     errors = sorted(validator.iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path])
-    return [_explain(error) for error in errors]
+    return [_explain(error) for error in errors] + [
+        f"{path}: got {number}; allowed: a finite number" for path, number in _not_finite(value)
+    ]
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Places of NaN and infinity, which no comparison of a schema refuses."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _not_finite(item, f"{path}.{key}" if path else str(key))
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
 
 
 def _explain(error: Any) -> str:
@@ -334,7 +347,7 @@ def _explain(error: Any) -> str:
     return f"{path}: {error.message}"
 
 
-def _meaning_faults(settings: dict[str, Any]) -> Any:
+def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     """Faults that need to know models, data sets and losses."""
     from kd.data import DATASETS
 

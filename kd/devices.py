@@ -16,14 +16,11 @@ def pick(compute: Compute) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(name)
     if (device.index or 0) >= count:
-        raise ConfigError(f"compute.device: got {name!r}, but torch sees {count} GPUs; allowed: auto, cpu" + _cudas(count))
+        allowed = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
+        raise ConfigError(f"compute.device: got {name!r}, but torch sees {count} GPUs; allowed: {allowed}")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda", device.index or 0)
-
-
-def _cudas(count: int) -> str:
-    return "".join(f", cuda:{index}" for index in range(count))
 
 
 def describe(device: torch.device) -> str:

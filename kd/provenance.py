@@ -23,6 +23,7 @@ LOOPS = {"train": "kd.train", "distill": "kd.train", "datafree": "kd.datafree"}
 NOT_FOLLOWED = frozenset(
     {"kd", "kd.losses", "kd.models", "kd.data", "kd.config", "kd.checkpoint", "kd.journal", "kd.files", "kd.inversion"}
 )
+ALONE = frozenset({"kd.run"})  # counts itself, but what it imports is chosen by the run's kind
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "mlflow", "optuna", "scikit-learn")
 
 
@@ -40,10 +41,14 @@ def data_code(dataset: Dataset) -> str:
 
 
 def _entries(run: Run) -> list[str]:
-    entries = [LOOPS[run.kind], "kd.evaluate", "kd.run"]
-    entries += [LOSSES[name].split(":")[0] for name in run.objective or {}]
-    entries += [module for name in (run.model, run.teacher and run.teacher.model) if name and (module := models.source(name))]
-    return entries
+    networks = [run.model] if run.teacher is None else [run.model, run.teacher.model]
+    return [
+        LOOPS[run.kind],
+        "kd.evaluate",
+        "kd.run",
+        *(LOSSES[name].split(":")[0] for name in run.objective or {}),
+        *(module for name in networks if (module := models.source(name))),
+    ]
 
 
 @cache
@@ -54,7 +59,8 @@ def _digest_modules(entries: frozenset[str]) -> str:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting |= _imports(module) - NOT_FOLLOWED
+            if module not in ALONE:
+                waiting |= _imports(module) - NOT_FOLLOWED
     text = "".join(f"{module}:{_code(module)}\n" for module in sorted(found))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -70,9 +76,8 @@ def _code(module: str) -> str:
     """Digest of a module's syntax tree without docstrings; comments and layout are not in the tree."""
     tree = ast.parse(ast.unparse(_tree(module)))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0] = ast.Pass()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 

@@ -78,9 +78,7 @@ def run_step(
 
 
 def _network(name: str, data: Data, device: torch.device) -> nn.Module:
-    network = models.build(
-        name, num_classes=len(data.classes), in_channels=data.channels, image_size=data.image_size
-    )
+    network = models.build(name, num_classes=len(data.classes), in_channels=data.channels, image_size=data.image_size)
     return network.to(device, memory_format=torch.channels_last)
 
 

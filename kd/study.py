@@ -115,9 +115,8 @@ class _Expansion:
         if not isinstance(value, str):
             return value
         if not Path(value).is_file():
-            raise ConfigError(
-                f"{self.path}: {key}: no file {value!r}; write it (`snakemake tune` writes the best settings) or correct it"
-            )
+            hint = "write it (`snakemake tune` writes the best settings) or correct it"
+            raise ConfigError(f"{self.path}: {key}: no file {value!r}; {hint}")
         return read_yaml(Path(value))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -151,14 +150,21 @@ class _Expansion:
     def tuning(self, name: str, entry: dict[str, Any]) -> Tuning:
         override = merge(entry.get("settings", {}), {"dataset": {"validation": entry["validation"]}})
         settings = self._settings(f"tune.{name}", entry["method"], FULL, entry["pair"], entry["scale"], override)
-        tuning = Tuning(name, settings, entry["space"], entry["seed"], entry["trials"])
-        for key, space in entry["space"].items():  # both ends of every range must be settings that a run may have
-            for value in space.get("choices", [space.get("low"), space.get("high")]):
-                validate(merge(settings, nested({key: value})), self.schema, f"{self.path}: tune.{name}.space")
-            if "low" in space and not space["low"] < space["high"]:
-                raise ConfigError(f"{self.path}: tune.{name}.space.{key}: low {space['low']} must be below high")
-            if space.get("log") and space["low"] <= 0:
-                raise ConfigError(f"{self.path}: tune.{name}.space.{key}: a log range needs low above 0")
+        space = {key: dict(values) for key, values in entry["space"].items()}
+        tuning = Tuning(name, settings, space, entry["seed"], entry["trials"])
+        for key, values in space.items():  # both ends of every range must be settings that a run may have
+            where = f"{self.path}: tune.{name}.space.{key}"
+            if "low" in values and not values["low"] < values["high"]:
+                raise ConfigError(f"{where}: low is {values['low']} and high {values['high']}; low must be below high")
+            if values.get("log") and values["low"] <= 0:
+                raise ConfigError(f"{where}: low is {values['low']}; a log range needs low above 0")
+            for value in values.get("choices", [values.get("low"), values.get("high")]):
+                validate(merge(settings, nested({key: value})), self.schema, where)
+            if "low" in values:
+                values["integer"] = isinstance(_at(settings, key), int)
+        teacher = run_of(settings, tuning.seed).teacher
+        if teacher is not None:
+            self.runs[teacher.path] = teacher
         return tuning
 
     def _settings(self, where, method, ablation, pair, scale, override) -> dict[str, Any]:
@@ -188,3 +194,10 @@ def nested(dotted: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[last] = value
     return result
+
+
+def _at(settings: dict[str, Any], dotted: str) -> Any:
+    """The value of a dotted setting; None where it is not set."""
+    for part in dotted.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings

@@ -88,7 +88,9 @@ def train(
     finite.
     """
     device = data.train.labels.device
-    split = data.train if run.scale == 1 else data.train.take(stratified(data.train.labels, run.scale, run.seed).to(device))
+    split = (
+        data.train if run.scale == 1 else data.train.take(stratified(data.train.labels, run.scale, run.seed).to(device))
+    )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
     objective = Objective(run.objective, _context(student, teacher, data, split.labels, generator)).to(device)
     optimizer = sgd([student, objective], run.training)

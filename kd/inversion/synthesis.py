@@ -83,7 +83,9 @@ class Synthesis:
                     self.random.set_state(before)
                     return None
                 images = self.inner(noise)
-                found, batch_statistics = self._losses(images, targets, teacher, student, buffer, statistics, adversarial)
+                found, batch_statistics = self._losses(
+                    images, targets, teacher, student if adversarial else None, buffer, statistics
+                )
                 optimizer.zero_grad(set_to_none=True)
                 found["loss"].backward()
                 if settings.meta == "maml":
@@ -99,8 +101,16 @@ class Synthesis:
         stored = best.pop("images").mul(255).round().to(torch.uint8)
         return Synthetic(stored, best.pop("classes"), best.pop("phi"), best)
 
-    def _losses(self, images, targets, teacher, student, buffer, statistics: BatchStatistics, adversarial: bool):
-        """All terms on augmented images, and the statistics of this forward pass."""
+    def _losses(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        teacher: nn.Module,
+        student: nn.Module | None,
+        buffer: ReplayBuffer,
+        statistics: BatchStatistics,
+    ) -> tuple[dict[str, Tensor], Statistics]:
+        """All terms on augmented images, and the statistics of this forward pass; no student, no adversarial term."""
         settings = self.settings
         augmented = self.augment(images, self.random)
         logits = teacher(augmented).logits.float()
@@ -114,7 +124,7 @@ class Synthesis:
             "oh": (phi * class_loss(logits, targets)).mean(),
         }
         loss = settings.bn * terms["bn"] + settings.oh * terms["oh"]
-        if adversarial and settings.adv:
+        if student is not None and settings.adv:
             terms["adv"] = adversarial_loss(logits, student(augmented).logits.float()).mean()
             loss = loss + settings.adv * terms["adv"]
         terms |= {"confidence": confidence.mean(), "phi_mean": phi.mean()}

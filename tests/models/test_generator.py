@@ -19,7 +19,7 @@ def test_images_of_every_size(size, channels):
     torch.manual_seed(0)
     images = Generator(noise_dim=10, width=4, image_size=size, channels=channels)(torch.randn(3, 10))
     assert images.shape == (3, channels, size, size)
-    assert 0 <= images.min()
+    assert images.min() >= 0
     assert images.max() <= 1
     assert images.std() > 0.01
 

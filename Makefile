@@ -1,0 +1,57 @@
+# make demo   set up .venv if it is missing, run the default study, print its table
+# make test   the same set-up, then the whole test suite
+# make lint   formatters and linters, as the tests' style check runs them
+#
+# TORCH picks the build of torch and torchvision: `default` is what the package index gives (CUDA on Linux),
+# `cpu` or `cu130`, ... that of PyTorch's own index:   make demo TORCH=cpu
+# PYTHON is the interpreter that .venv is made from (3.11 or 3.12).
+TORCH ?= default
+PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := demo
+.PHONY: demo test lint clean-results
+
+BIN := .venv/bin
+READY := .venv/.ready
+ifneq ($(TORCH),default)
+TORCH_INDEX := --index-url https://download.pytorch.org/whl/$(TORCH)
+endif
+
+demo: $(READY)
+	$(BIN)/snakemake --cores all
+	@$(BIN)/snakemake --report results/studies/demo/report.html --quiet all 2>/dev/null \
+	  || echo "the report could not be written; run: $(BIN)/snakemake --report results/studies/demo/report.html"
+	@echo
+	@cat results/studies/demo/table.md
+	@echo "tables   results/studies/demo/table.md, results/studies/demo/tables/*.csv, results/studies/demo/results.csv"
+	@echo "figures  results/studies/demo/figures/"
+	@echo "report   results/studies/demo/report.html"
+	@echo "runs     results/runs/ (weights, curves, settings of each)"
+	@echo "MLflow   $(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db"
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+# Some Debians have python3 without ensurepip: then the environment is made without pip and the system's pip fills it.
+$(READY): constraints.txt pyproject.toml
+	@if ! $(PYTHON) -m venv .venv 2>/dev/null; then \
+	  rm -rf .venv; $(PYTHON) -m venv --without-pip .venv 2>/dev/null \
+	  || { echo "python3 cannot make a virtual environment; install it first: apt-get install python3-venv" >&2; exit 1; }; \
+	fi
+	@if [ -x $(BIN)/pip ]; then pip="$(BIN)/python -m pip"; else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
+	$$pip --version >/dev/null 2>&1 || { echo "no pip; install it first: apt-get install python3-pip" >&2; exit 1; }; \
+	echo "installing the pinned dependencies into .venv (some minutes, once)"; \
+	$$pip install -q $(TORCH_INDEX) "$$(grep '^torch==' constraints.txt)"; \
+	$$pip install -q --no-deps $(TORCH_INDEX) "$$(grep '^torchvision==' constraints.txt)"; \
+	$$pip install -q -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean-results:
+	rm -rf results/runs results/studies results/data results/logs results/mlflow.db results/mlartifacts

@@ -1,0 +1,31 @@
+# kd: knowledge-distillation studies as one command. README.md says how to use it, config/README.md what can be set.
+#
+#   snakemake --cores all --resources gpu=4                         the default study, `demo`
+#   snakemake --cores all --config study=NAME                      another study, or the path of your own
+#   snakemake --cores all tune                                     search settings with Optuna
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "workflow/rules/common.smk"  # reads and checks the study: STUDY, RUNS and the lookups
+include: "workflow/rules/data.smk"  # data sets as tensor files, the MLflow store
+include: "workflow/rules/train.smk"  # one rule per kind of run: train, distill, datafree
+include: "workflow/rules/report.smk"  # runs -> tables and figures
+include: "workflow/rules/tune.smk"  # trials -> best settings
+
+
+rule all:
+    default_target: True
+    input:
+        report_files(),
+
+
+rule tune:
+    input:
+        [f"{tuning_folder(name)}/best.yaml" for name in STUDY.tunings],
+
+
+localrules:
+    all,
+    tune,

@@ -1,0 +1,286 @@
+"""From the files of finished runs to one tidy frame, and from frames to tables and figures. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kd.files import read_json
+
+GROUP = ["teacher", "student", "method", "ablation", "scale"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
+
+
+# --------------------------------------------------------------------------------------------------------------- frames
+
+
+def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The study's table with what each run's files say: a row per run and experiment, final numbers of the last epoch.
+
+    metrics.json gives the columns as they are; run.json gives seconds_<phase>, counts, memory, commit and device.
+    """
+    records = {path: _record(root / path) for path in dict.fromkeys(table["path"])}
+    return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    run = read_json(folder / "run.json")
+    return {
+        **read_json(folder / "metrics.json"),
+        **{f"seconds_{phase}": seconds for phase, seconds in run["seconds"].items()},
+        **run["counts"],
+        "peak_memory_mb": run["peak_memory_mb"],
+        "device": run["device"],
+        "commit": run["git"]["commit"][:10] + ("+changes" if run["git"]["diff"] else ""),
+    }
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds for each group of one experiment, in the order of the study.
+
+    `difference` is the mean paired difference in accuracy (same seed, teacher, student and scale) to the first method
+    and ablation of the experiment, `difference_se` its standard error; empty for that first one.
+    """
+    reference = results[["method", "ablation"]].iloc[0]
+    rows = []
+    for key, group in results.groupby(GROUP, sort=False, dropna=False):
+        row = dict(zip(GROUP, key, strict=True)) | {
+            "n": len(group),
+            "accuracy": group["accuracy"].mean(),
+            "accuracy_std": group["accuracy"].std(),
+            "seconds": group["seconds_total"].mean(),
+        }
+        for phase in ("inversion", "distillation", "training"):
+            if f"seconds_{phase}" in group:
+                row[f"seconds_{phase}"] = group[f"seconds_{phase}"].mean()
+        for name in ("agreement", "teacher_accuracy", "images", "student_steps", "generator_steps"):
+            if name in group:
+                row[name] = group[name].mean()
+        if (row["method"], row["ablation"]) != tuple(reference):
+            difference = _paired(results, group, reference)
+            row["difference"] = difference.mean()
+            row["difference_se"] = difference.std() / np.sqrt(len(difference))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _paired(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) -> pd.Series:
+    same = results[(results["method"] == reference["method"]) & (results["ablation"] == reference["ablation"])]
+    keys = ["teacher", "student", "seed"] + (["scale"] if group["scale"].iloc[0] in set(same["scale"]) else [])
+    pairs = group.merge(same, on=keys, suffixes=("", "_reference"))
+    return pairs["accuracy"] - pairs["accuracy_reference"]
+
+
+def markdown(summary: pd.DataFrame, title: str) -> str:
+    """A summary as a Markdown table: mean ± std (n), paired difference ± standard error, seconds."""
+    first = summary.iloc[0]
+    name = first["method"] if first["ablation"] == "full" else f"{first['method']} ({first['ablation']})"
+    columns = {
+        "pair": [f"{row.teacher} → {row.student}" for row in summary.itertuples()],
+        "method": summary["method"],
+        "ablation": summary["ablation"],
+        "scale": [f"{scale:.4g}" for scale in summary["scale"]],
+        "accuracy %": [_plus_minus(row.accuracy, row.accuracy_std) for row in summary.itertuples()],
+        "n": summary["n"],
+    }
+    if "difference" in summary:
+        columns[f"paired difference to {name}"] = [
+            "" if pd.isna(row.difference) else _plus_minus(row.difference, row.difference_se, sign=True)
+            for row in summary.itertuples()
+        ]
+    columns["seconds"] = [f"{value:.1f}" for value in summary["seconds"]]
+    for phase in ("inversion", "distillation"):
+        if f"seconds_{phase}" in summary:
+            columns[f"of them {phase}"] = [_number(value, ".1f") for value in summary[f"seconds_{phase}"]]
+    if "images" in summary:
+        columns["images made"] = [_number(value, ".0f") for value in summary["images"]]
+    columns["student steps"] = [f"{value:.0f}" for value in summary["student_steps"]]
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return f"### {title}\n\n" + "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
+    """The whole table file of a study: what is measured and on what, then a table per experiment."""
+    teachers = results.dropna(subset=["teacher_accuracy"]) if "teacher_accuracy" in results else results.iloc[:0]
+    known = teachers.groupby(["dataset", "teacher"])["teacher_accuracy"].agg(["min", "max"]).reset_index()
+    lines = [f"## {title}", ""]
+    lines += [
+        f"Accuracy in % of the {results['scored'].iloc[0]} images after the last epoch, mean ± standard deviation over"
+    ]
+    lines += [
+        "n student seeds (of one teacher). Seconds are computing alone, without start-up and the teacher's training."
+    ]
+    lines += ["Differences are paired by seed, ± standard error.", ""]
+    for row in known.itertuples():
+        spread = f"{row.min:.2f}" if row.min == row.max else f"{row.min:.2f} to {row.max:.2f}"
+        lines += [f"Teacher {row.teacher} on {row.dataset}: {spread} %."]
+    devices = ", ".join(sorted(set(results["device"])))
+    lines += [f"Device: {devices}. Code: {', '.join(sorted(set(results['commit'])))}.", ""]
+    return "\n".join(lines) + "\n" + "\n".join(parts)
+
+
+def _plus_minus(mean: float, spread: float, sign: bool = False) -> str:
+    shown = f"{mean:+.2f}" if sign else f"{mean:.2f}"
+    return shown if pd.isna(spread) else f"{shown} ± {spread:.2f}"
+
+
+def _number(value: float, form: str) -> str:
+    return "" if pd.isna(value) else format(value, form)
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def figure(view: str, summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
+    """The figure of an experiment, by its view: scale, modules or methods."""
+    draw = {"scale": _scale_figure, "modules": _bars_figure, "methods": _bars_figure}[view]
+    return draw(summary, results, title)
+
+
+def _scale_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
+    """Accuracy and seconds against the data scale, a line per pair, method and ablation."""
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    curves = summary.assign(label=_labels(summary)).groupby("label", sort=False)
+    for colour, (label, curve) in zip(_colours(len(curves)), curves, strict=True):
+        curve = curve.sort_values("scale")
+        percent = 100 * curve["scale"]
+        left.errorbar(
+            percent, curve["accuracy"], curve["accuracy_std"], marker="o", capsize=3, color=colour, label=label
+        )
+        right.plot(percent, curve["seconds"], marker="o", color=colour, label=label)
+        if curve.get("seconds_inversion", pd.Series(dtype=float)).notna().any():
+            right.plot(percent, curve["seconds_inversion"], marker=".", linestyle=":", color=colour)
+    if results.get("teacher_accuracy", pd.Series(dtype=float)).notna().any():
+        left.axhline(results["teacher_accuracy"].max(), color="0.5", linestyle="--", linewidth=1, label="teacher")
+    ticks = sorted({100 * scale for scale in summary["scale"]})
+    for axis in (left, right):
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("data scale, % of the training set")
+        axis.grid(alpha=0.3)
+    left.set_ylabel("accuracy, %")
+    left.legend(fontsize=8)
+    right.set_ylabel("seconds (dotted: inversion alone)")
+    right.set_ylim(bottom=0)
+    figure.suptitle(title)
+    return figure
+
+
+def _bars_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
+    """Accuracy of every seed with its mean, and seconds, a line per method and ablation."""
+    labels = _labels(summary, scale=summary["scale"].nunique() > 1)
+    height = 1.6 + 0.42 * len(summary)
+    figure, (left, right) = _pyplot().subplots(
+        1, 2, figsize=(10, height), layout="constrained", sharey=True, width_ratios=[2, 1]
+    )
+    places = np.arange(len(summary))[::-1]
+    for colour, place, (_, row) in zip(_colours(len(summary)), places, summary.iterrows(), strict=True):
+        seeds = results[np.logical_and.reduce([results[name] == row[name] for name in GROUP])]
+        left.plot(seeds["accuracy"], [place] * len(seeds), "o", color=colour, alpha=0.45, markersize=6)
+        left.plot(row["accuracy"], place, "|", color=colour, markersize=18, markeredgewidth=3)
+        left.annotate(
+            _plus_minus(row["accuracy"], row["accuracy_std"]),
+            (row["accuracy"], place),
+            textcoords="offset points",
+            xytext=(0, 10),
+            ha="center",
+            fontsize=8,
+        )
+        right.barh(place, row["seconds"], color=colour, height=0.55)
+        right.annotate(f" {row['seconds']:.0f}", (row["seconds"], place), va="center", fontsize=8)
+    left.set_yticks(places, labels)
+    left.set_ylim(-0.6, len(summary) - 0.2)
+    left.margins(x=0.12)
+    left.set_xlabel("accuracy, % (points: seeds, bar: mean)")
+    right.set_xlabel("seconds")
+    right.margins(x=0.15)
+    left.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    return figure
+
+
+def image_grid(sets: dict[str, dict[str, np.ndarray]]) -> Any:
+    """Stored synthetic images, a panel per run; sorted by the teacher's class."""
+    columns = min(3, len(sets))
+    rows = -(-len(sets) // columns)
+    figure, axes = _pyplot().subplots(
+        rows, columns, figsize=(3.6 * columns, 3.9 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (label, arrays) in zip(axes.flat, sets.items(), strict=False):
+        axis.imshow(_tiles(arrays["images"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(label, fontsize=9)
+    return figure
+
+
+def _tiles(images: np.ndarray) -> np.ndarray:
+    """[n, C, S, S] uint8 -> one picture [H, W] or [H, W, 3] of 8 columns with a white line between."""
+    count, channels, size, _ = images.shape
+    across = min(8, count)
+    down = -(-count // across)
+    picture = np.full((down * (size + 1) - 1, across * (size + 1) - 1, channels), 255, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // across * (size + 1), number % across * (size + 1)
+        picture[top : top + size, left : left + size] = image.transpose(1, 2, 0)
+    return picture[..., 0] if channels == 1 else picture
+
+
+def histograms(sets: dict[str, dict[str, np.ndarray]], classes: list[str]) -> Any:
+    """Class and confidence histograms of the synthetic set, a line per run; the teacher's view of stored images."""
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for colour, (label, arrays) in zip(_colours(len(sets)), sets.items(), strict=True):
+        share = 100 * arrays["class_counts"] / arrays["class_counts"].sum()
+        left.plot(np.arange(len(share)), share, marker="o", markersize=4, linewidth=1, color=colour, label=label)
+        counts = arrays["confidence_counts"]
+        right.stairs(100 * counts / counts.sum(), np.linspace(0, 1, len(counts) + 1), color=colour, linewidth=1.6)
+    left.axhline(100 / len(classes), color="0.5", linestyle="--", linewidth=1, label="balanced")
+    left.set_xlabel("class")
+    if len(classes) <= 20:
+        left.set_xticks(range(len(classes)), classes)
+    left.set_ylabel("share of the synthetic set, %")
+    left.set_ylim(bottom=0)
+    left.legend(fontsize=8)
+    right.set_xlabel("teacher's confidence")
+    right.set_ylabel("share of the synthetic set, %")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """PNG and SVG beside each other; the same figure gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _pyplot().rc_context({"svg.hashsalt": "kd"}):
+        figure.savefig(path.with_suffix(".png"), dpi=130, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    _pyplot().close(figure)
+
+
+def _labels(summary: pd.DataFrame, scale: bool = False) -> list[str]:
+    """What tells the rows apart: the method, the ablation unless full, the pair and scale where they differ."""
+    pairs = summary[["teacher", "student"]].drop_duplicates()
+    labels = []
+    for row in summary.itertuples():
+        parts = [row.method if row.ablation == "full" else f"{row.method}, {row.ablation}"]
+        parts += [f"{row.teacher} → {row.student}"] if len(pairs) > 1 else []
+        parts += [f"{100 * row.scale:.4g} %"] if scale else []
+        labels.append(", ".join(parts))
+    return labels
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,221 @@
+"""MLflow as a view of a run's files. The only module that imports mlflow.
+
+A run's files are the truth: `sync` sends what the store does not have yet, while the run goes on, at its end, or later
+(`python -m kd sync`). When the store is away it is said once, training goes on, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kd.files import read_json, write_json
+
+SEND_EVERY_SECONDS = 15.0
+METRICS_PER_BATCH = 1000  # the largest batch that MLflow takes
+STATE = "mlflow.json"  # in the run's folder: which MLflow run it is, and how many rows it has
+ARTIFACTS = ("metrics.json", "run.json", "history.csv", "weights.pt")
+
+# A store that is away must not hang a run for minutes; these are MLflow's own settings, unless the user chose others.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
+def store_uri(settings: dict[str, Any], results: Path) -> str:
+    """tracking.uri, else $MLFLOW_TRACKING_URI, else an SQLite file in the results folder."""
+    local = f"sqlite:///{(results / 'mlflow.db').resolve()}"
+    return settings["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local
+
+
+def create_store(uri: str, experiment: str, results: Path) -> None:
+    """Create the store's tables and the experiment, once, before parallel jobs would get into each other's way."""
+    with _quiet():
+        _experiment(_client(uri), uri, experiment, results)
+
+
+class Tracker:
+    """Context manager around one run; entering gives the journal's sink.
+
+    Nothing here raises because of the store: a failure is reported through `say` and counted as not sent.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        uri: str,
+        experiment: str,
+        results: Path,
+        name: str,
+        tags: dict[str, str],
+        params: dict[str, Any],
+        say: Callable[[str], None] = print,
+    ):
+        self.folder, self.uri, self.say = folder, uri, say
+        self.state = {
+            "uri": uri,
+            "experiment": experiment,
+            "results": str(results),
+            "name": name,
+            "tags": tags,
+            "params": flatten(params),
+            "run_id": None,
+            "rows": 0,
+            "complete": False,
+        }
+        self._away = False
+        self._next = time.monotonic() + SEND_EVERY_SECONDS
+
+    def __enter__(self) -> Callable[[list[dict[str, float]]], None]:
+        before = self.folder / STATE
+        if before.exists() and (old := read_json(before))["uri"] == self.uri and not old["complete"]:
+            self.state |= {"run_id": old["run_id"], "rows": old["rows"]}
+        return self._sink
+
+    def _sink(self, history: list[dict[str, float]]) -> None:
+        if not self._away and time.monotonic() >= self._next:
+            self._send(history, "RUNNING")
+            self._next = time.monotonic() + SEND_EVERY_SECONDS
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
+        if kind is None:
+            self._send(read_history(self.folder), "FINISHED")
+        elif self.state["run_id"]:
+            self._send([], "KILLED")
+        write_json(self.folder / STATE, self.state)
+
+    def _send(self, history: list[dict[str, float]], status: str) -> None:
+        try:
+            send(self.folder, self.state, history, status)
+        except Exception as error:
+            if not self._away:
+                self.say(
+                    f"MLflow store {self.uri} is away ({type(error).__name__}); the run goes on, "
+                    "`python -m kd sync` sends the rest later"
+                )
+            self._away = True
+
+
+def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], status: str) -> None:
+    """Bring the MLflow run that `state` names up to date with the rows and, when finished, the files; notes progress
+    in `state`. Raises whatever MLflow raises."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    with _quiet():
+        client = _client(state["uri"])
+        if state["run_id"] is None:
+            experiment = _experiment(client, state["uri"], state["experiment"], Path(state["results"]))
+            run = client.create_run(experiment, run_name=state["name"], tags=state["tags"])
+            state["run_id"] = run.info.run_id
+            client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in state["params"].items()])
+        now = int(time.time() * 1000)
+        rows = history[state["rows"] :]
+        metrics = [
+            Metric(name, value, now, int(row["epoch"]))
+            for row in rows
+            for name, value in row.items()
+            if name != "epoch" and value == value
+        ]
+        if status == "FINISHED":
+            final = read_json(folder / "metrics.json")
+            record = read_json(folder / "run.json")
+            numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
+            numbers |= {f"seconds_{key}": value for key, value in record["seconds"].items()}
+            numbers |= record["counts"] | {"peak_memory_mb": record["peak_memory_mb"]}
+            metrics += [Metric(f"final_{name}", float(value), now, 0) for name, value in numbers.items()]
+        for start in range(0, len(metrics), METRICS_PER_BATCH):
+            client.log_batch(state["run_id"], metrics=metrics[start : start + METRICS_PER_BATCH])
+        state["rows"] += len(rows)
+        if status == "FINISHED":
+            client.log_batch(state["run_id"], tags=[RunTag("commit", record["git"]["commit"])])
+            for name in ARTIFACTS:
+                if (folder / name).exists():
+                    client.log_artifact(state["run_id"], str(folder / name))
+            state["complete"] = True
+        if status == "RUNNING":
+            client.update_run(state["run_id"], status="RUNNING")
+        else:
+            client.set_terminated(state["run_id"], status=status)
+
+
+def log_study(uri: str, experiment: str, results: Path, folder: Path) -> None:
+    """The study's tables and figures as artifacts of one MLflow run named after the study; replaced when run again."""
+    with _quiet():
+        client = _client(uri)
+        experiment_id = _experiment(client, uri, experiment, results)
+        found = client.search_runs([experiment_id], filter_string="tags.kind = 'study'", max_results=1)
+        run = found[0] if found else client.create_run(experiment_id, run_name=experiment, tags={"kind": "study"})
+        client.log_artifacts(run.info.run_id, str(folder))
+        client.set_terminated(run.info.run_id)
+
+
+def sync(results: Path, say: Callable[[str], None] = print) -> int:
+    """Send what the store has missed of every finished run below `results`; the number of runs brought up to date."""
+    sent = 0
+    for file in sorted(results.glob(f"runs/**/{STATE}")):
+        state, folder = read_json(file), file.parent
+        if state["complete"] or not (folder / "metrics.json").exists():
+            continue
+        try:
+            send(folder, state, read_history(folder), "FINISHED")
+        except Exception as error:
+            say(f"{folder}: MLflow store {state['uri']} is away ({type(error).__name__}: {error})"[:300])
+        else:
+            sent += 1
+        finally:
+            write_json(file, state)
+    return sent
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The rows of history.csv, empty cells left out."""
+    import csv
+
+    with (folder / "history.csv").open() as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment(client: Any, uri: str, name: str, results: Path) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    local = uri.startswith("sqlite:")  # a server keeps artifacts where it likes
+    place = (results / "mlartifacts" / name).resolve().as_uri() if local else None
+    try:
+        return client.create_experiment(name, artifact_location=place)
+    except MlflowException:  # another job was faster
+        return client.get_experiment_by_name(name).experiment_id
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that Alembic and MLflow print about tables and migrations."""
+    names = ("mlflow", "alembic", "alembic.runtime.migration")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,91 @@
+# From runs to tables and figures. An experiment's `view` says which figure it gets.
+CAPTIONS = "../report"
+
+
+def report_files():
+    """What the study ends with."""
+    names = [f"figures/{name}.png" for name in STUDY.experiments]
+    if datafree_runs():
+        names += ["figures/synthetic-images.png", "figures/synthetic-histograms.png"]
+    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
+
+
+def run_outputs(name):
+    return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
+
+
+def datafree_runs():
+    """The runs whose synthetic images are shown, by label: first pair, scale and seed of each method and ablation."""
+    rows = STUDY.table[STUDY.table["kind"] == "datafree"]
+    rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path")
+    return {
+        f"{row.method}{'' if row.ablation == 'full' else ', ' + row.ablation}, {100 * row.scale:.4g} %": row.path
+        for row in rows.itertuples()
+    }
+
+
+rule collect:
+    """One tidy table of all runs."""
+    input:
+        run_outputs("metrics.json"),
+        run_outputs("run.json"),
+    output:
+        results=report(f"{FOLDER}/results.csv", caption=f"{CAPTIONS}/results.rst", category="Tables"),
+    log:
+        f"{ROOT}/logs/report/{STUDY.name}-collect.txt",
+    params:
+        table=STUDY.table.to_dict("list"),
+    script:
+        "../scripts/collect.py"
+
+
+rule tables:
+    """Mean ± std per method, scale and ablation."""
+    input:
+        results=f"{FOLDER}/results.csv",
+    output:
+        table=report(f"{FOLDER}/table.md", caption=f"{CAPTIONS}/table.rst", category="Tables"),
+        csv=[f"{FOLDER}/tables/{name}.csv" for name in STUDY.experiments],
+    log:
+        f"{ROOT}/logs/report/{STUDY.name}-tables.txt",
+    params:
+        title=STUDY.title,
+        experiments=STUDY.experiments,
+    script:
+        "../scripts/tables.py"
+
+
+rule figure:
+    """One experiment's figure."""
+    input:
+        results=f"{FOLDER}/results.csv",
+    output:
+        png=report(f"{FOLDER}/figures/{{experiment}}.png", caption=f"{CAPTIONS}/experiment.rst", category="Figures"),
+        svg=f"{FOLDER}/figures/{{experiment}}.svg",
+    log:
+        f"{ROOT}/logs/report/{STUDY.name}-{{experiment}}.txt",
+    wildcard_constraints:
+        experiment="|".join(STUDY.experiments),
+    params:
+        experiment=lambda wildcards: STUDY.experiments[wildcards.experiment],
+    script:
+        "../scripts/figure.py"
+
+
+rule synthetic_figures:
+    """What the generators made: images, classes, the teacher's confidence."""
+    input:
+        synthetic=[f"{ROOT}/{path}/synthetic.npz" for path in datafree_runs().values()],
+        records=[f"{ROOT}/{path}/run.json" for path in datafree_runs().values()],
+    output:
+        images=report(f"{FOLDER}/figures/synthetic-images.png", caption=f"{CAPTIONS}/images.rst", category="Figures"),
+        histograms=report(
+            f"{FOLDER}/figures/synthetic-histograms.png", caption=f"{CAPTIONS}/histograms.rst", category="Figures"
+        ),
+        svg=[f"{FOLDER}/figures/synthetic-{name}.svg" for name in ("images", "histograms")],
+    log:
+        f"{ROOT}/logs/report/{STUDY.name}-synthetic.txt",
+    params:
+        labels=list(datafree_runs()),
+    script:
+        "../scripts/synthetic_figures.py"

@@ -1,0 +1,63 @@
+# One rule per kind of run. They differ in what they read and write; the work is kd.run.run_step.
+RUN_KIND = {
+    "train": r"[^/]+/[^/]+/train-[0-9a-f]{10}/seed[0-9]+",
+    "distill": r"[^/]+/[^/]+--[^/]+/(?!datafree-)[^/]+-[0-9a-f]{10}/seed[0-9]+",
+    "datafree": r"[^/]+/[^/]+--[^/]+/datafree-[0-9a-f]{10}/seed[0-9]+",
+}
+RUN_FILES = {name: f"{ROOT}/runs/{{run}}/{name}" for name in ("metrics.json", "run.json", "history.csv", "weights.pt")}
+
+
+def data_file(wildcards):
+    return f"{ROOT}/{run_at(wildcards).data_path}"
+
+
+def teacher_weights(wildcards):
+    return f"{ROOT}/{run_at(wildcards).teacher.path}/weights.pt"
+
+
+def run_settings(wildcards):
+    return run_at(wildcards).as_dict()
+
+
+def run_digest(wildcards):
+    return code_of(run_at(wildcards), f"{ROOT}/runs/{wildcards.run}")
+
+
+rule train:
+    """Train on labels alone: a teacher, or a student from scratch."""
+    input:
+        data=data_file,
+        study=ancient(f"{FOLDER}/runs.csv"),
+    output:
+        *RUN_FILES.values(),
+    log:
+        f"{ROOT}/logs/runs/{{run}}.txt",
+    wildcard_constraints:
+        run=RUN_KIND["train"],
+    threads: STUDY.compute.threads
+    resources:
+        gpu=STUDY.compute.gpu,
+        mem_mb=STUDY.compute.mem_mb,
+        runtime=runtime,
+    params:
+        settings=run_settings,
+        code=run_digest,
+    script:
+        "../scripts/run.py"
+
+
+use rule train as distill with:
+    input:
+        data=data_file,
+        teacher=teacher_weights,
+        study=ancient(f"{FOLDER}/runs.csv"),
+    wildcard_constraints:
+        run=RUN_KIND["distill"],
+
+
+use rule distill as datafree with:
+    output:
+        *RUN_FILES.values(),
+        f"{ROOT}/runs/{{run}}/synthetic.npz",
+    wildcard_constraints:
+        run=RUN_KIND["datafree"],

@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from kd.config import Run
+from kd.run import run_step
+from kd.script import compute_of, job, tracker_of
+
+with job(snakemake.log[0]) as say:
+    run = Run.from_dict(snakemake.params.settings)
+    folder = Path(snakemake.output[0]).parent
+    run_step(
+        run,
+        folder,
+        data_file=Path(snakemake.input.data),
+        teacher_weights=Path(snakemake.input.teacher) if run.teacher else None,
+        compute=compute_of(snakemake),
+        tracker=tracker_of(snakemake, run, folder, say),
+        log=Path(snakemake.log[0]),
+    )

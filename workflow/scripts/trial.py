@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from kd.run import run_step
+from kd.script import compute_of, job, tracker_of
+from kd.study import Tuning
+from kd.tuning import trial
+
+with job(snakemake.log[0]) as say:
+    tuning, folder = Tuning(**snakemake.params.tuning), Path(snakemake.output[0]).parent
+    data, teacher = Path(snakemake.input.data), snakemake.input.get("teacher")
+
+    def objective(suggestion):
+        run, where = tuning.run(suggestion), folder / "run"
+        tracker = tracker_of(snakemake, run, where, say)
+        log = Path(snakemake.log[0])
+        return run_step(run, where, data, teacher and Path(teacher), compute_of(snakemake), tracker, log)["accuracy"]
+
+    trial(folder.parent / "optuna.log", tuning.name, tuning.space, int(snakemake.wildcards.number), folder, objective)
