@@ -9,7 +9,7 @@ min_version("9.0")
 
 
 include: "workflow/rules/common.smk"  # reads and checks the study: STUDY, RUNS and the lookups
-include: "workflow/rules/data.smk"  # data sets as tensor files, the MLflow store
+include: "workflow/rules/data.smk"  # data sets as tensor files
 include: "workflow/rules/train.smk"  # one rule per kind of run: train, distill, datafree
 include: "workflow/rules/report.smk"  # runs -> tables and figures
 include: "workflow/rules/tune.smk"  # trials -> best settings

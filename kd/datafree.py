@@ -18,7 +18,8 @@ from kd.journal import Journal
 from kd.losses.kd import kl_divergence
 from kd.losses.objective import Objective
 from kd.models.generator import Generator
-from kd.train import Sums, require_finite, set_lr, sgd, train_step
+from kd.optim import set_lr, sgd
+from kd.train import Sums, require_finite, train_step
 
 CONFIDENCE_BINS = 20
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kd.config import Compute, ConfigError, Run
+from kd.files import write_atomically
+from kd.study import Study
 
 
 @contextmanager
@@ -48,16 +50,48 @@ def compute_of(snakemake: Any) -> Compute:
     return Compute(**snakemake.config["compute"])
 
 
+def open_study(study: Study, say: Callable[[str], None]) -> None:
+    """Before the first job: list the study's runs, and create a local MLflow store, which parallel jobs cannot do.
+
+    A store that cannot be made is reported; tracking is a view, and the study goes on without it.
+    """
+    folder = study.root / "studies" / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "runs.csv", lambda file: study.table.to_csv(file, index=False))
+    if study.tracking["enabled"]:
+        from kd.tracking import create_local_store, store_uri
+
+        uri = store_uri(study.tracking, study.root)
+        try:
+            create_local_store(uri, study.name, study.root)
+        except Exception as error:
+            say(f"MLflow store {uri} cannot be made ({type(error).__name__}); `python -m kd sync` sends all runs later")
+
+
+def close_study(study: Study, say: Callable[[str], None]) -> None:
+    """After the last job: send to MLflow what it does not have yet, and the study's tables and figures."""
+    if study.tracking["enabled"]:
+        from kd.tracking import log_study, store_uri, sync
+
+        folder = study.root / "studies" / study.name
+        sync(study.root, say)
+        try:
+            log_study(store_uri(study.tracking, study.root), study.name, study.root, folder)
+        except Exception as error:
+            say(f"tables and figures not sent to MLflow ({type(error).__name__})")
+
+
 def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None]) -> AbstractContextManager:
     """The MLflow tracker of a run, tagged with the study's names for it; a null context where tracking is off."""
-    import pandas as pd
-
     tracking = snakemake.config["tracking"]
     if not tracking["enabled"]:
         return nullcontext()
+    import pandas as pd
+
     from kd.tracking import Tracker, store_uri
 
-    results, table = results_of(snakemake), pd.read_csv(snakemake.input.study, keep_default_na=False)
+    results, study = results_of(snakemake), Path(snakemake.config["study"]).stem
+    table = pd.read_csv(results / "studies" / study / "runs.csv", keep_default_na=False)
     names = table[table["path"] == run.path]
     aliases = {key: ", ".join(dict.fromkeys(names[key])) for key in ("experiment", "method", "ablation")}
     tags = {
@@ -72,5 +106,4 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
         "digest": run.digest,
     }
     name = "/".join(folder.parts[-4:])
-    study = Path(snakemake.input.study).parent.name
     return Tracker(folder, store_uri(tracking, results), study, results, name, tags, run.as_dict(), say)

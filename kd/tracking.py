@@ -1,7 +1,8 @@
 """MLflow as a view of a run's files. The only module that imports mlflow.
 
-A run's files are the truth: `sync` sends what the store does not have yet, while the run goes on, at its end, or later
-(`python -m kd sync`). When the store is away it is said once, training goes on, and nothing is lost.
+A run's files are the truth, and the store is brought up to date from them: while a long run goes on and at its end; for
+short runs all at once when the study ends, because opening MLflow takes seconds; or later by `python -m kd sync`. When
+the store is away it is said once, training goes on, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from kd.files import read_json, write_json
 
+OPEN_AFTER_SECONDS = 60.0  # shorter runs leave it to the end of the study
 SEND_EVERY_SECONDS = 15.0
 METRICS_PER_BATCH = 1000  # the largest batch that MLflow takes
 STATE = "mlflow.json"  # in the run's folder: which MLflow run it is, and how many rows it has
@@ -32,10 +34,12 @@ def store_uri(settings: dict[str, Any], results: Path) -> str:
     return settings["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local
 
 
-def create_store(uri: str, experiment: str, results: Path) -> None:
-    """Create the store's tables and the experiment, once, before parallel jobs would get into each other's way."""
-    with _quiet():
-        _experiment(_client(uri), uri, experiment, results)
+def create_local_store(uri: str, experiment: str, results: Path) -> None:
+    """Create the tables of an SQLite store that is not there yet; parallel jobs would get into each other's way."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            _experiment(_client(uri), experiment, results)
 
 
 class Tracker:
@@ -68,7 +72,7 @@ class Tracker:
             "complete": False,
         }
         self._away = False
-        self._next = time.monotonic() + SEND_EVERY_SECONDS
+        self._next = time.monotonic() + OPEN_AFTER_SECONDS
 
     def __enter__(self) -> Callable[[list[dict[str, float]]], None]:
         before = self.folder / STATE
@@ -82,7 +86,7 @@ class Tracker:
             self._next = time.monotonic() + SEND_EVERY_SECONDS
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        if kind is None:
+        if self.state["run_id"] and kind is None:
             self._send(read_history(self.folder), "FINISHED")
         elif self.state["run_id"]:
             self._send([], "KILLED")
@@ -108,7 +112,7 @@ def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], s
     with _quiet():
         client = _client(state["uri"])
         if state["run_id"] is None:
-            experiment = _experiment(client, state["uri"], state["experiment"], Path(state["results"]))
+            experiment = _experiment(client, state["experiment"], Path(state["results"]))
             run = client.create_run(experiment, run_name=state["name"], tags=state["tags"])
             state["run_id"] = run.info.run_id
             client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in state["params"].items()])
@@ -146,28 +150,37 @@ def log_study(uri: str, experiment: str, results: Path, folder: Path) -> None:
     """The study's tables and figures as artifacts of one MLflow run named after the study; replaced when run again."""
     with _quiet():
         client = _client(uri)
-        experiment_id = _experiment(client, uri, experiment, results)
+        experiment_id = _experiment(client, experiment, results)
         found = client.search_runs([experiment_id], filter_string="tags.kind = 'study'", max_results=1)
         run = found[0] if found else client.create_run(experiment_id, run_name=experiment, tags={"kind": "study"})
-        client.log_artifacts(run.info.run_id, str(folder))
+        for name in ("table.md", "results.csv", "runs.csv"):
+            if (folder / name).exists():
+                client.log_artifact(run.info.run_id, str(folder / name))
+        for name in ("tables", "figures"):
+            if (folder / name).is_dir():
+                client.log_artifacts(run.info.run_id, str(folder / name), name)
         client.set_terminated(run.info.run_id)
 
 
 def sync(results: Path, say: Callable[[str], None] = print) -> int:
-    """Send what the store has missed of every finished run below `results`; the number of runs brought up to date."""
-    sent = 0
-    for file in sorted(results.glob(f"runs/**/{STATE}")):
+    """Send what the store lacks of every finished run below `results`; the number of runs brought up to date.
+
+    A store that is away is tried and reported once.
+    """
+    sent, away = 0, set()
+    for file in sorted(results.glob(f"**/{STATE}")):
         state, folder = read_json(file), file.parent
-        if state["complete"] or not (folder / "metrics.json").exists():
+        if state["complete"] or state["uri"] in away or not (folder / "metrics.json").exists():
             continue
         try:
             send(folder, state, read_history(folder), "FINISHED")
-        except Exception as error:
-            say(f"{folder}: MLflow store {state['uri']} is away ({type(error).__name__}: {error})"[:300])
-        else:
             sent += 1
-        finally:
-            write_json(file, state)
+        except Exception as error:
+            away.add(state["uri"])
+            say(
+                f"MLflow store {state['uri']} is away ({type(error).__name__}); `python -m kd sync` sends the rest later"
+            )
+        write_json(file, state)
     return sent
 
 
@@ -193,13 +206,13 @@ def _client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(client: Any, uri: str, name: str, results: Path) -> str:
+def _experiment(client: Any, name: str, results: Path) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    local = uri.startswith("sqlite:")  # a server keeps artifacts where it likes
+    local = client.tracking_uri.startswith("sqlite:")  # a server keeps artifacts where it likes
     place = (results / "mlartifacts" / name).resolve().as_uri() if local else None
     try:
         return client.create_experiment(name, artifact_location=place)

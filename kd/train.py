@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
 from kd.checkpoint import Checkpoint, RandomState
-from kd.config import Run, Training
+from kd.config import Run
 from kd.data.dataset import Data, Loader, stratified
 from kd.journal import Journal
 from kd.losses.objective import Objective
+from kd.optim import set_lr, sgd
 
 
 class Step(NamedTuple):
@@ -45,32 +46,6 @@ def train_step(
     (batch.weight * loss).mean().backward()
     optimizer.step()
     return Step(loss.detach(), Output(*(part.detach() for part in student_output[:2])), teacher_output)
-
-
-def sgd(modules: list[nn.Module], training: Training) -> torch.optim.SGD:
-    """SGD over all parameters of the modules; the learning rate is set by `set_lr` at each epoch."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    return torch.optim.SGD(
-        parameters,
-        lr=training.lr,
-        momentum=training.momentum,
-        nesterov=training.nesterov,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
-
-
-def learning_rate(training: Training, epoch: int) -> float:
-    """Learning rate of an epoch (from 0): a function of the epoch alone, so that nothing of it needs saving."""
-    if training.schedule == "steps":
-        return training.lr * training.gamma ** sum(epoch >= milestone for milestone in training.milestones)
-    cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-    return training.final_lr + (training.lr - training.final_lr) * cosine
-
-
-def set_lr(optimizer: torch.optim.Optimizer, training: Training, epoch: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(training, epoch)
 
 
 def train(
@@ -127,8 +102,8 @@ def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Gene
     return LossContext(
         student_dim=student.feature_dim,
         teacher_dim=teacher.feature_dim,
-        student_maps=(),
-        teacher_maps=(),
+        student_maps=student.map_shapes(),
+        teacher_maps=teacher.map_shapes(),
         labels=labels,
         num_classes=len(data.classes),
         generator=generator,

@@ -15,6 +15,7 @@ from kd.inversion.modulation import modulation
 from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, blend, class_loss
 from kd.inversion.replay import ReplayBuffer
 from kd.models.generator import Generator
+from kd.optim import adam
 
 BETAS = (0.5, 0.999)  # of every Adam in the inversion (Fang et al., AAAI 2022)
 
@@ -49,9 +50,8 @@ class Synthesis:
         self.generator, self.settings, self.modulating = generator, settings, modulating
         self.augment, self.num_classes, self.random = augment, num_classes, random
         self.inner = copy.deepcopy(generator)
-        self.optimizer = torch.optim.Adam(
-            generator.parameters(), lr=settings.lr_generator * settings.steps, betas=BETAS, fused=True
-        )
+        groups = [{"params": list(generator.parameters()), "lr": settings.lr_generator * settings.steps}]
+        self.optimizer = adam(groups, BETAS)
         self.past: Statistics | None = None
 
     def epoch(
@@ -74,7 +74,7 @@ class Synthesis:
         common, inner = list(self.generator.parameters()), list(self.inner.parameters())
         self.inner.load_state_dict(self.generator.state_dict())
         groups = [{"params": inner, "lr": settings.lr_generator}, {"params": [noise], "lr": settings.lr_noise}]
-        optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
+        optimizer = adam(groups, BETAS)
         meta = [torch.zeros_like(parameter) for parameter in common]
         best: dict[str, Tensor] = {"loss": torch.full((), torch.inf, device=device)}
         with _frozen(student), BatchStatistics(teacher) as statistics:

@@ -1,4 +1,5 @@
 # The study, read and checked once per start; lookups from paths to settings. No torch here: every job reads this file.
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from kd.config import ConfigError, digest, run_of
 from kd.files import read_json
 from kd.provenance import data_code, run_code
+from kd.script import close_study, open_study
 from kd.study import load_study
 
 HERE = Path(workflow.basedir)
@@ -42,3 +44,16 @@ def code_of(run, folder):
 def runtime(wildcards, attempt):
     """Minutes for SLURM: a job that ran out of time gets more on its retry, where it goes on from its checkpoint."""
     return STUDY.compute.runtime * attempt
+
+
+# Not a rule: as an input of every run it would hide changes from Snakemake, whose `ancient` masks all that lies downstream.
+onstart:
+    open_study(STUDY, lambda text: print(text, file=sys.stderr))
+
+
+onsuccess:
+    close_study(STUDY, lambda text: print(text, file=sys.stderr))
+
+
+onerror:
+    close_study(STUDY, lambda text: print(text, file=sys.stderr))

@@ -11,18 +11,6 @@ rule prepare_data:
         "../scripts/prepare_data.py"
 
 
-rule open_study:
-    """List the study's runs, and create the MLflow store and experiment before parallel jobs do."""
-    output:
-        runs=f"{FOLDER}/runs.csv",
-    log:
-        f"{ROOT}/logs/studies/{STUDY.name}.txt",
-    params:
-        table=STUDY.table.to_dict("list"),
-    script:
-        "../scripts/open_study.py"
-
-
 def dataset_settings(wildcards):
     """What preparing depends on, and nothing else: augmentation and splits happen later."""
     dataset = DATASETS[f"data/{wildcards.data}.pt"]

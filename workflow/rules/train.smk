@@ -27,7 +27,6 @@ rule train:
     """Train on labels alone: a teacher, or a student from scratch."""
     input:
         data=data_file,
-        study=ancient(f"{FOLDER}/runs.csv"),
     output:
         *RUN_FILES.values(),
     log:
@@ -50,7 +49,6 @@ use rule train as distill with:
     input:
         data=data_file,
         teacher=teacher_weights,
-        study=ancient(f"{FOLDER}/runs.csv"),
     wildcard_constraints:
         run=RUN_KIND["distill"],
 

@@ -28,7 +28,6 @@ rule trial:
     """Train with settings that Optuna suggests; score on the validation split."""
     input:
         unpack(trial_inputs),
-        study=ancient(f"{FOLDER}/runs.csv"),
     output:
         f"{FOLDER}/tune/{{tuning}}/trial{{number}}/trial.json",
     log:

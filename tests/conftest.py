@@ -1,0 +1,56 @@
+"""Shared by all tests: one torch thread, and tiny studies on the digits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from kd.config import Run, merge, run_of
+from kd.study import nested
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Settings that make every run a matter of a second or two.
+TINY: dict[str, Any] = {
+    "dataset": {"name": "digits", "image_size": 8, "pad": 1, "flip": False},
+    "teacher": {"training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": []}},
+    "training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": []},
+    "inversion": {"batch_size": 16, "warmup": 1, "steps": 2, "noise_dim": 8, "width": 4, "reset_epoch": 1, "bn": 1.0},
+    "replay": {"full_size": 100},
+    "distillation": {"passes": 1.0, "training": {"epochs": 3, "batch_size": 16, "lr": 0.05}},
+    "methods": {"crd": {"objective": {"crd": {"negatives": 64, "feat_dim": 16}}}},
+    "compute": {"device": "cpu"},
+}
+PAIR = ["resnet8", "wrn_10_1"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny_settings(method: str, **dotted: Any) -> dict[str, Any]:
+    """Merged settings of one method at tiny size; `dotted` as in a study, with `__` for the dots."""
+    defaults = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    base = merge(defaults, TINY)
+    chosen = {"teacher": {"model": PAIR[0]}, "student": {"model": PAIR[1]}}
+    changes = nested({key.replace("__", "."): value for key, value in dotted.items()})
+    return merge(base, base["methods"][method], chosen, changes)
+
+
+def tiny_run(method: str, seed: int = 0, **dotted: Any) -> Run:
+    return run_of(tiny_settings(method, **dotted), seed)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project's workflow and configuration in which a test may edit; kd itself is the installed one."""
+    for name in ("workflow", "config"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    return tmp_path
