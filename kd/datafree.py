@@ -12,6 +12,7 @@ from kd.batch import Batch
 from kd.checkpoint import Checkpoint, RandomState
 from kd.config import Run
 from kd.data.dataset import Data
+from kd.evaluate import predict
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis
 from kd.journal import Journal
@@ -109,29 +110,20 @@ def distil(
     return buffer
 
 
-@torch.no_grad()
-def refresh(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module, chunk: int = 1024) -> None:
+def refresh(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module) -> None:
     """Set the priority of every stored sample from its divergence, without augmentation, the student in eval mode."""
-    student.eval()
-    divergences = []
-    for images in buffer.images[: buffer.size].split(chunk):
-        normalised = data.augment.normalise(images)
-        teacher_logits, student_logits = teacher(normalised).logits, student(normalised).logits
-        divergences.append(kl_divergence(teacher_logits.float(), student_logits.float(), 1.0))
-    student.train()
-    buffer.update_priority(buffer.everything(), torch.cat(divergences))
+    images = buffer.images[: buffer.size]
+    logits = (predict(network, images, data.augment) for network in (teacher, student))
+    buffer.update_priority(buffer.everything(), kl_divergence(*logits, 1.0))
 
 
-@torch.no_grad()
 def describe(buffer: ReplayBuffer, data: Data, teacher: nn.Module, shown: int = 64) -> dict[str, np.ndarray]:
     """The synthetic set for figures: `shown` images [n, C, S, S], class counts [K], confidence counts [bins].
 
     Class and confidence are the teacher's on the stored, unaugmented images.
     """
-    logits = torch.cat(
-        [teacher(data.augment.normalise(part)).logits for part in buffer.images[: buffer.size].split(1024)]
-    )
-    confidence, classes = logits.float().softmax(1).max(1)
+    logits = predict(teacher, buffer.images[: buffer.size], data.augment)
+    confidence, classes = logits.softmax(1).max(1)
     spread = torch.linspace(0, buffer.size - 1, min(shown, buffer.size), device=classes.device).long()
     order = spread[classes[spread].sort(stable=True).indices]
     return {

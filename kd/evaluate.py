@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from kd.data.augment import Augment
 from kd.data.dataset import Split
+from kd.models.classifier import evaluating
 
 BATCH = 512
 
 
-@torch.no_grad()
 def evaluate(student: nn.Module, split: Split, augment: Augment, teacher: nn.Module | None = None) -> dict[str, float]:
     """Percent of images: `accuracy` (top 1), `top5` (more than five classes), `agreement` with the teacher's class;
     and `loss`, the mean cross entropy."""
@@ -32,14 +32,10 @@ def evaluate(student: nn.Module, split: Split, augment: Augment, teacher: nn.Mod
     return metrics
 
 
-@torch.no_grad()
 def predict(model: nn.Module, images: Tensor, augment: Augment) -> Tensor:
-    """Logits [N, K] of uint8 images [N, C, S, S], in eval mode, float32; the mode is as before afterwards."""
-    training = model.training
-    model.eval()
-    logits = torch.cat([model(augment.normalise(part)).logits.float() for part in images.split(BATCH)])
-    model.train(training)
-    return logits
+    """Logits [N, K] of uint8 images [N, C, S, S], not augmented, in eval mode, float32."""
+    with evaluating(model):
+        return torch.cat([model(augment.normalise(part)).logits.float() for part in images.split(BATCH)])
 
 
 def _percent(hits: Tensor) -> float:

@@ -19,7 +19,7 @@ from kd.losses import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = {"train": "kd.train", "distill": "kd.train", "datafree": "kd.datafree"}
-# Looked up by name, or without influence on any number: what they lead to is named in `_entries` instead.
+# Looked up by name, or without influence on any number: what they lead to is named in `run_code` instead.
 NOT_FOLLOWED = frozenset(
     {"kd", "kd.losses", "kd.models", "kd.data", "kd.config", "kd.checkpoint", "kd.journal", "kd.files", "kd.inversion"}
 )
@@ -32,7 +32,13 @@ def run_code(run: Run) -> str:
 
     Comments, docstrings and formatting do not count, nor does a loss or model that the run does not use.
     """
-    return _digest_modules(frozenset(_entries(run)))
+    networks = [run.model] if run.teacher is None else [run.model, run.teacher.model]
+    built_from = tuple(str(models.MODELS.get(name, name)) for name in networks)
+    modules = [LOOPS[run.kind], "kd.evaluate", "kd.run"]
+    modules += [LOSSES[name].split(":")[0] for name in run.objective or {}]
+    modules += [models.source(name) for name in networks]
+    modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
+    return _digest_modules(frozenset(modules), built_from)
 
 
 def data_code(dataset: Dataset) -> str:
@@ -40,19 +46,8 @@ def data_code(dataset: Dataset) -> str:
     return _digest_modules(frozenset({"kd.data.prepare", DATASETS[dataset.name].split(":")[0]}))
 
 
-def _entries(run: Run) -> list[str]:
-    networks = [run.model] if run.teacher is None else [run.model, run.teacher.model]
-    return [
-        LOOPS[run.kind],
-        "kd.evaluate",
-        "kd.run",
-        *(LOSSES[name].split(":")[0] for name in run.objective or {}),
-        *(module for name in networks if (module := models.source(name))),
-    ]
-
-
 @cache
-def _digest_modules(entries: frozenset[str]) -> str:
+def _digest_modules(entries: frozenset[str], also: tuple[str, ...] = ()) -> str:
     found: set[str] = set()
     waiting = set(entries)
     while waiting:
@@ -61,7 +56,7 @@ def _digest_modules(entries: frozenset[str]) -> str:
             found.add(module)
             if module not in ALONE:
                 waiting |= _imports(module) - NOT_FOLLOWED
-    text = "".join(f"{module}:{_code(module)}\n" for module in sorted(found))
+    text = "".join(f"{module}:{_code(module)}\n" for module in sorted(found)) + "\n".join(also)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -177,9 +177,7 @@ def sync(results: Path, say: Callable[[str], None] = print) -> int:
             sent += 1
         except Exception as error:
             away.add(state["uri"])
-            say(
-                f"MLflow store {state['uri']} is away ({type(error).__name__}); `python -m kd sync` sends the rest later"
-            )
+            say(f"MLflow store {state['uri']} is away ({type(error).__name__}); `python -m kd sync` tries again")
         write_json(file, state)
     return sent
 

@@ -103,6 +103,13 @@ def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_saving_draws_no_random_number(tmp_path):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    saved(tmp_path, 1, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_without_a_checkpoint_nothing_is_touched(tmp_path):
     state = torch.get_rng_state()
     said = Said()

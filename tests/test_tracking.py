@@ -174,12 +174,23 @@ def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):
     assert store.curve(store.the_run("live"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
 
 
-def test_long_histories_and_gaps_arrive(store, folder):
+def test_long_histories_and_gaps_arrive(store, folder, monkeypatch):
+    """A server takes 1000 metrics at once; an SQLite file takes more, so the sizes are looked at here."""
+    assert METRICS_PER_BATCH <= 1000
+    sizes, log_batch = [], type(store.client).log_batch
+    monkeypatch.setattr(
+        type(store.client),
+        "log_batch",
+        lambda self, run_id, metrics=(), **rest: (sizes.append(len(metrics)), log_batch(self, run_id, metrics, **rest))[
+            1
+        ],
+    )
     rows = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, METRICS_PER_BATCH + 52)]
     rows[3]["loss"] = float("nan")
     tracker = store.tracker(folder, "long")
     with tracker:
         write_files(folder, rows)
+    assert max(sizes) <= METRICS_PER_BATCH
     curve = store.curve(store.the_run("long"), "loss")
     assert curve == [(int(row["epoch"]), row["loss"]) for row in rows if row["epoch"] != 4.0]
 

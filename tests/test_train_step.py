@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from kd.batch import Batch, Output
 from kd.config import Training
 from kd.losses.objective import Objective
-from kd.train import Sums, learning_rate, require_finite, set_lr, sgd, train_step
+from kd.optim import learning_rate, set_lr, sgd
+from kd.train import Sums, require_finite, train_step
 
 CLASSES, SIZE = 5, 8
 TRAINING = Training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kd.config import Modulation
@@ -20,4 +21,4 @@ def modulation(confidence: Tensor, class_share: Tensor, settings: Modulation) ->
         confidence = confidence.detach()
     difficulty = (1 - confidence).clamp_min(1e-12) ** settings.gamma  # a power of 0 has no gradient
     phi = (1 - settings.diversity * class_share) * difficulty
-    return phi / phi.detach().mean().clamp_min(1e-12) if settings.normalise else phi
+    return phi / phi.detach().mean().clamp_min(torch.finfo(phi.dtype).tiny) if settings.normalise else phi

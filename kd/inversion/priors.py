@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd.config import ConfigError
 from kd.losses.kd import kl_divergence
 
 Statistics = list[tuple[Tensor, Tensor]]  # per BatchNorm layer: mean [C] and biased variance [C]
@@ -14,12 +15,19 @@ Statistics = list[tuple[Tensor, Tensor]]  # per BatchNorm layer: mean [C] and bi
 class BatchStatistics:
     """Context manager: while active, notes mean and biased variance of every BatchNorm2d input of a network.
 
-    The hooks exist only inside the `with` block, so that the network costs nothing extra elsewhere.
+    The hooks exist only inside the `with` block, so that the network costs nothing extra elsewhere. Raises ConfigError
+    for a network that has no such layer.
     """
 
     def __init__(self, network: nn.Module):
         self.layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        self.batch: Statistics = []
+        if not self.layers:
+            name = type(network).__name__
+            raise ConfigError(
+                f"teacher.model: {name} has no BatchNorm2d layer; data-free methods need one, whose statistics tell what "
+                "the training images were like: take another teacher"
+            )
+        self._noted: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def __enter__(self) -> BatchStatistics:
         self._handles = [layer.register_forward_pre_hook(self._note) for layer in self.layers]
@@ -29,14 +37,14 @@ class BatchStatistics:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
-        self.batch.append((mean, variance))
+        self._noted[layer] = (mean, variance)
 
     def take(self) -> Statistics:
-        """The statistics of the forward pass just made."""
-        batch, self.batch = self.batch, []
-        return batch
+        """The statistics of the forward pass just made, in the order of `layers`."""
+        noted, self._noted = self._noted, {}
+        return [noted[layer] for layer in self.layers]
 
 
 def batchnorm_loss(layers: list[nn.BatchNorm2d], batch: Statistics, past: Statistics | None, momentum: float) -> Tensor:

@@ -14,6 +14,7 @@ from kd.data.augment import Augment
 from kd.inversion.modulation import modulation
 from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, blend, class_loss
 from kd.inversion.replay import ReplayBuffer
+from kd.models.classifier import frozen
 from kd.models.generator import Generator
 from kd.optim import adam
 
@@ -77,7 +78,7 @@ class Synthesis:
         optimizer = adam(groups, BETAS)
         meta = [torch.zeros_like(parameter) for parameter in common]
         best: dict[str, Tensor] = {"loss": torch.full((), torch.inf, device=device)}
-        with _frozen(student), BatchStatistics(teacher) as statistics:
+        with frozen(student), BatchStatistics(teacher) as statistics:
             for _ in range(settings.steps):
                 if interrupted():
                     self.random.set_state(before)
@@ -153,17 +154,3 @@ def _better(best: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tens
     found = {name: value.detach() for name, value in found.items()}
     lower = found["loss"] < best["loss"]
     return {name: torch.where(lower, value, best.get(name, value)) for name, value in found.items()}
-
-
-class _frozen:
-    """Context manager: eval mode and no gradient for the parameters; afterwards as before."""
-
-    def __init__(self, network: nn.Module):
-        self.network = network
-
-    def __enter__(self) -> None:
-        self.training = self.network.training
-        self.network.eval().requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        self.network.train(self.training).requires_grad_(True)
