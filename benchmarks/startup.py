@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--rounds 5]
 
-Runs the three kinds of job of a tiny study on the digits and watches them from outside: the process's own creation time,
-and the first checkpoint, which a job told to save at every boundary writes just before its first step. Prints the median
-of the rounds. The bar is 6 seconds.
+Runs the three kinds of job of a tiny study on the digits and watches them from outside: the process's own creation
+time, and the first checkpoint, which a job told to save at every boundary writes just before its first step. Prints the
+median of the rounds. The bar is 6 seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ STUDY = {
         "compute": {"device": "cpu", "checkpoint_seconds": 1e-9},
     },
     "experiments": {
-        "all": {"pairs": [["resnet8", "wrn_10_1"]], "methods": ["scratch", "crd", "ssdkd"], "scales": [1.0], "seeds": [0]}
+        "all": {
+            "pairs": [["resnet8", "wrn_10_1"]],
+            "methods": ["scratch", "crd", "ssdkd"],
+            "scales": [1.0],
+            "seeds": [0],
+        }
     },
 }
 
@@ -43,7 +48,15 @@ STUDY = {
 def seconds_to_first_step(project: Path) -> dict[str, float]:
     """One study, job after job: folder of each run -> seconds from its process's creation to its first checkpoint."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [str(Path(sys.executable).with_name("snakemake")), "--config", "study=startup", "--cores", "1", "-q", "all"]
+    command = [
+        str(Path(sys.executable).with_name("snakemake")),
+        "--config",
+        "study=startup",
+        "--cores",
+        "1",
+        "-q",
+        "all",
+    ]
     study = subprocess.Popen(command, cwd=project, env=environment)
     found: dict[str, float] = {}
     while study.poll() is None:

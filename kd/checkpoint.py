@@ -61,13 +61,15 @@ class Checkpoint:
     def stop_or_save(self, parts: dict[str, Stateful]) -> None:
         """Save if it is time to; when asked to stop, save and raise Stopped."""
         if self.stopping:
-            self.save(parts)
-            self.say("asked to stop: state saved, the next start goes on from here")
+            if self.save(parts):
+                self.say("asked to stop: state saved, the next start goes on from here")
+            else:
+                self.say("asked to stop: the next start goes on from the last good state")
             raise Stopped
         if time.monotonic() - self._saved_at >= self.every_seconds:
             self.save(parts)
 
-    def save(self, parts: dict[str, Stateful]) -> None:
+    def save(self, parts: dict[str, Stateful]) -> bool:
         """Write all parts and the random state; the previous file is kept. A full disk costs only this save."""
         buffer = io.BytesIO()
         state = {name: part.state_dict() for name, part in parts.items()}
@@ -83,12 +85,19 @@ class Checkpoint:
         except OSError as error:
             staged.unlink(missing_ok=True)
             self.say(f"checkpoint not written ({error}); the last good one is kept")
-        self._saved_at = time.monotonic()
+            return False
+        finally:
+            self._saved_at = time.monotonic()
+        return True
 
     def restore(self, parts: dict[str, Stateful]) -> bool:
         """Load the newest good checkpoint into the parts; False when there is none."""
         for file in self.files:
-            if file.exists() and (content := self._read(file)) is not None:
+            if not file.exists():
+                continue
+            if (content := self._read(file)) is None:
+                file.rename(file.with_suffix(".unusable.pt"))  # put aside: it must not push out the one before it
+            else:
                 for name, part in parts.items():
                     part.load_state_dict(content["state"][name])
                 _set_global_rng(content["torch_rng"])
@@ -111,7 +120,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The run is complete."""
-        for file in self.files:
+        folder = self.files[0].parent
+        for file in [*folder.glob("checkpoint*.pt"), *folder.glob(".checkpoint*.tmp")]:
             file.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +176,21 @@ _SECTIONS = {
 }
 
 
+def _require(values: dict[str, Any], key: str, name: str) -> None:
+    if key not in values:
+        raise ConfigError(f"{name}: key {key!r} is missing; add it")
+
+
 def _section(shape: type, values: dict[str, Any], name: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: got {kind_of(values)}; a mapping is needed")
     if shape is Run:
         return Run.from_dict(values)
     if shape is Distillation:
+        _require(values, "training", name)
         values = {**values, "training": _section(Training, values["training"], "distillation.training")}
     if shape is Training:
+        _require(values, "milestones", name)
         values = {**values, "milestones": tuple(values["milestones"])}
     return _build(shape, values, name)
 
@@ -209,7 +219,7 @@ _OPTIONAL = {field.name for field in fields(Run) if field.default is None}
 def slug(name: str) -> str:
     """A name as a safe part of a path: letters, digits, `_`, `-` and `.`, never longer than 80 characters."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "." for c in name).strip(".")
-    return safe if safe == name and len(safe) <= 80 else f"{safe[:60]}.{digest(name)}"
+    return safe if safe and safe == name and len(safe) <= 80 else f"{safe[:60]}.{digest(name)}"
 
 
 def digest(value: Any) -> str:
@@ -228,18 +238,29 @@ def _numbers(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------- reading and merging
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML would forget the first silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        if twice := next((key for key in keys if keys.count(key) > 1 and key != "<<"), None):
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError where the file is missing, unreadable or holds no mapping."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-99-99
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML{where} ({getattr(error, 'problem', error)})") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{path}: not valid YAML{where} ({problem})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {kind_of(content)}; a mapping of settings is needed")
     return content
@@ -299,13 +320,22 @@ def validate(settings: dict[str, Any], schema: dict[str, Any], source: str) -> N
 
 def schema_faults(value: Any, schema: dict[str, Any]) -> list[str]:
     """One readable line per violation of a JSON schema."""
-    import jsonschema  # only where a whole configuration is read; a run by hand needs no jsonschema
-
-    validator = jsonschema.Draft202012Validator(schema)
-    errors = sorted(validator.iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path])
+    errors = sorted(
+        _validator()(schema).iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path]
+    )
     return [_explain(error) for error in errors] + [
         f"{path}: got {number}; allowed: a finite number" for path, number in _not_finite(value)
     ]
+
+
+@cache
+def _validator() -> Any:
+    """JSON Schema takes 20.0 for an integer; range(20.0) does not, nor do we."""
+    import jsonschema  # only where a whole configuration is read; a run by hand needs no jsonschema
+
+    base = jsonschema.Draft202012Validator
+    strict = base.TYPE_CHECKER.redefine("integer", lambda _, item: isinstance(item, int) and not isinstance(item, bool))
+    return jsonschema.validators.extend(base, type_checker=strict)
 
 
 def _not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
@@ -318,7 +348,7 @@ def _not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _explain(error: Any) -> str:
-    path = ".".join(str(part) for part in error.absolute_path) or "top level"
+    path = ".".join(_plain(part) if isinstance(part, str) else str(part) for part in error.absolute_path) or "top level"
     rule, allowed, came = error.validator, error.validator_value, error.instance
     if rule == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
@@ -371,7 +401,10 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
         known = loss_settings(name)
         for key in values:
             if key != "weight" and key not in known:
-                yield f"objective.{name}.{key}: unknown key; {suggest(key, ['weight', *known])}"
+                yield f"objective.{name}.{_plain(key)}: unknown key; {suggest(str(key), ['weight', *known])}"
+            elif key != "weight" and (wanted := _wanted(values[key], known[key])):
+                hint = "; write 10.0, not 1e1" if isinstance(values[key], str) and _is_number(values[key]) else ""
+                yield f"objective.{name}.{key}: got {kind_of(values[key])}; allowed: {wanted}{hint}"
     if settings["kind"] == "train" and (teaching := sorted(set(terms) - {"ce"})):
         yield f"objective.{teaching[0]}: needs a teacher, but kind is train; set kind: distill"
     for who in ("training", "teacher.training", "distillation.training"):
@@ -385,15 +418,30 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
 
 
-def loss_settings(name: str) -> list[str]:
-    """Keyword arguments of a loss, read from its source without importing torch."""
+@cache
+def loss_settings(name: str) -> dict[str, str]:
+    """Keyword arguments of a loss with their annotations, read from its source without importing torch."""
     module, attribute = LOSSES[name].split(":")
     spec = importlib.util.find_spec(module)
     tree = ast.parse(Path(spec.origin).read_text())
     node = next(item for item in tree.body if getattr(item, "name", None) == attribute)
     if isinstance(node, ast.ClassDef):
         node = next(item for item in node.body if getattr(item, "name", None) == "__init__")
-    return [argument.arg for argument in node.args.kwonlyargs]
+    return {item.arg: ast.unparse(item.annotation) if item.annotation else "" for item in node.args.kwonlyargs}
+
+
+def _wanted(value: Any, annotation: str) -> str:
+    """What a loss's setting takes in words where `value` is something else; empty where it fits."""
+    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
+    names = [part.strip() for part in annotation.split("|")]
+    if not all(name in kinds for name in names):
+        return ""
+    fits = any(isinstance(value, kinds[name]) and (name == "bool" or not isinstance(value, bool)) for name in names)
+    return "" if fits else " or ".join({"float": "number", "int": "integer", "str": "text"}.get(n, n) for n in names)
+
+
+def _plain(key: Any) -> str:
+    return key if isinstance(key, str) and key.isprintable() else repr(key)
 
 
 def suggest(came: str, allowed: list[str]) -> str:

@@ -76,6 +76,7 @@ class Progress:
         self._bar = None
         self._terminal = terminal if terminal.isatty() else None
         self._log = None
+        self._owns_log = log is not None
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             self._log = log.open("a", buffering=1)
@@ -98,7 +99,9 @@ class Progress:
             if self._bar is None:
                 from tqdm import tqdm
 
-                self._bar = tqdm(total=total, initial=done - 1, unit="epoch", desc=self.title, leave=False)
+                self._bar = tqdm(
+                    total=total, initial=done - 1, unit="epoch", desc=self.title, leave=False, file=self._terminal
+                )
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
         if self._log is not None and (time.monotonic() >= self._next_line or done == total):
@@ -108,5 +111,5 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._log not in (None, sys.stderr):
+        if self._owns_log:
             self._log.close()

@@ -33,12 +33,12 @@ def run_code(run: Run) -> str:
     Comments, docstrings and formatting do not count, nor does a loss or model that the run does not use.
     """
     networks = [run.model] if run.teacher is None else [run.model, run.teacher.model]
-    built_from = tuple(str(models.MODELS.get(name, name)) for name in networks)
-    modules = [LOOPS[run.kind], "kd.evaluate", "kd.run"]
-    modules += [LOSSES[name].split(":")[0] for name in run.objective or {}]
+    losses = [LOSSES[name] for name in sorted(run.objective or {})]
+    modules = [LOOPS[run.kind], "kd.evaluate", "kd.run", *(line.split(":")[0] for line in losses)]
     modules += [models.source(name) for name in networks]
     modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
-    return _digest_modules(frozenset(modules), built_from)
+    chosen = losses + [repr(models.entry(name)) for name in networks]
+    return _digest_modules(frozenset(modules), tuple(chosen))
 
 
 def data_code(dataset: Dataset) -> str:
@@ -72,7 +72,7 @@ def _code(module: str) -> str:
     tree = ast.parse(ast.unparse(_tree(module)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body[0] = ast.Pass()
+            node.body[:1] = [] if len(node.body) > 1 else [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 

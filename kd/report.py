@@ -104,7 +104,7 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
 
 def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     """The whole table file of a study: what is measured and on what, then a table per experiment."""
-    teachers = results.dropna(subset=["teacher_accuracy"]) if "teacher_accuracy" in results else results.iloc[:0]
+    teachers = results.reindex(columns=results.columns.union(["teacher_accuracy"])).dropna(subset=["teacher_accuracy"])
     known = teachers.groupby(["dataset", "teacher"])["teacher_accuracy"].agg(["min", "max"]).reset_index()
     lines = [f"## {title}", ""]
     lines += [

@@ -91,11 +91,18 @@ def _find(study: str, folder: Path) -> tuple[str, Path]:
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if Path(study).suffix == "" and (study not in known or "/" in study):
         raise ConfigError(f"study: got {study!r}; {suggest(study, known)}, or the path of a .yaml file")
-    if not path.is_file():
+    if not _is_file(path):
         raise ConfigError(f"study: no file {str(path)!r}; give a name ({', '.join(known)}) or the path of a .yaml file")
     if schema_faults(path.stem, {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"}):
         raise ConfigError(f"study: the file name {path.name!r} names the study; use letters, digits, `_` and `-` in it")
     return path.stem, path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long
+        return False
 
 
 class _Expansion:
@@ -104,17 +111,15 @@ class _Expansion:
     def __init__(self, base: dict[str, Any], study: dict[str, Any], path: Path, schema: dict[str, Any], given: dict):
         self.base, self.study, self.path, self.schema, self.given = base, study, path, schema, given
         self.runs: dict[str, Run] = {}
-        self.methods = self._named(base["methods"], "methods")
-        self.ablations = self._named({FULL: {}, **study.get("ablations", {})}, "ablations")
-
-    def _named(self, entries: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
-        return {name: self._overrides(value, f"{key}.{name}") for name, value in entries.items()}
+        self.methods = base["methods"]
+        ablations = {FULL: {}, **study.get("ablations", {})}
+        self.ablations = {name: self._overrides(value, f"ablations.{name}") for name, value in ablations.items()}
 
     def _overrides(self, value: Any, key: str) -> dict[str, Any]:
         """Overrides, read from a file where a path is given (the file that tuning writes, for example)."""
         if not isinstance(value, str):
             return value
-        if not Path(value).is_file():
+        if not _is_file(Path(value)):
             hint = "write it (`snakemake tune` writes the best settings) or correct it"
             raise ConfigError(f"{self.path}: {key}: no file {value!r}; {hint}")
         return read_yaml(Path(value))
@@ -161,7 +166,7 @@ class _Expansion:
             for value in values.get("choices", [values.get("low"), values.get("high")]):
                 validate(merge(settings, nested({key: value})), self.schema, where)
             if "low" in values:
-                values["integer"] = isinstance(_at(settings, key), int)
+                values["integer"] = _at_schema(self.schema, key) == "integer"
         teacher = run_of(settings, tuning.seed).teacher
         if teacher is not None:
             self.runs[teacher.path] = teacher
@@ -182,6 +187,18 @@ class _Expansion:
         self.runs[run.path] = run
         if run.teacher is not None:
             self.runs[run.teacher.path] = run.teacher
+
+
+def _at_schema(schema: dict[str, Any], dotted: str) -> str:
+    """`integer` where the schema takes no other number."""
+    place = schema
+    for part in dotted.split("."):
+        if "$ref" in place:
+            place = schema["$defs"][place["$ref"].rsplit("/", 1)[1]]
+        place = place.get("properties", {}).get(part) or place.get("additionalProperties") or {}
+    kinds = place.get("type", []) if isinstance(place, dict) else []
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return "integer" if "integer" in kinds and "number" not in kinds else "number"
 
 
 def nested(dotted: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +69,7 @@ class Tracker:
             "tags": tags,
             "params": flatten(params),
             "run_id": None,
+            "described": False,
             "rows": 0,
             "complete": False,
         }
@@ -77,7 +79,7 @@ class Tracker:
     def __enter__(self) -> Callable[[list[dict[str, float]]], None]:
         before = self.folder / STATE
         if before.exists() and (old := read_json(before))["uri"] == self.uri and not old["complete"]:
-            self.state |= {"run_id": old["run_id"], "rows": old["rows"]}
+            self.state |= {key: old[key] for key in ("run_id", "described", "rows")}
         return self._sink
 
     def _sink(self, history: list[dict[str, float]]) -> None:
@@ -102,48 +104,51 @@ class Tracker:
                     "`python -m kd sync` sends the rest later"
                 )
             self._away = True
+        finally:
+            write_json(self.folder / STATE, self.state)
 
 
 def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], status: str) -> None:
-    """Bring the MLflow run that `state` names up to date with the rows and, when finished, the files; notes progress
-    in `state`. Raises whatever MLflow raises."""
+    """Bring the MLflow run that `state` names up to date with the rows and, when finished, the files.
+
+    Notes in `state` what has arrived as soon as it has, so that nothing is sent twice. Raises whatever MLflow raises.
+    """
     from mlflow.entities import Metric, Param, RunTag
 
     with _quiet():
         client = _client(state["uri"])
         if state["run_id"] is None:
             experiment = _experiment(client, state["experiment"], Path(state["results"]))
-            run = client.create_run(experiment, run_name=state["name"], tags=state["tags"])
-            state["run_id"] = run.info.run_id
-            client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in state["params"].items()])
+            state["run_id"] = client.create_run(experiment, run_name=state["name"], tags=state["tags"]).info.run_id
+        run_id = state["run_id"]
+        if not state["described"]:
+            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in state["params"].items()])
+            state["described"] = True
         now = int(time.time() * 1000)
-        rows = history[state["rows"] :]
-        metrics = [
-            Metric(name, value, now, int(row["epoch"]))
-            for row in rows
-            for name, value in row.items()
-            if name != "epoch" and value == value
-        ]
+        while rows := history[state["rows"] : state["rows"] + _rows_per_batch(history)]:
+            values = [(int(row["epoch"]), *item) for row in rows for item in row.items() if item[0] != "epoch"]
+            metrics = [Metric(name, value, now, epoch) for epoch, name, value in values if math.isfinite(value)]
+            client.log_batch(run_id, metrics=metrics)
+            state["rows"] += len(rows)
         if status == "FINISHED":
-            final = read_json(folder / "metrics.json")
-            record = read_json(folder / "run.json")
+            final, record = read_json(folder / "metrics.json"), read_json(folder / "run.json")
             numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
             numbers |= {f"seconds_{key}": value for key, value in record["seconds"].items()}
             numbers |= record["counts"] | {"peak_memory_mb": record["peak_memory_mb"]}
-            metrics += [Metric(f"final_{name}", float(value), now, 0) for name, value in numbers.items()]
-        for start in range(0, len(metrics), METRICS_PER_BATCH):
-            client.log_batch(state["run_id"], metrics=metrics[start : start + METRICS_PER_BATCH])
-        state["rows"] += len(rows)
-        if status == "FINISHED":
-            client.log_batch(state["run_id"], tags=[RunTag("commit", record["git"]["commit"])])
+            metrics = [Metric(f"final_{name}", float(value), now, 0) for name, value in numbers.items()]
+            client.log_batch(run_id, metrics=metrics, tags=[RunTag("commit", record["git"]["commit"])])
             for name in ARTIFACTS:
                 if (folder / name).exists():
-                    client.log_artifact(state["run_id"], str(folder / name))
-            state["complete"] = True
+                    client.log_artifact(run_id, str(folder / name))
         if status == "RUNNING":
-            client.update_run(state["run_id"], status="RUNNING")
+            client.update_run(run_id, status="RUNNING")
         else:
-            client.set_terminated(state["run_id"], status=status)
+            client.set_terminated(run_id, status=status)
+        state["complete"] = status == "FINISHED"
+
+
+def _rows_per_batch(history: list[dict[str, float]]) -> int:
+    return max(1, METRICS_PER_BATCH // max(map(len, history), default=1))
 
 
 def log_study(uri: str, experiment: str, results: Path, folder: Path) -> None:
@@ -173,7 +178,13 @@ def sync(results: Path, say: Callable[[str], None] = print) -> int:
         if state["complete"] or state["uri"] in away or not (folder / "metrics.json").exists():
             continue
         try:
-            send(folder, state, read_history(folder), "FINISHED")
+            history = read_history(folder)
+            read_json(folder / "metrics.json"), read_json(folder / "run.json")
+        except (OSError, ValueError) as error:
+            say(f"{folder}: not sent to MLflow, its files are not whole ({type(error).__name__}: {error})")
+            continue
+        try:
+            send(folder, state, history, "FINISHED")
             sent += 1
         except Exception as error:
             away.add(state["uri"])
@@ -221,7 +232,9 @@ def _experiment(client: Any, name: str, results: Path) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the lines that Alembic and MLflow print about tables and migrations."""
-    names = ("mlflow", "alembic", "alembic.runtime.migration")
+    import mlflow  # noqa: F401  (its import sets the levels of its loggers)
+
+    names = ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -48,7 +48,7 @@ def trial(
 
 
 def best(trials: list[Path], output: Path, table: Path) -> dict[str, Any]:
-    """Write the best trial's settings as overrides (YAML that a study's `methods` or `ablations` may name) and the
+    """Write the best trial's settings as overrides (YAML that an ablation of a study may name) and the
     table of all trials (CSV). Of equal values the first trial wins."""
     import pandas as pd
 

@@ -302,15 +302,13 @@ def test_studies_find_each_others_runs(load):
 # --------------------------------------------------------------------------------------------- files, command line
 
 
-@pytest.mark.parametrize("place", ["methods", "ablations"])
-def test_overrides_are_read_from_a_file(load, tmp_path, place):
+def test_overrides_are_read_from_a_file(load, tmp_path):
     file = tmp_path / "best.yaml"
     override = {"kind": "datafree", "replay": {"alpha": 0.25}}
     file.write_text(yaml.safe_dump(override))
-    names = {"methods": "x", "ablations": [FULL]} if place == "methods" else {"methods": "free", "ablations": ["x"]}
-    asked = {"a": experiment(methods=[names["methods"]], ablations=names["ablations"])}
-    from_file = load(experiments=asked, **{place: {**{"methods": METHODS, "ablations": {}}[place], "x": str(file)}})
-    written = load(experiments=asked, **{place: {**{"methods": METHODS, "ablations": {}}[place], "x": override}})
+    asked = {"a": experiment(methods="free", ablations=["x"])}
+    from_file = load(experiments=asked, ablations={"x": str(file)})
+    written = load(experiments=asked, ablations={"x": override})
     assert set(from_file.runs) == set(written.runs)
     assert [from_file.runs[path].replay.alpha for path in from_file.students] == [0.25]
 

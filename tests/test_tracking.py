@@ -11,7 +11,6 @@ import pytest
 from kd import tracking
 from kd.files import read_json, write_json
 from kd.tracking import (
-    METRICS_PER_BATCH,
     STATE,
     Tracker,
     create_local_store,
@@ -176,23 +175,32 @@ def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):
 
 def test_long_histories_and_gaps_arrive(store, folder, monkeypatch):
     """A server takes 1000 metrics at once; an SQLite file takes more, so the sizes are looked at here."""
-    assert METRICS_PER_BATCH <= 1000
     sizes, log_batch = [], type(store.client).log_batch
-    monkeypatch.setattr(
-        type(store.client),
-        "log_batch",
-        lambda self, run_id, metrics=(), **rest: (sizes.append(len(metrics)), log_batch(self, run_id, metrics, **rest))[
-            1
-        ],
-    )
-    rows = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, METRICS_PER_BATCH + 52)]
+
+    def noted(self, run_id, metrics=(), **rest):
+        sizes.append(len(metrics))
+        return log_batch(self, run_id, metrics, **rest)
+
+    monkeypatch.setattr(type(store.client), "log_batch", noted)
+    rows = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, 1052)]
     rows[3]["loss"] = float("nan")
-    tracker = store.tracker(folder, "long")
-    with tracker:
+    with store.tracker(folder, "long"):
         write_files(folder, rows)
-    assert max(sizes) <= METRICS_PER_BATCH
+    sync(folder)
+    assert max(sizes) <= 1000
     curve = store.curve(store.the_run("long"), "loss")
     assert curve == [(int(row["epoch"]), row["loss"]) for row in rows if row["epoch"] != 4.0]
+
+
+def test_a_short_run_waits_for_the_end_of_the_study(store, folder):
+    tracker = store.tracker(folder, "short")
+    with tracker as sink:
+        sink(ROWS[:1])
+        write_files(folder)
+    assert store.runs("short") == []
+    said = Said()
+    assert (sync(folder, said), said) == (1, [])
+    assert store.curve(store.the_run("short"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
 
 
 def test_names_of_the_store(tmp_path, monkeypatch):
@@ -293,7 +301,7 @@ def test_a_store_that_is_away_is_said_once_and_costs_seconds(store, folder):
     assert (state["rows"], state["complete"], state["run_id"]) == (0, False, None)
     # the store comes back
     write_json(folder / STATE, {**state, "uri": store.uri})
-    assert sync(store.results, said) == 1
+    assert sync(folder, said) == 1
     assert len(said) == 1
     run = store.the_run("away")
     assert run.info.status == "FINISHED"
@@ -302,7 +310,7 @@ def test_a_store_that_is_away_is_said_once_and_costs_seconds(store, folder):
     assert store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
     assert run.data.metrics["final_accuracy"] == 87.5
     assert "metrics.json" in {file.path for file in store.client.list_artifacts(run.info.run_id)}
-    assert sync(store.results, said) == 0
+    assert sync(folder, said) == 0
     assert len(store.runs("away")) == 1
 
 
@@ -339,16 +347,16 @@ class Flaky:
 )
 def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, monkeypatch, method, number):
     experiment = f"flaky-{method}-{number}"
-    rows = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, METRICS_PER_BATCH + 52)]
+    rows = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, 1052)]
     said, client = Said(), Flaky(store.client, method, number)
-    monkeypatch.setattr(tracking, "_client", lambda uri: client)
     with store.tracker(folder, experiment, said):
         write_files(folder, rows)
+    monkeypatch.setattr(tracking, "_client", lambda uri: client)
+    assert sync(folder, said) == 0
     assert len(said) == 1
     assert "ConnectionError" in said[0]
     time.sleep(0.002)  # a row sent again has another time
-    assert sync(folder, said) == 0  # looks below runs/ only
-    assert sync(store.results, said) == 1
+    assert sync(folder, said) == 1
     assert len(said) == 1
     run = store.the_run(experiment)
     assert run.info.status == "FINISHED"
@@ -358,28 +366,40 @@ def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, 
     assert store.curve(run, "loss") == [(int(row["epoch"]), row["loss"]) for row in rows]
 
 
-def test_sync_leaves_unfinished_runs_alone_and_goes_on_after_a_failure(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(tracking, "send", fail_for("bad", tracking.send))
-    for name in ("bad", "good", "unfinished"):
+def test_sync_leaves_unfinished_runs_alone_and_tries_a_store_that_is_away_once(tmp_path, store, monkeypatch):
+    tried, send = [], tracking.send
+
+    def failing(folder, *arguments):
+        tried.append(folder.name)
+        if folder.name.startswith("away"):
+            raise ConnectionError("gone")
+        return send(folder, *arguments)
+
+    monkeypatch.setattr(tracking, "send", failing)
+    for name in ("away-1", "away-2", "good", "unfinished"):
         folder = tmp_path / "runs/x" / name
-        folder.mkdir(parents=True)
-        write_json(folder / STATE, {**store.tracker(folder, "sync").state})
+        uri = AWAY if name.startswith("away") else store.uri
+        write_json(folder / STATE, store.tracker(folder, "sync", uri=uri).state)
         if name != "unfinished":
             write_files(folder)
     said = Said()
     assert sync(tmp_path, said) == 1
+    assert tried == ["away-1", "good"]
     assert len(said) == 1
-    assert "bad" in said[0]
+    assert AWAY in said[0]
     assert [run.info.run_name for run in store.runs("sync")] == ["good"]
 
 
-def fail_for(name, send):
-    def failing(folder, *arguments):
-        if folder.name == name:
-            raise ConnectionError("gone")
-        return send(folder, *arguments)
-
-    return failing
+def test_a_run_with_a_damaged_file_does_not_hold_up_the_others(tmp_path, store):
+    for name in ("damaged", "good"):
+        folder = tmp_path / "runs/x" / name
+        write_json(folder / STATE, store.tracker(folder, "damaged").state)
+        write_files(folder)
+    (tmp_path / "runs/x/damaged/run.json").unlink()
+    said = Said()
+    assert sync(tmp_path, said) == 1
+    assert len(said) == 1
+    assert str(tmp_path / "runs/x/damaged") in said[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- files

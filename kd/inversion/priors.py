@@ -24,8 +24,8 @@ class BatchStatistics:
         if not self.layers:
             name = type(network).__name__
             raise ConfigError(
-                f"teacher.model: {name} has no BatchNorm2d layer; data-free methods need one, whose statistics tell what "
-                "the training images were like: take another teacher"
+                f"teacher.model: {name} has no BatchNorm2d layer; data-free methods learn from its statistics what the "
+                "training images were like: take another teacher"
             )
         self._noted: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 

@@ -80,7 +80,7 @@ def check(name: str) -> None:
         _check_torchvision(name)
     elif ":" in name:
         _check_own(name)
-    elif _entry(name) is None:
+    elif entry(name) is None:
         raise ValueError(
             f"unknown model {name!r}{_close(name, MODELS)}; allowed are {', '.join(MODELS)}; also {'; '.join(FORMS)}"
         )
@@ -92,7 +92,7 @@ def source(name: str) -> str:
     For torchvision's and the user's own models that is the adapter; the user's own module is `name.split(":")[0]`.
     """
     check(name)
-    return ADAPTERS if ":" in name else _entry(name)[0].split(":")[0]
+    return ADAPTERS if ":" in name else entry(name)[0].split(":")[0]
 
 
 def build(name: str, *, num_classes: int, in_channels: int = 3, image_size: int = 32) -> Classifier:
@@ -109,7 +109,7 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, image_size: int 
             raise ValueError(f"{key} of model {name!r} is {value!r}; give a positive integer")
     if ":" in name:
         return importlib.import_module(ADAPTERS).build(name, **sizes)
-    target, settings = _entry(name)
+    target, settings = entry(name)
     if image_size < SMALLEST:
         raise ValueError(
             f"model {name!r} takes images from {SMALLEST}x{SMALLEST} pixels on, not {image_size}x{image_size}"
@@ -118,7 +118,7 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, image_size: int 
     return getattr(importlib.import_module(module), cls)(**settings, **sizes)
 
 
-def _entry(name: str) -> tuple[str, dict] | None:
+def entry(name: str) -> tuple[str, dict] | None:
     """The line of MODELS for `name`, or the one that the rules of depth and width give; None without either."""
     if name in MODELS:
         return MODELS[name]

@@ -45,7 +45,7 @@ rule trial:
 
 
 rule best:
-    """The best trial's settings, as overrides that a study's methods or ablations may name."""
+    """The best trial's settings, as overrides that an ablation may name."""
     input:
         trial_files,
     output:
