@@ -1,0 +1,65 @@
+"""What the documentation shows works: the loss of docs/add-a-loss.md, written as it says, trains a student."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from conftest import ROOT, tiny_settings
+
+
+def test_a_loss_added_as_the_docs_say(tmp_path: Path) -> None:
+    text = (ROOT / "docs/add-a-loss.md").read_text()
+    code, line = re.findall(r"```python\n(.*?)```", text, re.S)
+    method = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])["methods"]["mse"]
+    package = tmp_path / "kd"
+    shutil.copytree(ROOT / "kd", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "losses/logit_mse.py").write_text(code)
+    registry = package / "losses/__init__.py"
+    registry.write_text(
+        registry.read_text().replace("LOSSES: dict[str, str] = {\n", "LOSSES: dict[str, str] = {\n" + line)
+    )
+    settings = tiny_settings("kd", objective__kd__weight=0.0)
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"settings": settings, "method": method}))
+    program = """
+import sys, yaml
+from pathlib import Path
+from kd import losses
+from kd.config import ConfigError, merge, read_yaml, run_of, validate
+content = yaml.safe_load(Path("settings.yaml").read_text())
+schema = read_yaml(Path(sys.argv[1]) / "workflow/schemas/config.schema.yaml")
+settings = merge(content["settings"], content["method"])
+validate(settings, schema, "docs")
+try:
+    validate(merge(settings, {"objective": {"logit_mse": {"scail": 1.0}}}), schema, "docs")
+except ConfigError as error:
+    assert "did you mean 'scale'" in str(error), error
+else:
+    raise AssertionError("a wrong setting was accepted")
+Path("run.yaml").write_text(yaml.safe_dump(run_of(settings, 0).as_dict()))
+from kd.__main__ import main
+sys.exit(main(["run", "--settings", "run.yaml", "--device", "cpu"]))
+"""
+    command = [sys.executable, "-c", program, str(ROOT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert "logit_mse" in done.stdout, "the run's folder is named after its losses"
+
+
+def test_every_setting_is_explained() -> None:
+    """Each key of config.yaml stands in config/README.md."""
+    text = (ROOT / "config/README.md").read_text()
+    defaults = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    training = set(defaults["training"])
+    missing = []
+    for section, value in defaults.items():
+        keys = value if isinstance(value, dict) and section not in ("methods", "objective", "training") else {}
+        missing += [key for key in keys if key not in training and f"{section}.{key}" not in text]
+        if f"`{section}" not in text:
+            missing.append(section)
+    missing += [key for key in training if f"`{key}`" not in text]
+    assert not missing, f"config/README.md does not explain: {', '.join(missing)}"
