@@ -31,7 +31,7 @@ demo: $(READY)
 	@echo "MLflow   $(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
 
 lint: $(READY)
 	$(BIN)/ruff check .

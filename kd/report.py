@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def _bars_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> An
 
 def image_grid(sets: dict[str, dict[str, np.ndarray]]) -> Any:
     """Stored synthetic images, a panel per run; sorted by the teacher's class."""
-    columns = min(3, len(sets))
+    columns = math.ceil(math.sqrt(len(sets)))
     rows = -(-len(sets) // columns)
     figure, axes = _pyplot().subplots(
         rows, columns, figsize=(3.6 * columns, 3.9 * rows), layout="constrained", squeeze=False

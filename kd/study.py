@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from kd.config import Compute, ConfigError, Run, merge, read_yaml, run_of, schema_faults, suggest, validate
 
 FULL = "full"  # the ablation that switches nothing off
+STUDY_WIDE = ("study", "results", "methods", "compute", "tracking")  # no part of a single run
 COLUMNS = ["experiment", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "kind", "path"]
 
 
@@ -56,6 +58,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
 
     Raises ConfigError, a line per fault, before anything is run.
     """
+    given = {key: _retyped(value) if isinstance(value, dict) else value for key, value in given.items()}
     settings_schema, study_schema = (read_yaml(schemas / f"{name}.schema.yaml") for name in ("config", "study"))
     defaults = read_yaml(config)
     if unknown := sorted(set(given) - set(settings_schema["properties"])):
@@ -83,6 +86,18 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         tracking=base["tracking"],
         settings=base,
     )
+
+
+def _retyped(value: Any) -> Any:
+    """Snakemake hands nested values of --config on as text: {epochs: 5} comes as {"epochs": "5"}."""
+    if isinstance(value, dict):
+        return {key: _retyped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_retyped(item) for item in value]
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError):
+        return value
 
 
 def _find(study: str, folder: Path) -> tuple[str, Path]:
@@ -167,6 +182,8 @@ class _Expansion:
                 validate(merge(settings, nested({key: value})), self.schema, where)
             if "low" in values:
                 values["integer"] = _at_schema(self.schema, key) == "integer"
+        for key in STUDY_WIDE:  # how trials are computed is no part of the search
+            del settings[key]
         teacher = run_of(settings, tuning.seed).teacher
         if teacher is not None:
             self.runs[teacher.path] = teacher
@@ -179,7 +196,11 @@ class _Expansion:
         chosen = {"teacher": {"model": pair[0]}, "student": {"model": pair[1]}}
         if scale is not None:
             chosen["scale"] = scale
-        settings = merge(self.base, self.methods[method], self.ablations[ablation], override, self.given, chosen)
+        own = merge(self.methods[method], self.ablations[ablation], override)
+        if wide := sorted(set(own) & set(STUDY_WIDE)):
+            place = f"{self.path}: {where} ({method}, {ablation})"
+            raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
+        settings = merge(self.base, own, self.given, chosen)
         validate(settings, self.schema, f"{self.path}: {where} ({method}, {ablation})")
         return settings
 

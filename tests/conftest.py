@@ -29,6 +29,11 @@ TINY: dict[str, Any] = {
 PAIR = ["resnet8", "wrn_10_1"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole studies and runs first: at the end they would leave one of two workers without work."""
+    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_run.py"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)

@@ -306,7 +306,7 @@ def test_overrides_are_read_from_a_file(load, tmp_path):
     file = tmp_path / "best.yaml"
     override = {"kind": "datafree", "replay": {"alpha": 0.25}}
     file.write_text(yaml.safe_dump(override))
-    asked = {"a": experiment(methods="free", ablations=["x"])}
+    asked = {"a": experiment(methods=["free"], ablations=["x"])}
     from_file = load(experiments=asked, ablations={"x": str(file)})
     written = load(experiments=asked, ablations={"x": override})
     assert set(from_file.runs) == set(written.runs)
@@ -565,3 +565,33 @@ def test_a_thousand_runs_expand_in_seconds(load):
     study = load(experiments={"a": asked})
     assert time.process_time() - start < 5
     assert len(study.table) == 1000
+
+
+def test_nested_settings_of_the_command_line_are_numbers_again(load):
+    """Snakemake passes `--config 'training={epochs: 3}'` on with the number as text."""
+    given = {"training": {"epochs": "3", "lr": "0.25", "milestones": ["1", "2"], "nesterov": "true"}}
+    study = load(given=given, experiments={"a": experiment(methods=["scratch"])})
+    training = study.runs[study.students[0]].training
+    assert (training.epochs, training.lr, training.milestones, training.nesterov) == (3, 0.25, (1, 2), True)
+
+
+@pytest.mark.parametrize("place", ["methods", "ablations", "experiment"])
+def test_what_holds_for_a_whole_study_is_refused_elsewhere(load, place):
+    override = {"compute": {"threads": 2}}
+    content = {"experiments": {"a": experiment(**({"settings": override} if place == "experiment" else {}))}}
+    if place == "methods":
+        content["methods"] = {**METHODS, "free": {**METHODS["free"], **override}}
+    if place == "ablations":
+        content |= {"ablations": {"x": override}, "experiments": {"a": experiment(ablations=["x"])}}
+    assert "compute: holds for a whole study" in fault(load, **content)
+
+
+def test_how_trials_are_computed_is_no_part_of_a_search(load):
+    search = {"pair": PAIR, "method": "free", "scale": 0.5, "seed": 0, "trials": 2, "validation": 0.2}
+    tune = {"x": {**search, "space": {"replay.alpha": {"low": 0.0, "high": 1.0}}}}
+    studies = [
+        load(settings={**SETTINGS, "compute": {"threads": threads}}, tune=tune, experiments={"a": experiment()})
+        for threads in (1, 2)
+    ]
+    assert studies[0].tunings == studies[1].tunings
+    assert "compute" not in studies[0].tunings["x"].settings

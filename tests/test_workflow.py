@@ -100,6 +100,14 @@ def test_unknown_study_lists_those_there_are(project: Path) -> None:
     assert "did you mean 'demo'?" in done.stdout + done.stderr
 
 
+def test_settings_on_the_command_line(project: Path) -> None:
+    write_study(project)
+    shown = snakemake(project, "-n", "--quiet", "rules", "--config", "study=tiny", "training={epochs: 3, lr: 0.2}")
+    assert shown.returncode == 0, shown.stderr
+    refused = snakemake(project, "-n", "--config", "study=tiny", "training={lr: -1}")
+    assert "training.lr: got -1; allowed: > 0" in refused.stdout + refused.stderr
+
+
 def test_whole_study_then_only_what_is_new(project: Path) -> None:
     """The thread end to end: runs, tables, figures, MLflow, report; then nothing to do; then only what changed."""
     write_study(project)
@@ -155,9 +163,9 @@ def _check_mlflow(project: Path, results: pd.DataFrame) -> None:
 
 def test_killed_study_goes_on(project: Path) -> None:
     """SIGKILL to everything in the middle; the next start finishes, and its numbers equal an undisturbed study's."""
-    long = {"training": {"epochs": 60}}
+    long = {"training": {"epochs": 20}}
     only = {"experiments": {"data": {"methods": ["scratch"]}, "scale": {"scales": [0.3], "seeds": [0]}}}
-    write_study(project, settings={**long, "compute": {"checkpoint_seconds": 0.01}}, **only)
+    write_study(project, settings={**long, "compute": {"checkpoint_seconds": 0.2}}, **only)
     command = [str(Path(sys.executable).with_name("snakemake")), "--config", "study=tiny", "--cores", "2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -16,7 +16,7 @@ HERE = Path(workflow.basedir)
 try:
     STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
 except ConfigError as error:
-    raise WorkflowError(str(error)) from None
+    sys.exit(f"error: {error}")  # the readable line alone; an exception would add where in this file it was raised
 
 config.update(STUDY.settings)  # for the scripts: what changes no number goes this way, not through params
 ROOT = STUDY.root.as_posix()
@@ -44,6 +44,72 @@ def code_of(run, folder):
 def runtime(wildcards, attempt):
     """Minutes for SLURM: a job that ran out of time gets more on its retry, where it goes on from its checkpoint."""
     return STUDY.compute.runtime * attempt
+
+
+def dataset_settings(wildcards):
+    """What preparing depends on, and nothing else: augmentation and splits happen later."""
+    dataset = DATASETS[f"data/{wildcards.data}.pt"]
+    return {"name": dataset.name, "image_size": dataset.image_size}
+
+
+def data_file(wildcards):
+    return f"{ROOT}/{run_at(wildcards).data_path}"
+
+
+def teacher_weights(wildcards):
+    return f"{ROOT}/{run_at(wildcards).teacher.path}/weights.pt"
+
+
+def run_settings(wildcards):
+    return run_at(wildcards).as_dict()
+
+
+def run_digest(wildcards):
+    return code_of(run_at(wildcards), f"{ROOT}/runs/{wildcards.run}")
+
+
+def report_files():
+    """What the study ends with."""
+    names = [f"figures/{name}.png" for name in STUDY.experiments]
+    if datafree_runs():
+        names += ["figures/synthetic-images.png", "figures/synthetic-histograms.png"]
+    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
+
+
+def run_outputs(name):
+    return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
+
+
+def datafree_runs():
+    """The runs whose synthetic images are shown, by label: first pair, scale and seed of each method and ablation."""
+    rows = STUDY.table[STUDY.table["kind"] == "datafree"]
+    rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path")
+    return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
+
+
+def tuning_folder(name):
+    """A search with another space, method or number of trials is another search."""
+    tuning = STUDY.tunings[name]
+    identity = digest({"settings": tuning.settings, "space": tuning.space, "seed": tuning.seed})
+    return f"{FOLDER}/tune/{name}-{identity}"
+
+
+def tuning_at(wildcards):
+    name = wildcards.tuning.rsplit("-", 1)[0]
+    return STUDY.tunings[name]
+
+
+def trial_files(wildcards):
+    return [
+        f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/trial.json" for number in range(tuning_at(wildcards).trials)
+    ]
+
+
+def trial_inputs(wildcards):
+    """The data and, where the method has one, the teacher; neither depends on what is searched."""
+    run = run_of(tuning_at(wildcards).settings, tuning_at(wildcards).seed)
+    teacher = {} if run.teacher is None else {"teacher": f"{ROOT}/{run.teacher.path}/weights.pt"}
+    return {"data": f"{ROOT}/{run.data_path}", **teacher}
 
 
 # Not a rule: as an input of every run it would hide changes from Snakemake, whose `ancient` masks all that lies downstream.

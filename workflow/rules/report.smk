@@ -2,28 +2,6 @@
 CAPTIONS = "../report"
 
 
-def report_files():
-    """What the study ends with."""
-    names = [f"figures/{name}.png" for name in STUDY.experiments]
-    if datafree_runs():
-        names += ["figures/synthetic-images.png", "figures/synthetic-histograms.png"]
-    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
-
-
-def run_outputs(name):
-    return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
-
-
-def datafree_runs():
-    """The runs whose synthetic images are shown, by label: first pair, scale and seed of each method and ablation."""
-    rows = STUDY.table[STUDY.table["kind"] == "datafree"]
-    rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path")
-    return {
-        f"{row.method}{'' if row.ablation == 'full' else ', ' + row.ablation}, {100 * row.scale:.4g} %": row.path
-        for row in rows.itertuples()
-    }
-
-
 rule collect:
     """One tidy table of all runs."""
     input:
@@ -33,6 +11,8 @@ rule collect:
         results=report(f"{FOLDER}/results.csv", caption=f"{CAPTIONS}/results.rst", category="Tables"),
     log:
         f"{ROOT}/logs/report/{STUDY.name}-collect.txt",
+    conda:
+        "../../environment.yml"
     params:
         table=STUDY.table.to_dict("list"),
     script:
@@ -48,6 +28,8 @@ rule tables:
         csv=[f"{FOLDER}/tables/{name}.csv" for name in STUDY.experiments],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-tables.txt",
+    conda:
+        "../../environment.yml"
     params:
         title=STUDY.title,
         experiments=STUDY.experiments,
@@ -66,6 +48,8 @@ rule figure:
         f"{ROOT}/logs/report/{STUDY.name}-{{experiment}}.txt",
     wildcard_constraints:
         experiment="|".join(STUDY.experiments),
+    conda:
+        "../../environment.yml"
     params:
         experiment=lambda wildcards: STUDY.experiments[wildcards.experiment],
     script:
@@ -85,6 +69,8 @@ rule synthetic_figures:
         svg=[f"{FOLDER}/figures/synthetic-{name}.svg" for name in ("images", "histograms")],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-synthetic.txt",
+    conda:
+        "../../environment.yml"
     params:
         labels=list(datafree_runs()),
     script:

@@ -7,22 +7,6 @@ RUN_KIND = {
 RUN_FILES = {name: f"{ROOT}/runs/{{run}}/{name}" for name in ("metrics.json", "run.json", "history.csv", "weights.pt")}
 
 
-def data_file(wildcards):
-    return f"{ROOT}/{run_at(wildcards).data_path}"
-
-
-def teacher_weights(wildcards):
-    return f"{ROOT}/{run_at(wildcards).teacher.path}/weights.pt"
-
-
-def run_settings(wildcards):
-    return run_at(wildcards).as_dict()
-
-
-def run_digest(wildcards):
-    return code_of(run_at(wildcards), f"{ROOT}/runs/{wildcards.run}")
-
-
 rule train:
     """Train on labels alone: a teacher, or a student from scratch."""
     input:
@@ -33,6 +17,8 @@ rule train:
         f"{ROOT}/logs/runs/{{run}}.txt",
     wildcard_constraints:
         run=RUN_KIND["train"],
+    conda:
+        "../../environment.yml"
     threads: STUDY.compute.threads
     resources:
         gpu=STUDY.compute.gpu,
