@@ -90,7 +90,7 @@ class Setting:
     def __init__(self, literal_dtype: torch.dtype = torch.float32) -> None:
         self.generator = torch.Generator().manual_seed(0)
         labels = torch.arange(SAMPLES) % CLASSES
-        context = LossContext(STUDENT_DIM, TEACHER_DIM, (), (), labels, CLASSES, self.generator)
+        context = LossContext(STUDENT_DIM, TEACHER_DIM, labels, CLASSES, self.generator)
         self.crd = CRD(context, feat_dim=FEAT_DIM, negatives=NEGATIVES, tau=TAU, momentum=MOMENTUM)
         self.literal = LiteralCRD(self.crd, labels, torch.Generator().manual_seed(0), literal_dtype)
         self.student = torch.randn(BATCH, STUDENT_DIM, generator=self.generator).relu()

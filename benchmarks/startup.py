@@ -90,7 +90,8 @@ def main() -> None:
             project = Path(folder)
             for name in ("workflow", "config"):
                 shutil.copytree(ROOT / name, project / name)
-            shutil.copy(ROOT / "Snakefile", project)
+            for name in ("Snakefile", "environment.yml"):
+                shutil.copy(ROOT / name, project)
             (project / "config/studies/startup.yaml").write_text(yaml.safe_dump(STUDY))
             for name, seconds in seconds_to_first_step(project).items():
                 times.setdefault(name.rsplit("-", 1)[0], []).append(seconds)

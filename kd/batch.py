@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     """What a training step learns from; all tensors on one device, B samples."""
 
     images: Tensor  # [B, C, H, W] float, augmented and normalised
-    labels: Tensor  # [B] int64, the class (data-free: the class the teacher sees in the stored image)
+    labels: Tensor  # [B] int64, the class (data-free: the teacher's prediction when the image was made)
     index: Tensor  # [B] int64, position in the training subset or slot of the replay buffer
     weight: Tensor  # [B] float, importance-sampling weight; 1 for real data
 
@@ -33,8 +33,6 @@ class LossContext:
 
     student_dim: int  # D of the student's penultimate feature
     teacher_dim: int  # D of the teacher's
-    student_maps: tuple[tuple[int, int, int], ...]  # (C, H, W) of each intermediate map
-    teacher_maps: tuple[tuple[int, int, int], ...]
     labels: Tensor  # [M] int64 on the training device: the class of each of the M training samples
     num_classes: int
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,10 @@ class Stateful(Protocol):
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop (SIGTERM), has saved its state and leaves with a non-zero code."""
+    """The run was asked to stop (SIGTERM, Ctrl-C), has saved its state and leaves with a non-zero code."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
 
 
 class Checkpoint:
@@ -35,28 +36,28 @@ class Checkpoint:
 
     `parts` are the run's stateful objects by name. The file carries a checksum and the identity of settings and
     code; a torn, damaged or foreign one is put aside with a word to `say`, and the one before it is used.
-    SIGTERM is taken note of from `with checkpoint:` on; the loop asks `stop_or_save` at every boundary.
+    SIGTERM and Ctrl-C are taken note of from `with checkpoint:` on; the loop asks `stop_or_save` at every boundary.
     """
 
     def __init__(self, folder: Path, identity: str, every_seconds: float, say: Callable[[str], None] = print):
         self.files = [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"]
         self.identity, self.every_seconds, self.say = identity, every_seconds, say
-        self.stopping = False
+        self.stopping = 0  # the signal that asked to stop
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Checkpoint:
-        try:
-            self._handler = signal.signal(signal.SIGTERM, self._stop)
-        except ValueError:  # not the main thread: whoever started the thread handles signals
-            self._handler = None
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():  # else whoever started the thread handles signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
-    def _stop(self, *_: object) -> None:
-        self.stopping = True
+    def _stop(self, number: int, _frame: object) -> None:
+        self.stopping = number
 
     def stop_or_save(self, parts: dict[str, Stateful]) -> None:
         """Save if it is time to; when asked to stop, save and raise Stopped."""
@@ -65,7 +66,7 @@ class Checkpoint:
                 self.say("asked to stop: state saved, the next start goes on from here")
             else:
                 self.say("asked to stop: the next start goes on from the last good state")
-            raise Stopped
+            raise Stopped(self.stopping)
         if time.monotonic() - self._saved_at >= self.every_seconds:
             self.save(parts)
 

@@ -140,6 +140,8 @@ class Run:
         for name, shape in _SECTIONS.items():
             if values.get(name) is not None:
                 values[name] = _section(shape, values[name], name)
+        if values.get("objective"):
+            values["objective"] = {name: _terms(name, terms) for name, terms in values["objective"].items()}
         return _build(cls, values, "run")
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,6 +183,11 @@ def _require(values: dict[str, Any], key: str, name: str) -> None:
         raise ConfigError(f"{name}: key {key!r} is missing; add it")
 
 
+def _terms(loss: str, terms: dict[str, Any]) -> dict[str, Any]:
+    known = {"weight": "float", **(loss_settings(loss) if loss in LOSSES else {})}
+    return {key: _decimal(value) if known.get(key) == "float" else value for key, value in terms.items()}
+
+
 def _section(shape: type, values: dict[str, Any], name: str) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: got {kind_of(values)}; a mapping is needed")
@@ -199,10 +206,17 @@ def _build(shape: type, values: dict[str, Any], name: str) -> Any:
     known = {field.name for field in fields(shape)}
     if unknown := sorted(set(values) - known):
         raise ConfigError(f"{name}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
+    decimals = {field.name for field in fields(shape) if field.type == "float"}
+    values = {key: _decimal(value) if key in decimals else value for key, value in values.items()}
     try:
         return shape(**values)
     except TypeError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _decimal(value: Any) -> Any:
+    """1 and 1.0 are one setting: written in one way, they are also one param for Snakemake."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def distil(
                 if learning == run.inversion.reset_epoch and not counts["resets"]:
                     synthesis.reset_first_layer()
                     counts["resets"] = 1
-                made = synthesis.epoch(teacher, student, buffer, learning > 0, lambda: checkpoint.stopping)
+                made = synthesis.epoch(teacher, student, buffer, learning > 0, lambda: checkpoint.stopping != 0)
                 if made is None:
                     checkpoint.stop_or_save(parts)
                 buffer.add(made.images, made.classes, made.phi, generator)

@@ -18,6 +18,7 @@ def pick(compute: Compute) -> torch.device:
     if (device.index or 0) >= count:
         allowed = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
         raise ConfigError(f"compute.device: got {name!r}, but torch sees {count} GPUs; allowed: {allowed}")
+    torch.cuda.set_device(device)  # the generators that a checkpoint saves are those of the current device
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda", device.index or 0)

@@ -29,18 +29,27 @@ class Journal:
         self.history: list[dict[str, float]] = []
         self.counts: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
+        self._open: tuple[str, float] | None = None
         self.pending: dict[str, float] = {}  # values of the epoch under way, for its row
 
     @contextmanager
     def phase(self, name: str, device: torch.device) -> Iterator[None]:
         """Add the time spent inside to `seconds[name]`; waits for the device once, at the end."""
-        start = time.perf_counter()
+        self._open = (name, time.perf_counter())
         try:
             yield
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds, self._open = self._seconds_now(), None
+
+    def _seconds_now(self) -> Counter[str]:
+        """With the time so far in the phase under way, so that a checkpoint in its middle forgets none of it."""
+        seconds = Counter(self.seconds)
+        if self._open is not None:
+            name, start = self._open
+            seconds[name] += time.perf_counter() - start
+        return seconds
 
     def log(self, epoch: int, epochs: int, values: dict[str, torch.Tensor | float]) -> dict[str, float]:
         """Append a row for an epoch that is complete. Tensors [] are read here: one wait for the device per epoch."""
@@ -57,7 +66,7 @@ class Journal:
         return {
             "history": self.history,
             "counts": dict(self.counts),
-            "seconds": dict(self.seconds),
+            "seconds": dict(self._seconds_now()),
             "pending": self.pending,
         }
 

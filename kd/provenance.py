@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -41,6 +42,11 @@ def run_code(run: Run) -> str:
     return _digest_modules(frozenset(modules), tuple(chosen))
 
 
+def report_code() -> str:
+    """Digest of the code that makes tables and figures."""
+    return _digest_modules(frozenset({"kd.report"}))
+
+
 def data_code(dataset: Dataset) -> str:
     """Digest of the code that prepares a data set."""
     return _digest_modules(frozenset({"kd.data.prepare", DATASETS[dataset.name].split(":")[0]}))
@@ -68,12 +74,12 @@ def _tree(module: str) -> ast.Module:
 
 @cache
 def _code(module: str) -> str:
-    """Digest of a module's syntax tree without docstrings; comments and layout are not in the tree."""
-    tree = ast.parse(ast.unparse(_tree(module)))
+    """Digest of a module's text, written anew from its syntax tree: without docstrings, comments and layout."""
+    tree = copy.deepcopy(_tree(module))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body[:1] = [] if len(node.body) > 1 else [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
 @cache

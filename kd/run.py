@@ -18,7 +18,7 @@ from kd.checkpoint import Checkpoint
 from kd.config import Compute, Run
 from kd.data.dataset import Data, load
 from kd.evaluate import evaluate
-from kd.files import write_atomically, write_json
+from kd.files import file_digest, write_atomically, write_json
 from kd.journal import Journal, Progress, Sink
 from kd.provenance import environment, git_state, run_code
 from kd.train import train
@@ -52,8 +52,10 @@ def run_step(
         teacher.eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(run.seed)
     code = run_code(run)
-    checkpoint = Checkpoint(folder, f"{run.digest}-{run.seed}-{code}", compute.checkpoint_seconds, progress.say)
-    with tracker or nullcontext() as sink, checkpoint:
+    made_from = "-".join(file_digest(path) for path in (data_file, teacher_weights) if path is not None)
+    identity = f"{run.digest}-{run.seed}-{code}-{made_from}"
+    checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say)
+    with checkpoint, tracker or nullcontext() as sink:
         journal = Journal(progress, sink)
         buffer = None
         if run.kind == "datafree":
@@ -71,9 +73,9 @@ def run_step(
         write_atomically(folder / "history.csv", lambda file: file.write(_csv(journal.history).encode()))
         write_json(folder / "metrics.json", {**metrics, "scored": data.scored})
         write_json(folder / "run.json", _record(run, code, journal, device, started, data))
-        checkpoint.remove()
         progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
-        progress.close()
+    checkpoint.remove()
+    progress.close()
     return metrics
 
 

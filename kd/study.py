@@ -27,6 +27,11 @@ class Tuning:
     seed: int
     trials: int
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a trial depends on; more trials are the same search."""
+        return {"name": self.name, "settings": self.settings, "space": self.space, "seed": self.seed}
+
     def run(self, suggestion: dict[str, Any]) -> Run:
         """The run of one trial, from values for the dotted settings of the space."""
         return run_of(merge(self.settings, nested(suggestion)), self.seed)
@@ -232,10 +237,3 @@ def nested(dotted: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[last] = value
     return result
-
-
-def _at(settings: dict[str, Any], dotted: str) -> Any:
-    """The value of a dotted setting; None where it is not set."""
-    for part in dotted.split("."):
-        settings = settings.get(part) if isinstance(settings, dict) else None
-    return settings

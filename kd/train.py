@@ -102,8 +102,6 @@ def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Gene
     return LossContext(
         student_dim=student.feature_dim,
         teacher_dim=teacher.feature_dim,
-        student_maps=student.map_shapes(),
-        teacher_maps=teacher.map_shapes(),
         labels=labels,
         num_classes=len(data.classes),
         generator=generator,

@@ -8,10 +8,12 @@ from typing import Any
 
 import yaml
 
+from kd.config import ConfigError
 from kd.files import read_json, write_atomically, write_json
 from kd.study import nested
 
 METRIC = "accuracy"  # on the validation split
+RANDOM_TRIALS = 4  # drawn at random before the sampler learns from finished ones
 
 
 def trial(
@@ -40,21 +42,29 @@ def trial(
         params = {key: _suggest(asked, key, values) for key, values in space.items()}
         suggestion = {"optuna_trial": asked.number, "params": params}
         write_json(noted, suggestion)
-    value = objective(suggestion["params"])
-    study.tell(suggestion["optuna_trial"], value, skip_if_finished=True)
-    result = {**suggestion, "number": number, METRIC: value}
+    try:
+        value, note = objective(suggestion["params"]), ""
+        study.tell(suggestion["optuna_trial"], value, skip_if_finished=True)
+    except FloatingPointError as error:  # settings that diverge are an answer, too
+        value, note = None, str(error)
+        study.tell(suggestion["optuna_trial"], state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    result = {**suggestion, "number": number, METRIC: value, "note": note}
     write_json(folder / "trial.json", result)
     return result
 
 
 def best(trials: list[Path], output: Path, table: Path) -> dict[str, Any]:
     """Write the best trial's settings as overrides (YAML that an ablation of a study may name) and the
-    table of all trials (CSV). Of equal values the first trial wins."""
+    table of all trials (CSV). Of equal values the first trial wins. Raises ConfigError when every trial diverged."""
     import pandas as pd
 
     results = sorted((read_json(path) for path in trials), key=lambda result: result["number"])
-    winner = max(results, key=lambda result: result[METRIC])
-    frame = pd.DataFrame([{"trial": r["number"], METRIC: r[METRIC], **r["params"]} for r in results])
+    finished = [result for result in results if result[METRIC] is not None]
+    if not finished:
+        note = results[0]["note"]
+        raise ConfigError(f"tune: all {len(results)} trials diverged; the first: {note}; narrow the space")
+    winner = max(finished, key=lambda result: result[METRIC])
+    frame = pd.DataFrame([{"trial": r["number"], METRIC: r[METRIC], **r["params"], "note": r["note"]} for r in results])
     write_atomically(table, lambda file: file.write(frame.to_csv(index=False).encode()))
     head = f"# trial {winner['number']} of {len(results)}: validation {METRIC} {winner[METRIC]:.2f} %\n"
     text = head + yaml.safe_dump(nested(winner["params"]), sort_keys=True)
@@ -71,7 +81,7 @@ def _study(journal: Path, name: str, seed: int) -> Any:
     return optuna.create_study(
         study_name=name,
         storage=JournalStorage(JournalFileBackend(str(journal))),
-        sampler=optuna.samplers.TPESampler(seed=seed),
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS),
         direction="maximize",
         load_if_exists=True,
     )

@@ -57,5 +57,6 @@ def project(tmp_path: Path) -> Path:
     """A copy of the project's workflow and configuration in which a test may edit; kd itself is the installed one."""
     for name in ("workflow", "config"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "Snakefile", tmp_path)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, tmp_path)
     return tmp_path

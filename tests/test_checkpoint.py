@@ -304,7 +304,7 @@ def test_a_bad_file_does_not_push_out_the_good_one_before_it(tmp_path, monkeypat
 def test_a_stop_that_could_not_save_does_not_say_that_it_did(tmp_path, monkeypatch):
     checkpoint = saved(tmp_path, 1)
     monkeypatch.setattr(os, "fsync", full_disk)
-    checkpoint.stopping = True
+    checkpoint.stopping = signal.SIGTERM
     with pytest.raises(Stopped):
         checkpoint.stop_or_save({"part": Step(2)})
     assert any("not written" in text for text in checkpoint.say)

@@ -9,7 +9,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from kd.config import read_yaml
+from kd.config import ConfigError, read_yaml
 from kd.files import read_json, write_json
 from kd.tuning import best, trial
 
@@ -105,7 +105,9 @@ def results(tmp_path, values):
     paths = []
     for number, (value, params) in enumerate(values):
         path = tmp_path / f"trial{number}.json"
-        write_json(path, {"number": number, "optuna_trial": 9 - number, "accuracy": value, "params": params})
+        write_json(
+            path, {"number": number, "optuna_trial": 9 - number, "accuracy": value, "params": params, "note": ""}
+        )
         paths.append(path)
     return paths
 
@@ -165,3 +167,16 @@ def test_processes_share_a_journal(tmp_path):
     for result in found:
         assert trials[result["optuna_trial"]].params == result["params"]
         assert trials[result["optuna_trial"]].value == result["params"]["x"]
+
+
+def test_a_trial_that_diverges_is_an_answer(search, tmp_path):
+    def diverges(params):
+        raise FloatingPointError("epoch 1: loss is nan")
+
+    assert search(0, diverges)["accuracy"] is None
+    files = [tmp_path / "trial0/trial.json"]
+    with pytest.raises(ConfigError, match="all 1 trials diverged; the first: epoch 1: loss is nan; narrow the space"):
+        best(files, tmp_path / "best.yaml", tmp_path / "trials.csv")
+    search(1, lambda params: 50.0)
+    files.append(tmp_path / "trial1/trial.json")
+    assert best(files, tmp_path / "best.yaml", tmp_path / "trials.csv")["number"] == 1

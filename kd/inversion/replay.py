@@ -79,8 +79,10 @@ class ReplayBuffer:
             self._next = (self._next + missing) % self.capacity
         elif self.settings.replacement == "lowest":
             taken = self.priority[: self.size].sort(stable=True).indices[:missing]
-        else:
+        elif self.settings.replacement == "random":
             taken = torch.randperm(self.size, generator=generator, device=device)[:missing]
+        else:
+            raise ValueError(f"replay.replacement: got {self.settings.replacement!r}; allowed: oldest, lowest, random")
         return torch.cat([free, taken])
 
     def probabilities(self) -> Tensor:

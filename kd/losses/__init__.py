@@ -1,7 +1,7 @@
 """Distillation losses, one file each.
 
 Every loss answers `loss(student: Output, teacher: Output, batch: Batch)` with one value per sample, [B]; losses that
-relate the samples of a batch to each other give a scalar and say so with `per_sample = False`.
+relate the samples of a batch to each other give a scalar.
 
 To add one: write `kd/losses/<name>.py` and add its line to LOSSES. A stateless loss is a function
 `name(student, teacher, batch, *, setting=default)`; one with state (memory banks, embeddings) is a

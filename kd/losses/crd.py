@@ -62,8 +62,6 @@ class CRD(nn.Module):
         ValueError: a setting is out of range, or the training samples leave no negative to draw.
     """
 
-    per_sample = True
-
     def __init__(
         self,
         context: LossContext,

@@ -1,13 +1,12 @@
 # The study, read and checked once per start; lookups from paths to settings. No torch here: every job reads this file.
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from kd.config import ConfigError, digest, run_of
 from kd.files import read_json
-from kd.provenance import data_code, run_code
+from kd.provenance import data_code, report_code, run_code
 from kd.script import close_study, open_study
 from kd.study import load_study
 
@@ -88,10 +87,8 @@ def datafree_runs():
 
 
 def tuning_folder(name):
-    """A search with another space, method or number of trials is another search."""
-    tuning = STUDY.tunings[name]
-    identity = digest({"settings": tuning.settings, "space": tuning.space, "seed": tuning.seed})
-    return f"{FOLDER}/tune/{name}-{identity}"
+    """A search with other settings or another space is another search; more trials are not."""
+    return f"{FOLDER}/tune/{name}-{digest(STUDY.tunings[name].identity)}"
 
 
 def tuning_at(wildcards):

@@ -15,6 +15,7 @@ rule collect:
         "../../environment.yml"
     params:
         table=STUDY.table.to_dict("list"),
+        code=report_code(),
     script:
         "../scripts/collect.py"
 
@@ -32,6 +33,7 @@ rule tables:
         "../../environment.yml"
     params:
         title=STUDY.title,
+        code=report_code(),
         experiments=STUDY.experiments,
     script:
         "../scripts/tables.py"
@@ -52,6 +54,7 @@ rule figure:
         "../../environment.yml"
     params:
         experiment=lambda wildcards: STUDY.experiments[wildcards.experiment],
+        code=report_code(),
     script:
         "../scripts/figure.py"
 
@@ -73,5 +76,6 @@ rule synthetic_figures:
         "../../environment.yml"
     params:
         labels=list(datafree_runs()),
+        code=report_code(),
     script:
         "../scripts/synthetic_figures.py"

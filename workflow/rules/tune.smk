@@ -15,7 +15,7 @@ rule trial:
         mem_mb=STUDY.compute.mem_mb,
         runtime=runtime,
     params:
-        tuning=lambda wildcards: asdict(tuning_at(wildcards)),
+        tuning=lambda wildcards: tuning_at(wildcards).identity,
         code=lambda wildcards: run_code(run_of(tuning_at(wildcards).settings, tuning_at(wildcards).seed)),
     script:
         "../scripts/trial.py"

@@ -6,7 +6,7 @@ from kd.study import Tuning
 from kd.tuning import trial
 
 with job(snakemake.log[0]) as say:
-    tuning, folder = Tuning(**snakemake.params.tuning), Path(snakemake.output[0]).parent
+    tuning, folder = Tuning(**snakemake.params.tuning, trials=0), Path(snakemake.output[0]).parent
     data, teacher = Path(snakemake.input.data), snakemake.input.get("teacher")
 
     def objective(suggestion):
