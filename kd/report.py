@@ -99,8 +99,11 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
     if "images" in summary:
         columns["images made"] = [_number(value, ".0f") for value in summary["images"]]
     columns["student steps"] = [f"{value:.0f}" for value in summary["student_steps"]]
-    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    return f"### {title}\n\n" + "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+    cells = [[name, *map(str, values)] for name, values in columns.items()]
+    widths = [max(map(len, column)) for column in cells]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in zip(*cells, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:

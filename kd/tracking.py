@@ -24,6 +24,8 @@ METRICS_PER_BATCH = 1000  # the largest batch that MLflow takes
 STATE = "mlflow.json"  # in the run's folder: which MLflow run it is, and how many rows it has
 ARTIFACTS = ("metrics.json", "run.json", "history.csv", "weights.pt")
 
+SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # opens at runs, not at chat traces
+
 # A store that is away must not hang a run for minutes; these are MLflow's own settings, unless the user chose others.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -224,7 +226,7 @@ def _experiment(client: Any, name: str, results: Path) -> str:
     local = client.tracking_uri.startswith("sqlite:")  # a server keeps artifacts where it likes
     place = (results / "mlartifacts" / name).resolve().as_uri() if local else None
     try:
-        return client.create_experiment(name, artifact_location=place)
+        return client.create_experiment(name, artifact_location=place, tags=SHOWN_AS)
     except MlflowException:  # another job was faster
         return client.get_experiment_by_name(name).experiment_id
 
