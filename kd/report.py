@@ -100,7 +100,7 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
         columns["images made"] = [_number(value, ".0f") for value in summary["images"]]
     columns["student steps"] = [f"{value:.0f}" for value in summary["student_steps"]]
     cells = [[name, *map(str, values)] for name, values in columns.items()]
-    widths = [max(map(len, column)) for column in cells]
+    widths = [max(3, *map(len, column)) for column in cells]
     lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in zip(*cells, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
