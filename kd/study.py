@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from kd.config import Compute, ConfigError, Run, merge, read_yaml, run_of, schema_faults, suggest, validate
+from kd.config import Compute, ConfigError, Run, merge, read_yaml, run_of, suggest
+from kd.validation import schema_faults, validate
 
 FULL = "full"  # the ablation that switches nothing off
 STUDY_WIDE = ("study", "results", "methods", "compute", "tracking")  # no part of a single run

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from kd import config
-from kd.config import ConfigError, Run, digest, merge, read_yaml, run_of, slug, validate
+from kd.config import ConfigError, Run, digest, merge, read_yaml, run_of, slug
+from kd.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = read_yaml(ROOT / "workflow/schemas/config.schema.yaml")

@@ -1,0 +1,145 @@
+"""Merged settings checked before anything runs, a readable line per fault. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from kd import models
+from kd.config import ConfigError, active, kind_of, loss_settings, shown, suggest
+from kd.data import DATASETS
+from kd.losses import LOSSES
+
+
+def validate(settings: dict[str, Any], schema: dict[str, Any], source: str) -> None:
+    """Check merged settings against the schema, then what a schema cannot say.
+
+    Raises ConfigError with one line per fault: key, what came, what is allowed, what to do.
+    """
+    faults = schema_faults(settings, schema)
+    if not faults:
+        faults = list(_meaning_faults(settings))
+    if faults:
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+def schema_faults(value: Any, schema: dict[str, Any]) -> list[str]:
+    """One readable line per violation of a JSON schema."""
+    errors = sorted(
+        _validator()(schema).iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path]
+    )
+    return [_explain(error) for error in errors] + [
+        f"{path}: got {number}; allowed: a finite number" for path, number in _not_finite(value)
+    ]
+
+
+@cache
+def _validator() -> Any:
+    """JSON Schema takes 20.0 for an integer; range(20.0) does not, nor do we."""
+    import jsonschema  # only where a whole configuration is read; a run by hand needs no jsonschema
+
+    base = jsonschema.Draft202012Validator
+    strict = base.TYPE_CHECKER.redefine("integer", lambda _, item: isinstance(item, int) and not isinstance(item, bool))
+    return jsonschema.validators.extend(base, type_checker=strict)
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Places of NaN and infinity, which no comparison of a schema refuses."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _not_finite(item, f"{path}.{key}" if path else str(key))
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+
+
+def _explain(error: Any) -> str:
+    path = ".".join(_plain(part) if isinstance(part, str) else str(part) for part in error.absolute_path) or "top level"
+    rule, allowed, came = error.validator, error.validator_value, error.instance
+    if rule == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = next(key for key in came if key not in known)
+        return f"{path}: unknown key {shown(unknown)}; {suggest(str(unknown), known)}"
+    if rule == "required":
+        missing = next(key for key in allowed if key not in came)
+        return f"{path}: key {missing!r} is missing; add it"
+    if rule == "type":
+        wanted = " or ".join([allowed] if isinstance(allowed, str) else allowed)
+        hint = "; write 0.001, not 1e-3" if isinstance(came, str) and "number" in wanted and _is_number(came) else ""
+        return f"{path}: got {kind_of(came)}; allowed: {wanted}{hint}"
+    if rule == "enum":
+        return f"{path}: got {shown(came)}; {suggest(str(came), [str(item) for item in allowed])}"
+    limits = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+    if rule in limits:
+        return f"{path}: got {came}; allowed: {limits[rule]} {allowed}"
+    if rule == "pattern":
+        return f"{path}: got {shown(came)}; allowed: text that matches {allowed}"
+    if rule in ("minItems", "maxItems", "minProperties", "minLength"):
+        return f"{path}: got {shown(came)}; allowed: {'at least' if rule.startswith('min') else 'at most'} {allowed}"
+    if rule == "uniqueItems":
+        return f"{path}: got {shown(came)}; allowed: each entry once"
+    if rule == "oneOf":
+        return f"{path}: got {shown(came)}; allowed: {{low, high}} with an optional log, or {{choices}}"
+    return f"{path}: {error.message}"
+
+
+def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
+    """Faults that need to know models, data sets and losses."""
+    if settings["dataset"]["name"] not in DATASETS:
+        name = settings["dataset"]["name"]
+        yield f"dataset.name: got {shown(name)}; {suggest(name, list(DATASETS))}"
+    for who in ("teacher", "student"):
+        try:
+            models.check(settings[who]["model"])
+        except ValueError as error:
+            yield f"{who}.model: {error}"
+    if settings["kind"] == "datafree" and settings["dataset"]["image_size"] % 4:
+        yield f"dataset.image_size: got {settings['dataset']['image_size']}; the generator needs a multiple of 4"
+    terms = active(settings["objective"])
+    if settings["kind"] != "datafree" and not terms:
+        yield "objective: every weight is 0; give at least one loss a weight above 0"
+    for name, values in settings["objective"].items():
+        if name not in LOSSES:
+            yield f"objective.{name}: unknown loss; {suggest(name, list(LOSSES))}"
+            continue
+        known = loss_settings(name)
+        for key in values:
+            if key != "weight" and key not in known:
+                yield f"objective.{name}.{_plain(key)}: unknown key; {suggest(str(key), ['weight', *known])}"
+            elif key != "weight" and (wanted := _wanted(values[key], known[key])):
+                hint = "; write 10.0, not 1e1" if isinstance(values[key], str) and _is_number(values[key]) else ""
+                yield f"objective.{name}.{key}: got {kind_of(values[key])}; allowed: {wanted}{hint}"
+    if settings["kind"] == "train" and (teaching := sorted(set(terms) - {"ce"})):
+        yield f"objective.{teaching[0]}: needs a teacher, but kind is train; set kind: distill"
+    for who in ("training", "teacher.training", "distillation.training"):
+        training = settings
+        for part in who.split("."):
+            training = training[part]
+        late = [epoch for epoch in training["milestones"] if epoch >= training["epochs"]]
+        if training["schedule"] == "steps" and late:
+            yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); change either"
+        if training["nesterov"] and training["momentum"] == 0:
+            yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
+
+
+def _wanted(value: Any, annotation: str) -> str:
+    """What a loss's setting takes in words where `value` is something else; empty where it fits."""
+    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
+    names = [part.strip() for part in annotation.split("|")]
+    if not all(name in kinds for name in names):
+        return ""
+    fits = any(isinstance(value, kinds[name]) and (name == "bool" or not isinstance(value, bool)) for name in names)
+    return "" if fits else " or ".join({"float": "number", "int": "integer", "str": "text"}.get(n, n) for n in names)
+
+
+def _plain(key: Any) -> str:
+    return key if isinstance(key, str) and key.isprintable() else repr(key)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
