@@ -1,56 +1,136 @@
-"""`python -m kd`: every step by hand, without Snakemake, MLflow or Optuna."""
+"""`python -m kd`: runs by hand, without Snakemake, MLflow or Optuna; a look at what a study needs and where it stands."""
 
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from kd.config import Compute, ConfigError, Run, read_yaml
+import yaml
+
+from kd.config import Compute, ConfigError, Run, kind_of, read_yaml
+from kd.provenance import ROOT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 1 after one readable line on stderr."""
+    """0, or 1 after one readable line per mistake or failed run on stderr."""
     parser = argparse.ArgumentParser(prog="python -m kd", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
-    run = commands.add_parser("run", help="train, score and write one run, with its data set and teacher if missing")
-    run.add_argument("--settings", type=Path, required=True, help="a run.json, or YAML with the settings in one")
-    run.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")
+    run = commands.add_parser("run", help="train, score and write runs, with their data sets and teachers if missing")
+    run.add_argument(
+        "--settings",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="a run.json, YAML with the settings in one, or a list of runs as `plan --write` makes it",
+    )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1); their number decides last bits")
+    run.add_argument("--jobs", type=int, default=1, help="processes that share the work (default: 1)")
+    run.add_argument("--slots-per-gpu", type=int, default=1, help="how many of them may share a GPU (default: 1)")
+    run.add_argument("--root", type=Path, help="where the data set lies, as dataset.root in a study")
+    run.add_argument("--no-download", action="store_true", help="never download a data set")
+    plan = commands.add_parser("plan", help="what a study would run, and what that costs")
+    plan.add_argument("--write", type=Path, metavar="FILE", help="write the runs still to do, for `run --settings`")
+    status = commands.add_parser("status", help="where a study stands, from its files alone")
     sync = commands.add_parser("sync", help="send to MLflow what it missed while it was away")
-    sync.add_argument("--results", type=Path, default=Path("results"))
+    for command in (run, sync):
+        command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
+    for command in (plan, status):
+        command.add_argument(
+            "study", nargs="?", help="name or path, as --config study=...; default: as config.yaml says"
+        )
+        command.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE", help="as Snakemake's --config")
     given = parser.parse_args(arguments)
     try:
-        return {"run": _run, "sync": _sync}[given.command](given)
-    except (ConfigError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        return {"run": _run, "plan": _plan, "status": _status, "sync": _sync}[given.command](given)
+    except ConfigError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _run(given: argparse.Namespace) -> int:
-    from kd.data.prepare import prepare
-    from kd.run import run_step
+    runs = [run for file in given.settings for run in _runs_in(file)]
+    if given.jobs > 1:
+        return _share(given.jobs)
+    from kd.data.raw import Source
+    from kd.worker import work_through
 
-    compute = Compute(
-        given.device, given.threads, checkpoint_seconds=60.0, freeze_code=False, gpu=1, mem_mb=1, runtime=1
-    )
-    wanted = Run.from_dict(_settings(given.settings))
-    for run in filter(None, (wanted.teacher, wanted)):
-        folder, data = given.results / run.path, given.results / run.data_path
-        if not data.exists():
-            prepare(run.dataset, data)
-        if run is wanted or not (folder / "weights.pt").exists():
-            teacher = run.teacher and given.results / run.teacher.path / "weights.pt"
-            metrics = run_step(run, folder, data, teacher, compute)
-            print(f"{folder}: accuracy {metrics['accuracy']:.2f} %")
+    compute = Compute.by_hand(device=given.device, threads=given.threads, slots_per_gpu=given.slots_per_gpu)
+    source = Source(given.root, given.results / "data/downloads", not given.no_download)
+    failed = work_through(runs, given.results, compute, source)
+    for path, message in failed.items():
+        print(f"error: {path}: {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _share(jobs: int) -> int:
+    """So many processes of the same command; signals are passed on to them."""
+    command = [sys.executable, "-m", "kd", *sys.argv[1:], "--jobs", "1"]
+    workers = [subprocess.Popen(command) for _ in range(jobs)]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: [worker.send_signal(number) for worker in workers])
+    return max(worker.wait() for worker in workers)
+
+
+def _runs_in(file: Path) -> list[Run]:
+    """The runs of a settings file, checked. Raises ConfigError."""
+    from kd.validation import validate_run
+
+    content = read_yaml(file)  # JSON is YAML
+    listed = content["runs"] if "runs" in content else [content.get("settings", content)]
+    if not isinstance(listed, list) or not all(isinstance(settings, dict) for settings in listed):
+        raise ConfigError(
+            f"{file}: runs: got {kind_of(listed)}; a list of mappings, each with a run's settings, is needed"
+        )
+    runs = []
+    for settings in listed:
+        try:
+            runs.append(Run.from_dict(settings))
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+        validate_run(runs[-1], ROOT, str(file))
+    return runs
+
+
+def _plan(given: argparse.Namespace) -> int:
+    from kd.state import plan, to_do
+
+    study = _study(given)
+    print(plan(study))
+    if given.write:
+        content = {"runs": [run.as_dict() for run in to_do(study)]}
+        given.write.write_text(yaml.safe_dump(content, sort_keys=False))
+        print(f"{len(content['runs'])} runs written to {given.write}")
     return 0
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    content = read_yaml(path)  # JSON is YAML
-    return content["settings"] if isinstance(content.get("settings"), dict) else content
+def _status(given: argparse.Namespace) -> int:
+    from kd.state import status
+
+    print(status(_study(given)))
+    return 0
+
+
+def _study(given: argparse.Namespace) -> Any:
+    from kd.study import load_study
+
+    project = Path.cwd() if Path("config/config.yaml").is_file() else ROOT
+    chosen = {}
+    for item in given.config:
+        key, _, value = item.partition("=")
+        if not value:
+            raise ConfigError(f"--config: got {item!r}; needed: KEY=VALUE")
+        chosen[key] = yaml.safe_load(value)
+    if given.study:
+        chosen["study"] = given.study
+    return load_study(project / "config/config.yaml", project / "workflow/schemas", chosen)
 
 
 def _sync(given: argparse.Namespace) -> int:

@@ -37,11 +37,19 @@ class Checkpoint:
     `parts` are the run's stateful objects by name. The file carries a checksum and the identity of settings and
     code; a torn, damaged or foreign one is put aside with a word to `say`, and the one before it is used.
     SIGTERM and Ctrl-C are taken note of from `with checkpoint:` on; the loop asks `stop_or_save` at every boundary.
+    `guard` is called before each save and raises where this process may no longer write here.
     """
 
-    def __init__(self, folder: Path, identity: str, every_seconds: float, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        every_seconds: float,
+        say: Callable[[str], None] = print,
+        guard: Callable[[], None] = lambda: None,
+    ):
         self.files = [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"]
-        self.identity, self.every_seconds, self.say = identity, every_seconds, say
+        self.identity, self.every_seconds, self.say, self.guard = identity, every_seconds, say, guard
         self.stopping = 0  # the signal that asked to stop
         self._saved_at = time.monotonic()
 
@@ -72,6 +80,7 @@ class Checkpoint:
 
     def save(self, parts: dict[str, Stateful]) -> bool:
         """Write all parts and the random state; the previous file is kept. A full disk costs only this save."""
+        self.guard()
         buffer = io.BytesIO()
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save({"identity": self.identity, "state": state, "torch_rng": _global_rng()}, buffer)

@@ -8,9 +8,9 @@ import difflib
 import hashlib
 import importlib.util
 import json
-from dataclasses import asdict, dataclass, fields
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, cached_property
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -28,11 +28,32 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
+    """`root` is where the data lies. It is a setting of `folder` alone: other data sets are the same everywhere, and
+    where they were found is no part of a run (`run_of` leaves it out)."""
+
     name: str
+    root: str | None
+    classes: int | tuple[str, ...] | None
     image_size: int
     validation: float
     pad: int
     flip: bool
+
+    @property
+    def label(self) -> str:
+        """What paths and tables call it: cifar100, cifar100-20 (a subset of its classes), folder-flowers."""
+        count = len(self.classes) if isinstance(self.classes, tuple) else self.classes
+        return "-".join(filter(None, [self.name, PurePath(self.root or "").name, str(count or "")]))
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What its prepared file depends on, and nothing else: augmentation and splits happen later."""
+        return {key: _plain(getattr(self, key)) for key in ("name", "root", "classes", "image_size")}
+
+    @classmethod
+    def from_prepared(cls, prepared: dict[str, Any]) -> Dataset:
+        """The data set that `prepared` described, without split and augmentation."""
+        return _section(cls, {**prepared, "validation": 0.0, "pad": 0, "flip": False}, "dataset")
 
 
 @dataclass(frozen=True)
@@ -103,9 +124,17 @@ class Compute:
     threads: int
     checkpoint_seconds: float
     freeze_code: bool
+    download: bool
+    slots_per_gpu: int
     gpu: int
     mem_mb: int
     runtime: int
+
+    @classmethod
+    def by_hand(cls, **given: Any) -> Compute:
+        """Of a run without Snakemake, which alone asks for gpu, mem_mb and runtime."""
+        values = {"device": "auto", "threads": 1, "checkpoint_seconds": 60.0, "slots_per_gpu": 1}
+        return cls(**values | {"freeze_code": False, "download": True, "gpu": 1, "mem_mb": 1, "runtime": 1} | given)
 
 
 @dataclass(frozen=True)
@@ -143,25 +172,24 @@ class Run:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain mappings, lists and numbers, without what this kind does not use."""
-        return json.loads(json.dumps(_without_none(asdict(self))))
+        return _without_none(_plain(self))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Ten hex digits that identify the settings; seeds of one run share them (a teacher's seed counts)."""
         return digest({key: value for key, value in self.as_dict().items() if key != "seed"})
 
-    @property
+    @cached_property
     def path(self) -> str:
         """Folder of the run below results/: a function of the settings alone, so that every study finds it."""
         networks = slug(self.model) if self.teacher is None else f"{slug(self.teacher.model)}--{slug(self.model)}"
         label = "-".join(sorted(self.objective)) if self.kind == "distill" else self.kind
-        return f"runs/{slug(self.dataset.name)}/{networks}/{label}-{self.digest}/seed{self.seed}"
+        return f"runs/{slug(self.dataset.label)}/{networks}/{label}-{self.digest}/seed{self.seed}"
 
-    @property
+    @cached_property
     def data_path(self) -> str:
         """The prepared data set below results/."""
-        prepared = {"name": self.dataset.name, "image_size": self.dataset.image_size}
-        return f"data/{slug(self.dataset.name)}-{digest(prepared)}.pt"
+        return f"data/{slug(self.dataset.label)}-{digest(self.dataset.prepared)}.pt"
 
 
 _SECTIONS = {
@@ -196,6 +224,8 @@ def _section(shape: type, values: dict[str, Any], name: str) -> Any:
     if shape is Training:
         _require(values, "milestones", name)
         values = {**values, "milestones": tuple(values["milestones"])}
+    if shape is Dataset and isinstance(values.get("classes"), list):
+        values = {**values, "classes": tuple(values["classes"])}
     return _build(shape, values, name)
 
 
@@ -203,8 +233,11 @@ def _build(shape: type, values: dict[str, Any], name: str) -> Any:
     known = {field.name for field in fields(shape)}
     if unknown := sorted(set(values) - known):
         raise ConfigError(f"{name}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
-    decimals = {field.name for field in fields(shape) if field.type == "float"}
-    values = {key: _decimal(value) if key in decimals else value for key, value in values.items()}
+    kinds = {field.name: field.type for field in fields(shape)}
+    values = {key: _decimal(value) if kinds[key] == "float" else value for key, value in values.items()}
+    for key, value in values.items():
+        if wanted := wanted_kind(value, kinds[key]):
+            raise ConfigError(f"{name}.{key}: got {kind_of(value)}; allowed: {wanted}")
     try:
         return shape(**values)
     except TypeError as error:
@@ -214,6 +247,15 @@ def _build(shape: type, values: dict[str, Any], name: str) -> Any:
 def _decimal(value: Any) -> Any:
     """1 and 1.0 are one setting: written in one way, they are also one param for Snakemake."""
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings, tuples as lists: what JSON and YAML hold."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
@@ -291,6 +333,8 @@ def run_of(settings: dict[str, Any], seed: int) -> Run:
     """Cut merged, validated settings down to the run they describe."""
     kind, model = settings["kind"], settings["student"]["model"]
     common = {key: settings[key] for key in ("dataset", "scale", "precision")}
+    if settings["dataset"]["name"] != "folder":
+        common["dataset"] = {**settings["dataset"], "root": None}
     with_data = {"training": settings["training"], "objective": active(settings["objective"])}
     if kind == "train":
         return Run.from_dict({"kind": kind, "model": model, "seed": seed, **common, **with_data})
@@ -327,6 +371,17 @@ def loss_settings(name: str) -> dict[str, str]:
     if isinstance(node, ast.ClassDef):
         node = next(item for item in node.body if getattr(item, "name", None) == "__init__")
     return {item.arg: ast.unparse(item.annotation) if item.annotation else "" for item in node.args.kwonlyargs}
+
+
+def wanted_kind(value: Any, annotation: str) -> str:
+    """What an annotation allows, in words, where `value` is something else; empty where it fits or cannot be told."""
+    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
+    names = [part.strip() for part in annotation.split("|")]
+    if not all(name in kinds for name in names):
+        return ""
+    fits = any(isinstance(value, kinds[name]) and (name == "bool" or not isinstance(value, bool)) for name in names)
+    words = {"float": "number", "int": "integer", "str": "text", "bool": "boolean", "None": "null"}
+    return "" if fits else " or ".join(words[name] for name in names)
 
 
 def suggest(came: str, allowed: list[str]) -> str:

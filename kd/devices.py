@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
+from kd import slots
 from kd.config import Compute, ConfigError
 
 
-def pick(compute: Compute) -> torch.device:
-    """The device of this process; fixes the number of CPU threads. Raises ConfigError for a GPU that is not there."""
+@contextmanager
+def lease(compute: Compute, say: Callable[[str], None] = print) -> Iterator[torch.device]:
+    """The device of this run, its own until the end; fixes the number of CPU threads.
+
+    A GPU is shared by `compute.slots_per_gpu` jobs of this machine at most: waits while all slots are taken. Only GPUs
+    that $CUDA_VISIBLE_DEVICES leaves are considered, so that a scheduler's choice holds. Raises ConfigError for a GPU
+    that is not there.
+    """
     torch.set_num_threads(compute.threads)
-    if compute.device == "cpu" or (compute.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    name = "cuda" if compute.device == "auto" else compute.device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = torch.device(name)
-    if (device.index or 0) >= count:
+    if compute.device == "cpu" or (compute.device == "auto" and count == 0):
+        yield torch.device("cpu")
+        return
+    wanted = torch.device("cuda" if compute.device == "auto" else compute.device)
+    if (wanted.index or 0) >= count:
         allowed = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
-        raise ConfigError(f"compute.device: got {name!r}, but torch sees {count} GPUs; allowed: {allowed}")
-    torch.cuda.set_device(device)  # the generators that a checkpoint saves are those of the current device
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    return torch.device("cuda", device.index or 0)
+        raise ConfigError(f"compute.device: got {compute.device!r}, but torch sees {count} GPUs; allowed: {allowed}")
+    indices = range(count) if wanted.index is None else [wanted.index]
+    names = [str(torch.cuda.get_device_properties(index).uuid) for index in indices]
+    with slots.lease(names, compute.slots_per_gpu, say) as position:
+        device = torch.device("cuda", indices[position])
+        torch.cuda.set_device(device)  # the generators that a checkpoint saves are those of the current device
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        yield device
 
 
 def describe(device: torch.device) -> str:

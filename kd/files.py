@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 def file_digest(path: Path) -> str:
     """Sixteen hex digits of a file's content."""
+    stat = path.stat()
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _digest(path: Path, _changed: int, _size: int) -> str:
+    """Read once per process and state of the file: many runs share one data set."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

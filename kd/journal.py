@@ -58,6 +58,8 @@ class Journal:
         self.history.append(row)
         if self.sink is not None:
             self.sink(self.history)
+        spent = round(sum(self._seconds_now().values()), 3)
+        self.progress.position = {"done": epoch, "total": epochs, "seconds": spent}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
         self.progress.show(epoch, epochs, shown)
         return row
@@ -82,6 +84,7 @@ class Progress:
 
     def __init__(self, title: str, log: Path | None = None, terminal: TextIO = sys.stderr):
         self.title = title
+        self.position: dict[str, float] = {}  # epochs done and in all, seconds spent: what others are told
         self._bar = None
         self._terminal = terminal if terminal.isatty() else None
         self._log = None

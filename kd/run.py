@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from torch import nn
 
 from kd import datafree, devices, models
-from kd.checkpoint import Checkpoint
+from kd.checkpoint import Checkpoint, Stopped
 from kd.config import Compute, Run
 from kd.data.dataset import Data, load
 from kd.evaluate import evaluate
-from kd.files import file_digest, write_atomically, write_json
+from kd.files import file_digest, read_json, write_atomically, write_json
 from kd.journal import Journal, Progress, Sink
+from kd.lease import Lease, TakenOver
 from kd.provenance import environment, git_state, run_code
 from kd.train import train
 
@@ -32,16 +34,72 @@ def run_step(
     compute: Compute,
     tracker: AbstractContextManager[Sink | None] | None = None,
     log: Path | None = None,
+    wait: bool = True,
 ) -> dict[str, float]:
     """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
 
-    metrics.json (final numbers alone), run.json (settings, code, environment, seconds, counts), history.csv (curves),
-    weights.pt (state dict), and for data-free runs synthetic.npz. Returns the content of metrics.json.
+    metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), for data-free runs synthetic.npz,
+    and last of all run.json (settings, code, environment, seconds, counts). Returns the content of metrics.json.
+
+    One process works on a folder at a time; another one waits (or raises Busy), and takes what it then finds complete.
+    Raises ConfigError for a device that is not there, FloatingPointError when the loss is not finite, Stopped after
+    SIGTERM, TakenOver when another process has the run; what went wrong is in ended.json until the next start.
     """
-    started = time.time()
     folder.mkdir(parents=True, exist_ok=True)
-    device = devices.pick(compute)
-    progress = Progress(f"{run.path} on {device}", log)
+    with (
+        closing(Progress(run.path, log)) as progress,
+        Lease(folder, progress.say, lambda: progress.position, wait) as lease,
+    ):
+        made_from = "-".join(file_digest(path) for path in (data_file, teacher_weights) if path is not None)
+        identity = f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
+        checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lease.check)
+        if (metrics := finished(folder, identity)) is not None:
+            checkpoint.remove()
+            progress.say(f"already complete: accuracy {metrics['accuracy']:.2f} %")
+            return metrics
+        with _end_noted(folder, progress), devices.lease(compute, progress.say) as device:
+            with checkpoint, tracker or nullcontext() as sink:
+                metrics = _make(run, folder, data_file, teacher_weights, device, checkpoint, Journal(progress, sink))
+            checkpoint.remove()
+        return metrics
+
+
+def finished(folder: Path, identity: str | None = None) -> dict[str, float] | None:
+    """The metrics of a complete run (of this identity), else None."""
+    try:
+        record, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
+    except (OSError, ValueError):
+        return None
+    return metrics if identity in (None, record.get("identity")) else None
+
+
+@contextmanager
+def _end_noted(folder: Path, progress: Progress) -> Iterator[None]:
+    """How far a run came that did not get to its end, and why: for `kd status`."""
+    note = folder / "ended.json"
+    note.unlink(missing_ok=True)
+    try:
+        yield
+    except TakenOver:  # the folder is another's now
+        raise
+    except BaseException as error:
+        failure = None if isinstance(error, Stopped | KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        write_json(note, {"error": failure, "when": _time(time.time()), **progress.position})
+        raise
+
+
+def _make(
+    run: Run,
+    folder: Path,
+    data_file: Path,
+    teacher_weights: Path | None,
+    device: torch.device,
+    checkpoint: Checkpoint,
+    journal: Journal,
+) -> dict[str, float]:
+    started = time.time()
+    progress = journal.progress
+    progress.title = f"{run.path} on {device}"
     data = load(data_file, run.dataset, device)
     torch.manual_seed(run.seed)
     student = _network(run.model, data, device)
@@ -51,31 +109,25 @@ def run_step(
         teacher.load_state_dict(torch.load(teacher_weights, weights_only=True, map_location=device))
         teacher.eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(run.seed)
-    code = run_code(run)
-    made_from = "-".join(file_digest(path) for path in (data_file, teacher_weights) if path is not None)
-    identity = f"{run.digest}-{run.seed}-{code}-{made_from}"
-    checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say)
-    with checkpoint, tracker or nullcontext() as sink:
-        journal = Journal(progress, sink)
-        buffer = None
-        if run.kind == "datafree":
-            buffer = datafree.distil(run, data, student, teacher, generator, journal, checkpoint)
-        else:
-            train(run, data, student, teacher, generator, journal, checkpoint)
-        with journal.phase("evaluation", device):
-            metrics = evaluate(student, data.score, data.augment, teacher)
-        metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters())}
-        if buffer is not None:
-            drawn = datafree.describe(buffer, data, teacher)
-            _write_npz(folder / "synthetic.npz", drawn)
-        weights = {name: value.cpu() for name, value in student.state_dict().items()}
-        write_atomically(folder / "weights.pt", lambda file: torch.save(weights, file))
-        write_atomically(folder / "history.csv", lambda file: file.write(_csv(journal.history).encode()))
-        write_json(folder / "metrics.json", {**metrics, "scored": data.scored})
-        write_json(folder / "run.json", _record(run, code, journal, device, started, data))
-        progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
-    checkpoint.remove()
-    progress.close()
+    buffer = None
+    if run.kind == "datafree":
+        buffer = datafree.distil(run, data, student, teacher, generator, journal, checkpoint)
+    else:
+        train(run, data, student, teacher, generator, journal, checkpoint)
+    with journal.phase("evaluation", device):
+        metrics = evaluate(student, data.score, data.augment, teacher)
+    metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
+    checkpoint.guard()
+    if buffer is not None:
+        drawn = datafree.describe(buffer, data, teacher)
+        write_atomically(folder / "synthetic.npz", lambda file: np.savez_compressed(file, **drawn))
+    weights = {name: value.cpu() for name, value in student.state_dict().items()}
+    write_atomically(folder / "weights.pt", lambda file: torch.save(weights, file))
+    write_atomically(folder / "history.csv", lambda file: file.write(_csv(journal.history).encode()))
+    write_json(folder / "metrics.json", metrics)
+    record = _record(run, journal, device, started, data)
+    write_json(folder / "run.json", {"identity": checkpoint.identity, **record})
+    progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
     return metrics
 
 
@@ -84,12 +136,12 @@ def _network(name: str, data: Data, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last)
 
 
-def _record(run: Run, code: str, journal: Journal, device: torch.device, started: float, data: Data) -> dict[str, Any]:
+def _record(run: Run, journal: Journal, device: torch.device, started: float, data: Data) -> dict[str, Any]:
     seconds = {name: round(value, 3) for name, value in journal.seconds.items()}
     return {
         "settings": run.as_dict(),
         "digest": run.digest,
-        "code": code,
+        "code": run_code(run),
         "git": git_state(),
         "environment": environment(),
         "device": devices.describe(device),
@@ -98,8 +150,8 @@ def _record(run: Run, code: str, journal: Journal, device: torch.device, started
         "train_images": len(data.train),
         "classes": data.classes,
         "peak_memory_mb": round(devices.peak_memory_mb(device), 1),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": _time(started),
+        "finished": _time(time.time()),
     }
 
 
@@ -112,5 +164,5 @@ def _csv(history: list[dict[str, float]]) -> str:
     return text.getvalue()
 
 
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -6,6 +6,7 @@ its `config`, because a changed param would run everything again.
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from kd.config import Compute, ConfigError, Run
+from kd.data.raw import Source
 from kd.files import write_atomically
+from kd.lease import TakenOver
 from kd.study import Study
 
 
@@ -22,7 +25,8 @@ from kd.study import Study
 def job(log: str) -> Iterator[Callable[[str], None]]:
     """Around a script's work; gives `say(text)`, which writes to the log file and to stderr.
 
-    A user's mistake or a diverged run ends in one line and exit code 1; anything else in its traceback.
+    A user's mistake, a diverged run or one that another process has ends in one line and exit code 1; anything else in
+    its traceback.
     """
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +38,11 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
 
     try:
         yield say
-    except (ConfigError, FloatingPointError) as error:
+    except (ConfigError, FloatingPointError, TakenOver) as error:
         say(f"error: {error}")
         sys.exit(1)
+    except KeyboardInterrupt:  # while waiting; at work it is a wish to stop, and the state is saved
+        sys.exit(128 + signal.SIGINT)
     except Exception:
         say(traceback.format_exc())
         sys.exit(1)
@@ -48,6 +54,14 @@ def results_of(snakemake: Any) -> Path:
 
 def compute_of(snakemake: Any) -> Compute:
     return Compute(**snakemake.config["compute"])
+
+
+def source_of(snakemake: Any) -> Source:
+    """Where the data set of a `prepare_data` job is read from."""
+    results, file = results_of(snakemake), Path(snakemake.output[0])
+    root = snakemake.config["roots"][file.relative_to(results).as_posix()]
+    download = snakemake.config["compute"]["download"]
+    return Source(root and Path(root).expanduser(), results / "data/downloads", download)
 
 
 def open_study(study: Study, say: Callable[[str], None]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from kd.config import Compute, ConfigError, Run, merge, read_yaml, run_of, suggest
-from kd.validation import schema_faults, validate
+from kd.config import Compute, ConfigError, Dataset, Run, merge, read_yaml, run_of, suggest
+from kd.validation import Checker, schema_faults
 
 FULL = "full"  # the ablation that switches nothing off
 STUDY_WIDE = ("study", "results", "methods", "compute", "tracking")  # no part of a single run
@@ -47,6 +47,8 @@ class Study:
     root: Path  # the results folder
     table: pd.DataFrame  # COLUMNS, one row per run and experiment; `path` repeats where experiments share a run
     runs: dict[str, Run]  # path below the results folder -> run; teachers included
+    datasets: dict[str, Dataset]  # path of the prepared file below the results folder -> data set
+    roots: dict[str, str | None]  # the same paths -> where the data lies
     experiments: dict[str, dict[str, Any]]  # name -> title and view
     tunings: dict[str, Tuning]
     compute: Compute
@@ -74,8 +76,9 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     if faults := schema_faults(study, study_schema):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given)
-    validate(base, settings_schema, str(path))
-    expansion = _Expansion(base, study, path, settings_schema, given)
+    check = Checker(settings_schema)
+    check(base, str(path))
+    expansion = _Expansion(base, study, path, check, given)
     rows = [row for experiment in study["experiments"] for row in expansion.rows(experiment)]
     return Study(
         name=name,
@@ -83,6 +86,8 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         root=Path(base["results"]),
         table=pd.DataFrame(rows, columns=COLUMNS),
         runs=expansion.runs,
+        datasets=expansion.datasets,
+        roots=expansion.roots,
         experiments={
             key: {"title": value.get("title", key), "view": value.get("view", "methods")}
             for key, value in study["experiments"].items()
@@ -129,9 +134,11 @@ def _is_file(path: Path) -> bool:
 class _Expansion:
     """Turns experiments into rows; each distinct combination of settings is validated once."""
 
-    def __init__(self, base: dict[str, Any], study: dict[str, Any], path: Path, schema: dict[str, Any], given: dict):
-        self.base, self.study, self.path, self.schema, self.given = base, study, path, schema, given
+    def __init__(self, base: dict[str, Any], study: dict[str, Any], path: Path, check: Checker, given: dict):
+        self.base, self.study, self.path, self.check, self.given = base, study, path, check, given
         self.runs: dict[str, Run] = {}
+        self.datasets: dict[str, Dataset] = {}
+        self.roots: dict[str, str | None] = {}
         self.methods = base["methods"]
         ablations = {FULL: {}, **study.get("ablations", {})}
         self.ablations = {name: self._overrides(value, f"ablations.{name}") for name, value in ablations.items()}
@@ -156,11 +163,12 @@ class _Expansion:
                 )
                 for seed in experiment["seeds"]:
                     run = run_of(settings, seed)
-                    self._add(run)
+                    self.runs[run.path] = run
+                    self._add_inputs(run, settings)
                     rows.append(
                         {
                             "experiment": name,
-                            "dataset": run.dataset.name,
+                            "dataset": run.dataset.label,
                             "teacher": teacher,
                             "student": student,
                             "method": method,
@@ -185,14 +193,12 @@ class _Expansion:
             if values.get("log") and values["low"] <= 0:
                 raise ConfigError(f"{where}: low is {values['low']}; a log range needs low above 0")
             for value in values.get("choices", [values.get("low"), values.get("high")]):
-                validate(merge(settings, nested({key: value})), self.schema, where)
+                self.check(merge(settings, nested({key: value})), where)
             if "low" in values:
-                values["integer"] = _at_schema(self.schema, key) == "integer"
+                values["integer"] = _at_schema(self.check.schema, key) == "integer"
         for key in STUDY_WIDE:  # how trials are computed is no part of the search
             del settings[key]
-        teacher = run_of(settings, tuning.seed).teacher
-        if teacher is not None:
-            self.runs[teacher.path] = teacher
+        self._add_inputs(run_of(settings, tuning.seed), settings)
         return tuning
 
     def _settings(self, where, method, ablation, pair, scale, override) -> dict[str, Any]:
@@ -207,11 +213,11 @@ class _Expansion:
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
         settings = merge(self.base, own, self.given, chosen)
-        validate(settings, self.schema, f"{self.path}: {where} ({method}, {ablation})")
+        self.check(settings, f"{self.path}: {where} ({method}, {ablation})")
         return settings
 
-    def _add(self, run: Run) -> None:
-        self.runs[run.path] = run
+    def _add_inputs(self, run: Run, settings: dict[str, Any]) -> None:
+        self.datasets[run.data_path], self.roots[run.data_path] = run.dataset, settings["dataset"]["root"]
         if run.teacher is not None:
             self.runs[run.teacher.path] = run.teacher
 

@@ -2,26 +2,78 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from kd import models
-from kd.config import ConfigError, active, kind_of, loss_settings, shown, suggest
+from kd.config import (
+    ConfigError,
+    Run,
+    active,
+    kind_of,
+    loss_settings,
+    merge,
+    read_yaml,
+    shown,
+    suggest,
+    wanted_kind,
+)
 from kd.data import DATASETS
 from kd.losses import LOSSES
 
 
-def validate(settings: dict[str, Any], schema: dict[str, Any], source: str) -> None:
-    """Check merged settings against the schema, then what a schema cannot say.
+class Checker:
+    """Checks merged settings against the schema, then what a schema cannot say.
 
-    Raises ConfigError with one line per fault: key, what came, what is allowed, what to do.
+    It remembers the sections that were found without fault: the runs of a study share most of them.
     """
-    faults = schema_faults(settings, schema)
-    if not faults:
-        faults = list(_meaning_faults(settings))
-    if faults:
+
+    def __init__(self, schema: dict[str, Any]):
+        self.schema = schema
+        self._good: set[tuple[str, str]] = set()
+
+    def __call__(self, settings: dict[str, Any], source: str) -> None:
+        """Raises ConfigError with one line per fault: key, what came, what is allowed, what to do."""
+        sections = {key: (str(key), repr(value)) for key, value in settings.items()}
+        fresh, schema = settings, self.schema
+        if set(settings) == set(schema["properties"]):
+            fresh = {key: settings[key] for key, section in sections.items() if section not in self._good}
+            schema = {**schema, "required": []}
+        faults = schema_faults(fresh, schema)
+        if not faults:
+            self._good |= set(sections.values())
+            faults = list(_meaning_faults(settings))
+        if faults:
+            raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+def validate(settings: dict[str, Any], schema: dict[str, Any], source: str) -> None:
+    """Check settings once. Raises ConfigError as Checker does."""
+    Checker(schema)(settings, source)
+
+
+def validate_run(run: Run, project: Path, source: str) -> None:
+    """Check the settings of one run by hand as those of a study are checked.
+
+    Without jsonschema, only that names are known and numbers are numbers. Raises ConfigError as Checker does.
+    """
+    settings = read_yaml(project / "config/config.yaml")
+    own = run.as_dict()
+    own["student"] = {"model": own.pop("model")}
+    del own["seed"]
+    if run.teacher is not None:
+        validate_run(run.teacher, project, f"{source}: teacher")
+        own["teacher"] = {key: own["teacher"][key] for key in ("model", "training")}
+    if "objective" in own:
+        settings["objective"] = {}
+    settings = merge(settings, own)
+    if importlib.util.find_spec("jsonschema") is not None:
+        validate(settings, read_yaml(project / "workflow/schemas/config.schema.yaml"), source)
+    elif faults := list(_meaning_faults(settings)):
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
 
@@ -89,6 +141,8 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     if settings["dataset"]["name"] not in DATASETS:
         name = settings["dataset"]["name"]
         yield f"dataset.name: got {shown(name)}; {suggest(name, list(DATASETS))}"
+    if settings["dataset"]["name"] == "folder" and settings["dataset"]["root"] is None:
+        yield "dataset.root: got null; needed by dataset.name folder: the path of train/<class>/ and test/<class>/"
     for who in ("teacher", "student"):
         try:
             models.check(settings[who]["model"])
@@ -107,7 +161,7 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
         for key in values:
             if key != "weight" and key not in known:
                 yield f"objective.{name}.{_plain(key)}: unknown key; {suggest(str(key), ['weight', *known])}"
-            elif key != "weight" and (wanted := _wanted(values[key], known[key])):
+            elif key != "weight" and (wanted := wanted_kind(values[key], known[key])):
                 hint = "; write 10.0, not 1e1" if isinstance(values[key], str) and _is_number(values[key]) else ""
                 yield f"objective.{name}.{key}: got {kind_of(values[key])}; allowed: {wanted}{hint}"
     if settings["kind"] == "train" and (teaching := sorted(set(terms) - {"ce"})):
@@ -121,16 +175,6 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); change either"
         if training["nesterov"] and training["momentum"] == 0:
             yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
-
-
-def _wanted(value: Any, annotation: str) -> str:
-    """What a loss's setting takes in words where `value` is something else; empty where it fits."""
-    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
-    names = [part.strip() for part in annotation.split("|")]
-    if not all(name in kinds for name in names):
-        return ""
-    fits = any(isinstance(value, kinds[name]) and (name == "bool" or not isinstance(value, bool)) for name in names)
-    return "" if fits else " or ".join({"float": "number", "int": "integer", "str": "text"}.get(n, n) for n in names)
 
 
 def _plain(key: Any) -> str:

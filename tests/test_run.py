@@ -17,9 +17,10 @@ from conftest import ROOT, tiny_run
 from kd import models
 from kd.config import Compute, ConfigError, Run
 from kd.data.prepare import prepare
+from kd.data.raw import Source
 from kd.run import run_step
 
-COMPUTE = Compute("cpu", threads=1, checkpoint_seconds=3600.0, freeze_code=False, gpu=0, mem_mb=1, runtime=1)
+COMPUTE = Compute.by_hand(device="cpu", checkpoint_seconds=3600.0)
 METHODS = ("scratch", "kd", "crd", "ssdkd")
 
 
@@ -28,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with the data set and the teacher that all runs here share."""
     results = tmp_path_factory.mktemp("results")
     run = tiny_run("kd")
-    prepare(run.dataset, results / run.data_path)
+    prepare(run.dataset, results / run.data_path, Source(None, results, download=False))
     run_step(run.teacher, results / run.teacher.path, results / run.data_path, None, COMPUTE)
     return results
 
@@ -138,7 +139,7 @@ def test_divergence_ends_with_a_remedy(store: Path, tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
     if torch.cuda.device_count() > 7:
         pytest.skip("this machine has that GPU")
-    compute = Compute("cuda:7", threads=1, checkpoint_seconds=60.0, freeze_code=False, gpu=1, mem_mb=1, runtime=1)
+    compute = Compute.by_hand(device="cuda:7")
     with pytest.raises(ConfigError, match=r"compute.device: got 'cuda:7'.*allowed: auto, cpu"):
         execute(tiny_run("scratch"), store, tmp_path, compute)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from kd.config import Dataset
-from kd.data.raw import RawData
+from kd.data.raw import RawData, Source
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the split belongs to the data set, not to a run
 
 
-def load(dataset: Dataset) -> RawData:
+def load(dataset: Dataset, source: Source) -> RawData:
     """1,437 training and 360 test images, stratified by class, in one fixed split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

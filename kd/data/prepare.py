@@ -12,19 +12,21 @@ from torch.nn import functional as F
 
 from kd.config import Dataset
 from kd.data import DATASETS
+from kd.data.raw import Source, subset
 from kd.files import write_atomically
 
 
-def prepare(dataset: Dataset, path: Path) -> None:
+def prepare(dataset: Dataset, path: Path, source: Source) -> None:
     """Load the data set, resize it, and write images [N, C, S, S] uint8, labels, class names, mean and std to `path`.
 
-    Mean and std are per channel over the training images, in units of the full range [0, 1].
+    Mean and std are per channel over the training images, in units of the full range [0, 1]. Raises ConfigError for
+    data that is not there or of another shape.
     """
     module, function = DATASETS[dataset.name].split(":")
-    raw = getattr(importlib.import_module(module), function)(dataset)
+    raw = subset(getattr(importlib.import_module(module), function)(dataset, source), dataset.classes)
     train = _resize(_channels_first(raw.train_images), dataset.image_size)
     test = _resize(_channels_first(raw.test_images), dataset.image_size)
-    std, mean = torch.std_mean(train.double() / 255, dim=(0, 2, 3), correction=0)
+    mean, std = _mean_std(train)
     content = {
         "train_images": train,
         "train_labels": torch.from_numpy(raw.train_labels),
@@ -36,6 +38,18 @@ def prepare(dataset: Dataset, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(content, file))
+
+
+def _mean_std(images: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """[C] and [C] in float64, exact, from how often each of the 256 values occurs: images may fill the memory."""
+    channels = images.shape[1]
+    counts = torch.zeros(channels, 256, dtype=torch.float64)
+    for part in images.split(chunk):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+    share, values = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ values
+    return mean, (share * (values - mean[:, None]).pow(2)).sum(1).sqrt()
 
 
 def _channels_first(images: np.ndarray) -> Tensor:

@@ -1,10 +1,14 @@
-"""What a data set is made of before it is prepared."""
+"""What a data set is made of before it is prepared, and where it comes from."""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from kd.config import ConfigError, suggest
 
 
 class RawData(NamedTuple):
@@ -15,3 +19,49 @@ class RawData(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: list[str]
+
+
+class Source(NamedTuple):
+    """Where a data set is read from; changes nothing about what is read."""
+
+    root: Path | None  # the user's `dataset.root`
+    downloads: Path  # folder for what is downloaded
+    download: bool  # whether it may be
+
+
+def chosen(names: list[str], classes: int | tuple[str, ...] | None) -> list[str]:
+    """The classes that `dataset.classes` asks for (all, the first so many, or those named), in the order of `names`.
+
+    Raises ConfigError for a class that is not there.
+    """
+    if classes is None:
+        return names
+    if isinstance(classes, int):
+        if classes > len(names):
+            raise ConfigError(
+                f"dataset.classes: got {classes}; allowed: at most {len(names)}, the data set has no more"
+            )
+        return names[:classes]
+    if unknown := [name for name in classes if name not in names]:
+        raise ConfigError(f"dataset.classes: got {unknown[0]!r}; {suggest(unknown[0], names)}")
+    return [name for name in names if name in classes]
+
+
+def subset(raw: RawData, classes: int | tuple[str, ...] | None) -> RawData:
+    """The data of the chosen classes alone, labels counted anew."""
+    kept = chosen(raw.classes, classes)
+    if kept == raw.classes:
+        return raw
+    new_label = np.array([kept.index(name) if name in kept else -1 for name in raw.classes])
+    train, test = (new_label[labels] for labels in (raw.train_labels, raw.test_labels))
+    return RawData(raw.train_images[train >= 0], train[train >= 0], raw.test_images[test >= 0], test[test >= 0], kept)
+
+
+def in_canonical_order(raw: RawData) -> RawData:
+    """Both splits sorted by label, then by content: the same tensors, whatever files they were read from."""
+    parts = []
+    for images, labels in ((raw.train_images, raw.train_labels), (raw.test_images, raw.test_labels)):
+        contents = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in images]
+        order = sorted(range(len(labels)), key=lambda i: (labels[i], contents[i]))
+        parts += [images[order], labels[order]]
+    return RawData(*parts, raw.classes)

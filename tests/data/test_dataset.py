@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from kd.config import Dataset
 from kd.data.augment import Augment
 from kd.data.dataset import Loader, Split, load, stratified
 from kd.data.prepare import prepare
+from kd.data.raw import Source
 
-DIGITS = Dataset(name="digits", image_size=8, validation=0.0, pad=1, flip=False)
+DIGITS = Dataset(name="digits", root=None, classes=None, image_size=8, validation=0.0, pad=1, flip=False)
+NOWHERE = Source(None, Path("nowhere"), download=False)  # the digits come inside a package
 CPU = torch.device("cpu")
 PARTS = ("train", "test")
 
@@ -23,7 +26,7 @@ PARTS = ("train", "test")
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "below" / "digits.pt"
-    prepare(DIGITS, path)
+    prepare(DIGITS, path, NOWHERE)
     return path
 
 
@@ -73,7 +76,7 @@ def test_mean_and_std_are_those_of_the_training_images(prepared):
 
 
 def test_preparing_again_gives_the_same_data(prepared, tmp_path):
-    prepare(DIGITS, tmp_path / "again.pt")
+    prepare(DIGITS, tmp_path / "again.pt", NOWHERE)
     first, again = (torch.load(path, weights_only=True) for path in (prepared, tmp_path / "again.pt"))
     assert first.keys() == again.keys()
     for name, value in first.items():
@@ -81,7 +84,7 @@ def test_preparing_again_gives_the_same_data(prepared, tmp_path):
 
 
 def test_larger_images_are_interpolated_bilinearly(prepared, tmp_path):
-    prepare(replace(DIGITS, image_size=16), tmp_path / "large.pt")
+    prepare(replace(DIGITS, image_size=16), tmp_path / "large.pt", NOWHERE)
     small, large = (torch.load(path, weights_only=True) for path in (prepared, tmp_path / "large.pt"))
     assert large["train_images"].shape == (1437, 1, 16, 16)
     assert large["test_images"].shape == (360, 1, 16, 16)

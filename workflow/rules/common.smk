@@ -18,10 +18,11 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # the readable line alone; an exception would add where in this file it was raised
 
 config.update(STUDY.settings)  # for the scripts: what changes no number goes this way, not through params
+config["roots"] = STUDY.roots
 ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
-DATASETS = {run.data_path: run.dataset for run in RUNS.values()}
+DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
 
 def run_at(wildcards):
@@ -46,9 +47,7 @@ def runtime(wildcards, attempt):
 
 
 def dataset_settings(wildcards):
-    """What preparing depends on, and nothing else: augmentation and splits happen later."""
-    dataset = DATASETS[f"data/{wildcards.data}.pt"]
-    return {"name": dataset.name, "image_size": dataset.image_size}
+    return DATASETS[f"data/{wildcards.data}.pt"].prepared
 
 
 def data_file(wildcards):

@@ -1,0 +1,46 @@
+"""Data sets that torchvision knows: read where they lie, downloaded where that is allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+from kd.config import ConfigError
+from kd.data.raw import Source
+from kd.torchvision_compat import import_torchvision
+
+
+def torchvision_splits(name: str, source: Source) -> tuple[Any, Any]:
+    """torchvision's training and test split; their checksums are verified there.
+
+    Raises ConfigError where they are not found and cannot or may not be downloaded: it says what to put where.
+    """
+    kind = getattr(import_torchvision().datasets, name)
+    folder = source.root or source.downloads
+    try:
+        return _open(kind, folder, download=False)
+    except (RuntimeError, OSError):
+        problem = "compute.download is false"
+    if source.download:
+        try:
+            return _open(kind, folder, download=True)
+        except (RuntimeError, OSError) as error:
+            problem = f"the download failed ({' '.join(str(error).split())[:200]})"
+    raise ConfigError(f"dataset.root: {name} was not found in {folder} and {problem}; {_remedy(kind, folder)}")
+
+
+def _open(kind: Any, folder: Any, download: bool) -> tuple[Any, Any]:
+    with contextlib.redirect_stdout(sys.stderr):
+        return kind(str(folder), train=True, download=download), kind(str(folder), train=False)
+
+
+def _remedy(kind: Any, folder: Any) -> str:
+    if hasattr(kind, "base_folder"):  # CIFAR
+        return (
+            f"unpack {kind.url.rsplit('/', 1)[1]} there, so that {folder / kind.base_folder} exists, "
+            "or set dataset.root to a folder with train/<class>/ and test/<class>/ images"
+        )
+    return (
+        "set dataset.root to a folder with the four *-ubyte.gz files, or install Debian's package dataset-fashion-mnist"
+    )

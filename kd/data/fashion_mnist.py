@@ -1,0 +1,44 @@
+"""Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey images of 28x28 in ten classes."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+
+from kd.config import Dataset
+from kd.data.downloads import torchvision_splits
+from kd.data.raw import RawData, Source
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
+
+def load(dataset: Dataset, source: Source) -> RawData:
+    """The four .gz files in `source.root`, or as Debian installs them; else through torchvision."""
+    for folder in filter(None, (source.root, DEBIAN)):
+        if all((folder / name).is_file() for name in FILES):
+            train_images, train_labels, test_images, test_labels = (_read(folder / name) for name in FILES)
+            break
+    else:
+        train, test = torchvision_splits("FashionMNIST", source)
+        train_images, train_labels, test_images, test_labels = (
+            tensor.numpy() for split in (train, test) for tensor in (split.data, split.targets)
+        )
+    return RawData(
+        train_images[..., None],
+        train_labels.astype(np.int64),
+        test_images[..., None],
+        test_labels.astype(np.int64),
+        CLASSES,
+    )
+
+
+def _read(file: Path) -> np.ndarray:
+    """An IDX file: two zero bytes, type 8 (uint8), number of axes, their lengths (big-endian), then the values."""
+    content = gzip.decompress(file.read_bytes())
+    axes = content[3]
+    shape = np.frombuffer(content, ">i4", axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)

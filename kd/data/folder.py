@@ -1,0 +1,78 @@
+"""A tree of image files: root/{train,test}/<class>/*.png, .jpg, .jpeg or .webp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kd.config import ConfigError, Dataset
+from kd.data.raw import RawData, Source, chosen
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+SPLITS = ("train", "test")
+
+
+def load(dataset: Dataset, source: Source) -> RawData:
+    """All images as RGB, cut to a square around their centre and resized to `dataset.image_size`.
+
+    The sorted names of the folders in train/ are the classes. Raises ConfigError for a tree of another shape or a
+    file that cannot be decoded.
+    """
+    return read_tree(source.root, dataset)
+
+
+def is_tree(root: Path) -> bool:
+    return all((root / split).is_dir() for split in SPLITS)
+
+
+def read_tree(root: Path, dataset: Dataset) -> RawData:
+    if not is_tree(root):
+        raise ConfigError(
+            f"dataset.root: got {str(root)!r}; needed: a folder with train/<class>/ and test/<class>/ in it, "
+            f"images ending in {', '.join(ENDINGS)}"
+        )
+    found = {split: _folders(root / split) for split in SPLITS}
+    if odd := sorted(set(found["train"]) ^ set(found["test"])):
+        lacking = "train" if odd[0] in found["test"] else "test"
+        raise ConfigError(
+            f"dataset.root: class {odd[0]!r} has no folder in {root / lacking}; give both splits all classes"
+        )
+    classes = chosen(found["train"], dataset.classes)
+    arrays = []
+    for split in SPLITS:
+        files = [_images(root / split / name) for name in classes]
+        arrays += [
+            _decode([file for of_class in files for file in of_class], dataset.image_size),
+            np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files]),
+        ]
+    return RawData(*arrays, classes)
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS and file.name[0] != ".")
+    if not found:
+        raise ConfigError(f"dataset.root: {folder} holds no image; needed: files ending in {', '.join(ENDINGS)}")
+    return found
+
+
+def _decode(files: list[Path], size: int) -> np.ndarray:
+    """[N, size, size, 3] uint8. One after the other: for small images, threads cost more than they bring."""
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    for place, file in enumerate(files):
+        images[place] = _square(file, size)
+    return images
+
+
+def _square(file: Path, size: int) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"dataset.root: {file} cannot be decoded ({error}); mend or remove it") from None
+    return upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size), Image.BILINEAR)

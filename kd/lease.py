@@ -1,0 +1,176 @@
+"""One trainer per run: a lease on the run's folder, with a heartbeat and the owner's name. Imports no torch.
+
+File locks fail on network disks, so a lease is a file that the owner keeps rewriting. Leases are numbered: a dead
+owner's place is taken by creating the next number, which only one process can do; whoever finds a higher number than
+its own has lost the run and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kd.files import write_json
+
+HEARTBEAT_SECONDS = 5.0
+DEAD_AFTER_SECONDS = 60.0  # without a heartbeat; where the owner's process can be looked up, at once
+POLL_SECONDS = 0.2
+REMIND_SECONDS = 600.0
+
+
+class Busy(RuntimeError):
+    """Another process that is alive has the run."""
+
+
+class TakenOver(RuntimeError):
+    """Another process has the run now: this one was thought dead (a machine that slept, a disk that was away)."""
+
+
+class Lease:
+    """Context manager: inside it this process is the only one that works on `folder` (on what is `name`d in it).
+
+    Entering waits for an owner that is alive, an orphan of a killed workflow for example (raises Busy with
+    `wait=False`), and takes over from a dead one. `progress` gives what the heartbeat tells others, such as
+    {"done": 3, "total": 20}.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None] = print,
+        progress: Callable[[], dict[str, Any]] = dict,
+        wait: bool = True,
+        name: str = "lease",
+    ):
+        self.folder, self.say, self.progress, self.wait, self.name = folder, say, progress, wait, name
+        self.number = 0
+        self.lost = False
+        self._beats = 0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Lease:
+        watched, since, reminded = None, time.monotonic(), None
+        while True:
+            number, content = newest(self.folder, self.name)
+            now = time.monotonic()
+            if content != watched:
+                watched, since = content, now
+            if content is None or _is_dead(content, now - since):
+                if self._create(number + 1):
+                    if content is not None:
+                        self.say(f"taking over from {owner(content)}, which is gone")
+                    break
+                continue
+            if not self.wait:
+                raise Busy(f"{owner(content)} is working on {self.folder}")
+            if reminded is None or now - reminded >= REMIND_SECONDS:
+                self.say(f"{owner(content)} is working on this run; waiting for it")
+                reminded = now
+            time.sleep(POLL_SECONDS)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if not self._is_lost():
+            for number, file in _files(self.folder, self.name):
+                if number <= self.number:
+                    file.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise TakenOver when another process has the run; to be asked before anything is written."""
+        if self._is_lost():
+            raise TakenOver(f"{owner(newest(self.folder, self.name)[1])} has taken over this run; this process stops")
+
+    def _is_lost(self) -> bool:
+        self.lost = self.lost or newest(self.folder, self.name)[0] > self.number
+        return self.lost
+
+    def _create(self, number: int) -> bool:
+        """Create lease `number`; False when another process was faster."""
+        try:
+            with (self._file(number)).open("x") as file:
+                json.dump(self._content(), file)
+        except FileExistsError:
+            return False
+        self.number = number
+        return True
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{self.name}.{number}.json"
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                if self._is_lost():
+                    return
+                self._beats += 1
+                write_json(self._file(self.number), self._content())
+            except OSError:  # a full disk, or one that is away: the next beat may work
+                continue
+
+    def _content(self) -> dict[str, Any]:
+        me = {"host": platform.node(), "pid": os.getpid(), "process": _process(os.getpid()), "machine": _machine()}
+        return {**me, "slurm_job": os.environ.get("SLURM_JOB_ID"), "beat": self._beats, **self.progress()}
+
+
+def newest(folder: Path, name: str = "lease") -> tuple[int, dict[str, Any] | None]:
+    """Number and content of the lease with the highest number; 0 and None when nobody has the run."""
+    for number, file in sorted(_files(folder, name), reverse=True):
+        try:
+            return number, json.loads(file.read_text())
+        except FileNotFoundError:  # released in this moment
+            continue
+        except ValueError:  # its owner is just writing it, or died there
+            return number, {"host": "an unknown machine", "pid": "?", "beat": None}
+    return 0, None
+
+
+def is_alive(content: dict[str, Any], silent_seconds: float) -> bool:
+    """Whether a lease's owner works on, when its heartbeat is so many seconds old."""
+    return not _is_dead(content, silent_seconds)
+
+
+def owner(content: dict[str, Any]) -> str:
+    job = f", SLURM job {content['slurm_job']}" if content.get("slurm_job") else ""
+    return f"process {content['pid']} on {content['host']}{job}"
+
+
+def _is_dead(content: dict[str, Any], silent_seconds: float) -> bool:
+    here = _machine()
+    if here is not None and content.get("machine") == here:  # the kernel knows
+        return _process(content["pid"]) != content["process"]
+    return silent_seconds >= DEAD_AFTER_SECONDS
+
+
+def _files(folder: Path, name: str) -> list[tuple[int, Path]]:
+    numbered = re.compile(rf"{re.escape(name)}\.(\d+)\.json")
+    found = ((numbered.fullmatch(entry.name), folder / entry.name) for entry in os.scandir(folder))
+    return [(int(match[1]), file) for match, file in found if match]
+
+
+def _machine() -> str | None:
+    """This boot of this machine and its process numbers (containers may count their own); None if it cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _process(pid: int) -> int | None:
+    """When the process started, which tells it from a later one of the same number; None when it is gone."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(fields[18])

@@ -1,0 +1,73 @@
+"""Runs without Snakemake: any number of processes work through one list; leases keep them apart."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from kd.config import Compute, ConfigError, Run
+from kd.data.prepare import prepare
+from kd.data.raw import Source
+from kd.files import read_json
+from kd.lease import Busy, Lease, TakenOver
+from kd.run import run_step
+
+POLL_SECONDS = 1.0
+
+
+def work_through(
+    runs: list[Run], results: Path, compute: Compute, source: Source, say: Callable[[str], None] = print
+) -> dict[str, str]:
+    """Make all runs and the teachers and data sets they need; gives what failed, path -> message.
+
+    A run that another process has at that moment is left to it and looked at again later. One that fails does not
+    hold up the others, except its students; it is not tried twice, here or in a process started at the same time.
+    """
+    started = time.time()
+    waiting = {run.path: run for wanted in runs for run in (wanted.teacher, wanted) if run}  # teachers come first
+    failed: dict[str, str] = {}
+    while waiting:
+        before = len(waiting)
+        for path, run in list(waiting.items()):
+            teacher = run.teacher.path if run.teacher else None
+            if teacher in waiting:
+                continue  # another process is making it
+            try:
+                if teacher in failed:
+                    raise ConfigError(f"its teacher failed: {failed[teacher]}")
+                if (note := _failed_since(results / path, started)) is not None:
+                    raise ConfigError(note)
+                metrics = make(run, results, compute, source)
+                say(f"{results / path}: accuracy {metrics['accuracy']:.2f} %")
+            except Busy:
+                continue
+            except (ConfigError, FloatingPointError, TakenOver) as error:
+                failed[path] = str(error)
+            except Exception:
+                failed[path] = traceback.format_exc()
+            del waiting[path]
+        if len(waiting) == before:
+            time.sleep(POLL_SECONDS)
+    return failed
+
+
+def make(run: Run, results: Path, compute: Compute, source: Source) -> dict[str, float]:
+    """One run, whose teacher is there; its data set is prepared if it is missing. Raises Busy and as run_step does."""
+    data = results / run.data_path
+    if not data.exists():
+        data.parent.mkdir(parents=True, exist_ok=True)
+        with Lease(data.parent, say=lambda text: None, name=data.stem):
+            if not data.exists():
+                prepare(run.dataset, data, source)
+    teacher = results / run.teacher.path / "weights.pt" if run.teacher else None
+    return run_step(run, results / run.path, data, teacher, compute, wait=False)
+
+
+def _failed_since(folder: Path, started: float) -> str | None:
+    note = folder / "ended.json"
+    try:
+        return read_json(note)["error"] if note.stat().st_mtime >= started else None
+    except (OSError, ValueError):
+        return None
