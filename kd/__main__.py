@@ -1,4 +1,4 @@
-"""`python -m kd`: runs by hand, without Snakemake, MLflow or Optuna; a look at what a study needs and where it stands."""
+"""`python -m kd`: runs by hand, without Snakemake, MLflow or Optuna; what a study needs, and where it stands."""
 
 from __future__ import annotations
 

@@ -135,9 +135,14 @@ def newest(folder: Path, name: str = "lease") -> tuple[int, dict[str, Any] | Non
     return 0, None
 
 
-def is_alive(content: dict[str, Any], silent_seconds: float) -> bool:
-    """Whether a lease's owner works on, when its heartbeat is so many seconds old."""
-    return not _is_dead(content, silent_seconds)
+def peek(folder: Path, name: str = "lease") -> tuple[dict[str, Any] | None, bool]:
+    """What the newest lease says, and whether its owner is alive: at one look, by the file's time."""
+    number, content = newest(folder, name)
+    try:
+        silent = time.time() - (folder / f"{name}.{number}.json").stat().st_mtime
+    except OSError:  # nobody has it, or it was released in this moment
+        return None, False
+    return content, not _is_dead(content, silent)
 
 
 def owner(content: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from kd.config import Compute, ConfigError
+
 POLL_SECONDS = 0.005
 
 
@@ -46,6 +48,29 @@ def _bind_any(holder: socket.socket, devices: Sequence[str], slots_per_device: i
             except OSError:  # taken
                 continue
     return None
+
+
+def check(compute: Compute, asked: int | None) -> str:
+    """Compare what a workflow on this machine asks for (`--resources gpu=N`; None: no limit) with what is there.
+
+    Gives a line for the user, or nothing. Raises ConfigError for more than there is.
+    """
+    gpus = visible_gpus()
+    slots = gpus * compute.slots_per_gpu
+    if compute.device == "cpu":
+        return ""
+    if gpus == 0:
+        if compute.device != "auto":
+            raise ConfigError(
+                f"compute.device: got {compute.device!r}, but no GPU is seen here; allowed: auto, cpu"
+            )
+        return "no GPU here: all runs use the CPU"
+    have = f"{gpus} GPUs x compute.slots_per_gpu {compute.slots_per_gpu}"
+    if asked is None:
+        return f"{slots} GPU slots here ({have}); give --resources gpu={slots}, or jobs start that only wait for one"
+    if asked > slots:
+        raise ConfigError(f"--resources gpu: got {asked}; allowed: at most {slots} on this machine ({have})")
+    return ""
 
 
 def visible_gpus() -> int:

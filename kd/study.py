@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from kd.config import Compute, ConfigError, Dataset, Run, merge, read_yaml, run_of, suggest
+from kd.config import Compute, ConfigError, Dataset, Run, digest, merge, read_yaml, run_of, suggest
 from kd.validation import Checker, schema_faults
 
 FULL = "full"  # the ablation that switches nothing off
@@ -32,6 +32,11 @@ class Tuning:
     def identity(self) -> dict[str, Any]:
         """What a trial depends on; more trials are the same search."""
         return {"name": self.name, "settings": self.settings, "space": self.space, "seed": self.seed}
+
+    @property
+    def folder(self) -> str:
+        """Its folder's name: a search with other settings or another space is another search."""
+        return f"{self.name}-{digest(self.identity)}"
 
     def run(self, suggestion: dict[str, Any]) -> Run:
         """The run of one trial, from values for the dotted settings of the space."""

@@ -395,7 +395,7 @@ def test_spelling_is_no_part_of_the_identity(kind):
     original = run(kind)
     described = original.as_dict()
     assert Run.from_dict(reversed_keys(described)).digest == original.digest
-    assert Run.from_dict(floats(described)).digest == original.digest
+    assert digest(floats(described)) == digest(described)
 
 
 def floats(value):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from kd.config import ConfigError, digest, run_of
+from kd import slots
+from kd.config import ConfigError, run_of
 from kd.files import read_json
 from kd.provenance import data_code, report_code, run_code
 from kd.script import close_study, open_study
@@ -86,8 +87,7 @@ def datafree_runs():
 
 
 def tuning_folder(name):
-    """A search with other settings or another space is another search; more trials are not."""
-    return f"{FOLDER}/tune/{name}-{digest(STUDY.tunings[name].identity)}"
+    return f"{FOLDER}/tune/{STUDY.tunings[name].folder}"
 
 
 def tuning_at(wildcards):
@@ -108,8 +108,20 @@ def trial_inputs(wildcards):
     return {"data": f"{ROOT}/{run.data_path}", **teacher}
 
 
+def check_gpus():
+    """Before the first job on this machine: no more slots than it has."""
+    limit = workflow.global_resources.get("gpu")
+    try:
+        if hint := slots.check(STUDY.compute, None if limit is None else limit.value):
+            print(hint, file=sys.stderr)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
 # Not a rule: as an input of every run it would hide changes from Snakemake, whose `ancient` masks all that lies downstream.
 onstart:
+    if workflow.local_exec:
+        check_gpus()
     open_study(STUDY, lambda text: print(text, file=sys.stderr))
 
 
