@@ -22,7 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOPS = {"train": "kd.train", "distill": "kd.train", "datafree": "kd.datafree"}
 # Looked up by name, or without influence on any number: what they lead to is named in `run_code` instead.
 NOT_FOLLOWED = frozenset(
-    {"kd", "kd.losses", "kd.models", "kd.data", "kd.config", "kd.checkpoint", "kd.journal", "kd.files", "kd.inversion"}
+    {
+        "kd",
+        "kd.losses",
+        "kd.models",
+        "kd.data",
+        "kd.config",
+        "kd.checkpoint",
+        "kd.journal",
+        "kd.files",
+        "kd.inversion",
+        "kd.lease",
+    }
 )
 ALONE = frozenset({"kd.run"})  # counts itself, but what it imports is chosen by the run's kind
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "mlflow", "optuna", "scikit-learn")

@@ -61,9 +61,7 @@ def check(compute: Compute, asked: int | None) -> str:
         return ""
     if gpus == 0:
         if compute.device != "auto":
-            raise ConfigError(
-                f"compute.device: got {compute.device!r}, but no GPU is seen here; allowed: auto, cpu"
-            )
+            raise ConfigError(f"compute.device: got {compute.device!r}, but no GPU is seen here; allowed: auto, cpu")
         return "no GPU here: all runs use the CPU"
     have = f"{gpus} GPUs x compute.slots_per_gpu {compute.slots_per_gpu}"
     if asked is None:

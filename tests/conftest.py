@@ -55,7 +55,7 @@ def tiny_run(method: str, seed: int = 0, **dotted: Any) -> Run:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the project's workflow and configuration in which a test may edit; kd itself is the installed one."""
-    for name in ("workflow", "config"):
+    for name in ("workflow", "config", "profiles"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, tmp_path)

@@ -98,8 +98,10 @@ execute(tiny_run(method), store, folder, dataclasses.replace(COMPUTE, checkpoint
 """
 
 
-def killed(method: str, kill: str, at: int, store: Path, folder: Path) -> subprocess.CompletedProcess:
-    script = KILLED.format(tests=str(Path(__file__).parent))
+def killed(
+    method: str, kill: str, at: int, store: Path, folder: Path, script: str = KILLED
+) -> subprocess.CompletedProcess:
+    script = script.format(tests=str(Path(__file__).parent))
     command = [sys.executable, "-c", script, method, kill, str(at), str(store), str(folder)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
@@ -129,6 +131,37 @@ def test_killed_and_resumed_equals_undisturbed(method: str, kill: str, at: int, 
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
     steps = [json.loads((tmp_path / name / "run.json").read_text())["counts"] for name in ("killed", "undisturbed")]
     assert steps[0] == steps[1]
+
+
+TRIAL = (
+    KILLED.rsplit("execute(", 1)[0]
+    + """
+from kd.study import Tuning
+from kd.tuning import trial
+from conftest import tiny_settings
+settings = tiny_settings(method, dataset__validation=0.2)
+space = {{"replay.alpha": {{"low": 0.0, "high": 1.0, "integer": False}}}}
+tuning = Tuning("s", settings, space, seed=0, trials=1)
+compute = dataclasses.replace(COMPUTE, checkpoint_seconds=every or 1e-9)
+def objective(suggestion):
+    return execute(tuning.run(suggestion), store, folder / "run", compute)["accuracy"]
+trial(folder / "optuna.log", "s", space, 0, folder, objective)
+"""
+)
+
+
+@pytest.mark.parametrize(("kill", "at"), [("SIGKILL", 13), ("SIGTERM", 9)])
+def test_a_killed_trial_ends_as_an_undisturbed_one(kill: str, at: int, store: Path, tmp_path: Path) -> None:
+    run = tiny_run("ssdkd", dataset__validation=0.2)
+    execute(run.teacher, store, store / run.teacher.path)
+    killed("ssdkd", kill, 10**9, store, tmp_path / "undisturbed", TRIAL)
+    stopped = killed("ssdkd", kill, at, store, tmp_path / "killed", TRIAL)
+    assert stopped.returncode == (-signal.SIGKILL if kill == "SIGKILL" else 128 + signal.SIGTERM), stopped.stderr
+    assert not (tmp_path / "killed/trial.json").exists()
+    resumed = killed("ssdkd", kill, 10**9, store, tmp_path / "killed", TRIAL)
+    assert "resumed from checkpoint.pt" in resumed.stderr
+    for name in ("trial.json", "run/metrics.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 
 
 def test_divergence_ends_with_a_remedy(store: Path, tmp_path: Path) -> None:

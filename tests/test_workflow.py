@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,9 +48,9 @@ def snakemake(project: Path, *arguments: str, study: str = "tiny", **environment
     return subprocess.run(command, cwd=project, capture_output=True, text=True, env=env, timeout=600)
 
 
-def planned(project: Path, *arguments: str, study: str = "tiny") -> dict[str, int]:
+def planned(project: Path, *arguments: str, study: str = "tiny", **environment: str) -> dict[str, int]:
     """Jobs per rule of a dry run."""
-    done = snakemake(project, "-n", "--quiet", "rules", *arguments, study=study)
+    done = snakemake(project, "-n", "--quiet", "rules", *arguments, study=study, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return {rule: int(count) for rule, count in re.findall(r"^(\w+)\s+(\d+)$", done.stdout + done.stderr, re.M)}
 
@@ -113,6 +114,7 @@ def test_whole_study_then_only_what_is_new(project: Path) -> None:
     write_study(project)
     done = snakemake(project, "--cores", "2")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "profile profiles/default" in done.stderr, "picked up by itself"
     folder = project / "results/studies/tiny"
     results = pd.read_csv(folder / "results.csv")
     assert len(results) == 7
@@ -193,6 +195,98 @@ def test_killed_study_goes_on(project: Path) -> None:
     }
 
 
+def test_editing_the_package_runs_again_what_uses_it(project: Path) -> None:
+    """A method's file reruns exactly its runs, a comment or a new loss nothing, the shared core everything."""
+    shutil.copytree(ROOT / "kd", project / "kd", ignore=shutil.ignore_patterns("__pycache__"))
+    own = {"PYTHONPATH": str(project)}
+    only = {"settings": {"tracking": {"enabled": False}}, "experiments": {"scale": {"scales": [0.3], "seeds": [0]}}}
+    write_study(project, **only)
+    done = snakemake(project, "--cores", "2", **own)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert planned(project, **own) == {}
+
+    def edited(file: str, before: str = r"\Z", after: str = "\nUNUSED = 1\n") -> dict[str, int]:
+        path = project / file
+        text = path.read_text()
+        changed, count = re.subn(before, after, text, count=1)
+        assert count == 1
+        path.write_text(changed)
+        counts = planned(project, **own)
+        path.write_text(text)
+        return counts
+
+    crd, init = "kd/losses/crd.py", "kd/losses/__init__.py"
+    assert edited(crd, '"""', '"""Other words. ') == {}, "docstrings and layout do not count"
+    counts = edited(crd)
+    assert runs_of(counts) == {"distill": 1}, "the run that uses the loss"
+    assert {"collect", "tables", "figure"} <= set(counts)
+    assert runs_of(edited("kd/datafree.py")) == {"datafree": 1}
+    student_alone = {"train": 1, "distill": 2, "datafree": 1}
+    assert runs_of(edited("kd/models/wrn.py")) == student_alone, "the teacher is a ResNet"
+    assert runs_of(edited("kd/train.py")) == {"train": 2, "distill": 2, "datafree": 1}
+    counts = edited("kd/report.py")
+    assert runs_of(counts) == {}
+    assert {"collect", "tables", "figure"} <= set(counts)
+    (project / "kd/losses/mine.py").write_text((project / "kd/losses/kd.py").read_text())
+    (project / init).write_text(
+        (project / init)
+        .read_text()
+        .replace("LOSSES: dict[str, str] = {\n", 'LOSSES: dict[str, str] = {\n    "mine": "kd.losses.mine:kd",\n')
+    )
+    assert planned(project, **own) == {}, "a loss that is added reruns nothing"
+    mine = {"kind": "distill", "objective": {"mine": {"weight": 1.0}}}
+    experiments = merge(only["experiments"], {"data": {"methods": ["scratch", "kd", "crd", "mine"]}})
+    write_study(project, **{**only, "methods": {"mine": mine}, "experiments": experiments})
+    assert runs_of(planned(project, **own)) == {"distill": 1}, "and a method that uses it runs alone"
+
+
+def test_a_run_goes_on_beside_an_orphan(project: Path) -> None:
+    """Snakemake alone is killed; its job lives on. The next start waits for it and takes what it made."""
+    only = {"experiments": {"data": {"methods": ["scratch"]}, "scale": {"scales": [0.3], "seeds": [0]}}}
+    settings = {"training": {"epochs": 150}, "compute": {"checkpoint_seconds": 0.2}, "tracking": {"enabled": False}}
+    write_study(project, settings=settings, **only)
+    command = [str(Path(sys.executable).with_name("snakemake")), "--config", "study=tiny", "--cores", "2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet)
+    pattern = f"results/runs/digits/{PAIR[1]}/train-*/seed0"
+    deadline = time.monotonic() + 120
+    while not list(project.glob(f"{pattern}/checkpoint.pt")):
+        assert time.monotonic() < deadline, "no checkpoint of the student appeared"
+        assert process.poll() is None, "the study ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (folder,) = project.glob(pattern)
+    orphan = json.loads((folder / "lease.1.json").read_text())["pid"]
+    assert snakemake(project, "--unlock").returncode == 0
+    done = snakemake(project, "--cores", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = next(project.glob(f"results/logs/runs/digits/{PAIR[1]}/**/*.txt")).read_text()
+    assert f"process {orphan} on" in log
+    assert "waiting for it" in log
+    assert "already complete" in log
+    assert json.loads((folder / "run.json").read_text())["counts"]["student_steps"] == 150 * (1437 // 64)
+    assert not list(folder.glob("lease*")) + list(folder.glob("checkpoint*"))
+
+
+def test_more_gpu_slots_than_there_are_is_refused(project: Path) -> None:
+    write_study(project)
+    tool = project / "bin/nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A'\necho 'GPU 1: B'\n")
+    tool.chmod(0o755)
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    changed = {"compute": {"device": "auto", "slots_per_gpu": 2}}
+    write_study(project, settings=changed)
+    done = snakemake(project, "--cores", "1", "--resources", "gpu=5", PATH=path)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "error: --resources gpu: got 5; allowed: at most 4 on this machine" in said
+    assert "Traceback" not in said
+    assert not list(project.glob("results/runs/**/weights.pt"))
+    assert snakemake(project, "-n", "--resources", "gpu=5", PATH=path).returncode == 0, "a look starts nothing"
+
+
 def test_tuning_writes_settings_that_a_run_can_take(project: Path) -> None:
     search = {
         "pair": PAIR,
@@ -251,7 +345,7 @@ def test_mlflow_away_is_reported_and_sent_later(project: Path) -> None:
 
 def test_slurm_profile_dry_runs(project: Path) -> None:
     write_study(project)
-    counts = planned(project, "--profile", "workflow/profiles/slurm")
+    counts = planned(project, "--workflow-profile", "slurm")
     assert runs_of(counts) == {"train": 2, "distill": 2, "datafree": 4}
 
 

@@ -32,4 +32,6 @@ def load(dataset: Dataset, source: Source) -> RawData:
             f"dataset.root: {source.root} holds {sizes[0]:,} + {sizes[1]:,} images of {len(raw.classes)} classes; "
             f"{dataset.name} has {SIZES[0]:,} + {SIZES[1]:,} of {count}; complete it, or name it `folder`"
         )
+    if len(set(np.bincount(raw.train_labels))) > 1:
+        raise ConfigError(f"dataset.root: {source.root}: the classes differ in size; those of {dataset.name} do not")
     return in_canonical_order(raw)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from http.client import HTTPException
 from typing import Any
 
 from kd.config import ConfigError
 from kd.data.raw import Source
+from kd.lease import Lease
 from kd.torchvision_compat import import_torchvision
 
 
@@ -24,8 +26,10 @@ def torchvision_splits(name: str, source: Source) -> tuple[Any, Any]:
         problem = "compute.download is false"
     if source.download:
         try:
-            return _open(kind, folder, download=True)
-        except (RuntimeError, OSError) as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            with Lease(folder, name=name):  # two sizes of one data set may be prepared at once
+                return _open(kind, folder, download=True)
+        except (RuntimeError, OSError, HTTPException) as error:
             problem = f"the download failed ({' '.join(str(error).split())[:200]})"
     raise ConfigError(f"dataset.root: {name} was not found in {folder} and {problem}; {_remedy(kind, folder)}")
 

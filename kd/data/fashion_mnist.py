@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from kd.config import Dataset
+from kd.config import ConfigError, Dataset
 from kd.data.downloads import torchvision_splits
 from kd.data.raw import RawData, Source
 
@@ -27,6 +28,8 @@ def load(dataset: Dataset, source: Source) -> RawData:
         train_images, train_labels, test_images, test_labels = (
             tensor.numpy() for split in (train, test) for tensor in (split.data, split.targets)
         )
+    if len(set(np.bincount(train_labels))) > 1:
+        raise ConfigError("dataset.root: the classes differ in size, so this is MNIST; give the files of Fashion-MNIST")
     return RawData(
         train_images[..., None],
         train_labels.astype(np.int64),
@@ -38,7 +41,10 @@ def load(dataset: Dataset, source: Source) -> RawData:
 
 def _read(file: Path) -> np.ndarray:
     """An IDX file: two zero bytes, type 8 (uint8), number of axes, their lengths (big-endian), then the values."""
-    content = gzip.decompress(file.read_bytes())
-    axes = content[3]
-    shape = np.frombuffer(content, ">i4", axes, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    try:
+        content = gzip.decompress(file.read_bytes())
+        axes = content[3]
+        shape = np.frombuffer(content, ">i4", axes, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()  # torch wants to own it
+    except (OSError, EOFError, zlib.error, IndexError, ValueError) as error:
+        raise ConfigError(f"dataset.root: {file} cannot be read ({error}); replace it by the original") from None

@@ -39,6 +39,8 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
         raise ConfigError(
             f"dataset.root: class {odd[0]!r} has no folder in {root / lacking}; give both splits all classes"
         )
+    if len(found["train"]) < 2:
+        raise ConfigError(f"dataset.root: {root / 'train'} has {len(found['train'])} class folders; needed: 2 or more")
     classes = chosen(found["train"], dataset.classes)
     arrays = []
     for split in SPLITS:
@@ -72,7 +74,13 @@ def _decode(files: list[Path], size: int) -> np.ndarray:
 def _square(file: Path, size: int) -> Image.Image:
     try:
         with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = _rgb(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ConfigError(f"dataset.root: {file} cannot be decoded ({error}); mend or remove it") from None
     return upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size), Image.BILINEAR)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, where Pillow's own conversion turns all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
