@@ -95,7 +95,7 @@ def _runs_in(file: Path) -> list[Run]:
             runs.append(Run.from_dict(settings))
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-        validate_run(runs[-1], ROOT, str(file))
+        validate_run(runs[-1], _project(), str(file))
     return runs
 
 
@@ -121,8 +121,7 @@ def _status(given: argparse.Namespace) -> int:
 def _study(given: argparse.Namespace) -> Any:
     from kd.study import load_study
 
-    project = Path.cwd() if Path("config/config.yaml").is_file() else ROOT
-    chosen = {}
+    project, chosen = _project(), {}
     for item in given.config:
         key, _, value = item.partition("=")
         if not value:
@@ -131,6 +130,11 @@ def _study(given: argparse.Namespace) -> Any:
     if given.study:
         chosen["study"] = given.study
     return load_study(project / "config/config.yaml", project / "workflow/schemas", chosen)
+
+
+def _project() -> Path:
+    """Where config/ and workflow/ are: here, or beside the package."""
+    return Path.cwd() if Path("config/config.yaml").is_file() else ROOT
 
 
 def _sync(given: argparse.Namespace) -> int:
