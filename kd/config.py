@@ -375,6 +375,9 @@ def loss_settings(name: str) -> dict[str, str]:
 
 def wanted_kind(value: Any, annotation: str) -> str:
     """What an annotation allows, in words, where `value` is something else; empty where it fits or cannot be told."""
+    if annotation.startswith("Literal["):
+        allowed = ast.literal_eval(f"[{annotation[8:-1]}]")
+        return "" if value in allowed else ", ".join(map(str, allowed))
     kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
     names = [part.strip() for part in annotation.split("|")]
     if not all(name in kinds for name in names):

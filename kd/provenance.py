@@ -125,12 +125,15 @@ def environment() -> dict[str, str]:
 def git_state() -> dict[str, str]:
     """Commit and local changes of the code; $KD_COMMIT where there is no git history."""
     commit = _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT", "unknown")
-    return {"commit": commit.strip(), "diff": _git("diff", "HEAD", "--", "kd", "workflow", "config", "Snakefile")}
+    parts = ("kd", "workflow", "config", "Snakefile")
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *parts).splitlines()
+    diffs = [_git("diff", "HEAD", "--", *parts), *(_git("diff", "--no-index", "--", "/dev/null", name) for name in new)]
+    return {"commit": commit.strip(), "diff": "".join(diffs)}
 
 
 def _git(*command: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout if done.returncode in (0, 1) else ""  # 1: there is a difference

@@ -267,6 +267,8 @@ def test_git_state_in_a_repository(tmp_path):
     changed = python(tmp_path, GIT)
     assert changed["commit"] == clean["commit"]
     assert "+CHANGED = 1" in changed["diff"]
+    (tmp_path / "kd/losses/mine.py").write_text("NEW = 1\n")
+    assert "+NEW = 1" in python(tmp_path, GIT)["diff"], "a file that git does not know yet"
 
 
 def test_the_record_names_versions():

@@ -6,6 +6,7 @@ Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, secti
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +71,9 @@ class CRD(nn.Module):
         negatives: int = 16384,
         tau: float = 0.07,
         momentum: float = 0.5,
-        negatives_from: str = "other_classes",
-        positive: str = "exact",
-        estimator: str = "nce",
+        negatives_from: Literal["other_classes", "other_indices"] = "other_classes",
+        positive: Literal["exact", "relax"] = "exact",
+        estimator: Literal["nce", "infonce"] = "nce",
     ) -> None:
         super().__init__()
         _require(feat_dim >= 1, "feat_dim", feat_dim, "at least 1")
