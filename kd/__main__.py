@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from kd.config import Compute, ConfigError, Run, kind_of, read_yaml
+from kd.config import Compute, ConfigError, Run, kind_of, shown
 from kd.provenance import ROOT
+from kd.reading import parse_yaml, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,7 +107,10 @@ def _plan(given: argparse.Namespace) -> int:
     print(plan(study))
     if given.write:
         content = {"runs": [run.as_dict() for run in to_do(study)]}
-        given.write.write_text(yaml.safe_dump(content, sort_keys=False))
+        try:
+            given.write.write_text(yaml.safe_dump(content, sort_keys=False))
+        except OSError as error:
+            raise ConfigError(f"--write: {given.write} cannot be written ({error})") from None
         print(f"{len(content['runs'])} runs written to {given.write}")
     return 0
 
@@ -126,7 +130,10 @@ def _study(given: argparse.Namespace) -> Any:
         key, _, value = item.partition("=")
         if not value:
             raise ConfigError(f"--config: got {item!r}; needed: KEY=VALUE")
-        chosen[key] = yaml.safe_load(value)
+        try:
+            chosen[key] = parse_yaml(value)
+        except ConfigError as error:
+            raise ConfigError(f"--config {key}: got {shown(value)}; {error}") from None
     if given.study:
         chosen["study"] = given.study
     return load_study(project / "config/config.yaml", project / "workflow/schemas", chosen)

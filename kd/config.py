@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import difflib
 import hashlib
 import importlib.util
@@ -13,13 +12,22 @@ from functools import cache, cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from kd.losses import LOSSES
 
 
 class ConfigError(ValueError):
-    """A user's mistake in a configuration; each line of the message names the key, what came and what is allowed."""
+    """A user's mistake in a configuration; each line of the message names the key, what came and what is allowed.
+
+    Whatever came, a line is printable and of bearable length.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("\n".join(_bearable(line) for line in message.split("\n")))
+
+
+def _bearable(line: str) -> str:
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return line if len(line) <= 900 else f"{line[:600]} ... {line[-280:]}"
 
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -166,9 +174,15 @@ class Run:
         for name, shape in _SECTIONS.items():
             if values.get(name) is not None:
                 values[name] = _section(shape, values[name], name)
-        if values.get("objective"):
+        if values.get("objective") is not None:
+            if not isinstance(values["objective"], dict):
+                raise ConfigError(f"objective: got {kind_of(values['objective'])}; a mapping is needed")
             values["objective"] = {name: _terms(name, terms) for name, terms in values["objective"].items()}
-        return _build(cls, values, "run")
+        run = _build(cls, values, "run")
+        for name in USED.get(run.kind, ()):
+            if getattr(run, name) is None:
+                raise ConfigError(f"run: key {name!r} is missing; a run of kind {run.kind} needs it")
+        return run
 
     def as_dict(self) -> dict[str, Any]:
         """Plain mappings, lists and numbers, without what this kind does not use."""
@@ -192,6 +206,11 @@ class Run:
         return f"data/{slug(self.dataset.label)}-{digest(self.dataset.prepared)}.pt"
 
 
+USED = {  # by the kinds of run, beside what all need
+    "train": ("training", "objective"),
+    "distill": ("training", "objective", "teacher"),
+    "datafree": ("teacher", "inversion", "modulation", "replay", "distillation"),
+}
 _SECTIONS = {
     "dataset": Dataset,
     "training": Training,
@@ -209,6 +228,8 @@ def _require(values: dict[str, Any], key: str, name: str) -> None:
 
 
 def _terms(loss: str, terms: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(terms, dict):
+        raise ConfigError(f"objective.{loss}: got {kind_of(terms)}; a mapping is needed")
     known = {"weight": "float", **(loss_settings(loss) if loss in LOSSES else {})}
     return {key: _decimal(value) if known.get(key) == "float" else value for key, value in terms.items()}
 
@@ -223,6 +244,8 @@ def _section(shape: type, values: dict[str, Any], name: str) -> Any:
         values = {**values, "training": _section(Training, values["training"], "distillation.training")}
     if shape is Training:
         _require(values, "milestones", name)
+        if not isinstance(values["milestones"], list | tuple):
+            raise ConfigError(f"{name}.milestones: got {kind_of(values['milestones'])}; a list is needed")
         values = {**values, "milestones": tuple(values["milestones"])}
     if shape is Dataset and isinstance(values.get("classes"), list):
         values = {**values, "classes": tuple(values["classes"])}
@@ -230,10 +253,9 @@ def _section(shape: type, values: dict[str, Any], name: str) -> Any:
 
 
 def _build(shape: type, values: dict[str, Any], name: str) -> Any:
-    known = {field.name for field in fields(shape)}
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(f"{name}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
-    kinds = {field.name: field.type for field in fields(shape)}
+    kinds = _annotations(shape)
+    if unknown := sorted(set(values) - set(kinds), key=str):
+        raise ConfigError(f"{name}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(kinds))}")
     values = {key: _decimal(value) if kinds[key] == "float" else value for key, value in values.items()}
     for key, value in values.items():
         if wanted := wanted_kind(value, kinds[key]):
@@ -244,15 +266,21 @@ def _build(shape: type, values: dict[str, Any], name: str) -> Any:
         raise ConfigError(f"{name}: {error}") from None
 
 
+@cache
+def _annotations(shape: type) -> dict[str, str]:
+    return {field.name: field.type for field in fields(shape)}
+
+
 def _decimal(value: Any) -> Any:
     """1 and 1.0 are one setting: written in one way, they are also one param for Snakemake."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    exact = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return float(value) if exact else value
 
 
 def _plain(value: Any) -> Any:
     """Dataclasses as mappings, tuples as lists: what JSON and YAML hold."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {name: _plain(getattr(value, name)) for name in _annotations(type(value))}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -288,45 +316,32 @@ def _numbers(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-# ------------------------------------------------------------------------------------------------- reading and merging
+# ------------------------------------------------------------------------------------------------------------ merging
 
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice; YAML would forget the first silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        if twice := next((key for key in keys if keys.count(key) > 1 and key != "<<"), None):
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError where the file is missing, unreadable or holds no mapping."""
-    try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-99-99
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", error)).split())
-        raise ConfigError(f"{path}: not valid YAML{where} ({problem})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {kind_of(content)}; a mapping of settings is needed")
-    return content
+LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
 
 
 def merge(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
     """Mappings merge key by key, everything else is replaced; nothing given is changed."""
-    merged = copy.deepcopy(base)
+    merged = _copy(base)
     for override in overrides:
-        for key, value in override.items():
-            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
+        _update(merged, override)
     return merged
+
+
+def _update(place: dict[str, Any], override: dict[str, Any]) -> None:
+    for key, value in override.items():
+        if isinstance(value, dict) and isinstance(place.get(key), dict):
+            _update(place[key], value)
+        else:
+            place[key] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    """Each time anew what an alias of YAML names twice, so that a change in one place is none in the other."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def run_of(settings: dict[str, Any], seed: int) -> Run:
@@ -378,13 +393,20 @@ def wanted_kind(value: Any, annotation: str) -> str:
     if annotation.startswith("Literal["):
         allowed = ast.literal_eval(f"[{annotation[8:-1]}]")
         return "" if value in allowed else ", ".join(map(str, allowed))
-    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
-    names = [part.strip() for part in annotation.split("|")]
-    if not all(name in kinds for name in names):
+    names = _known_kinds(annotation)
+    if any(isinstance(value, KINDS[name]) and (name == "bool" or not isinstance(value, bool)) for name in names):
         return ""
-    fits = any(isinstance(value, kinds[name]) and (name == "bool" or not isinstance(value, bool)) for name in names)
     words = {"float": "number", "int": "integer", "str": "text", "bool": "boolean", "None": "null"}
-    return "" if fits else " or ".join(words[name] for name in names)
+    return " or ".join(words[name] for name in names)
+
+
+KINDS = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
+
+
+@cache
+def _known_kinds(annotation: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in annotation.split("|"))
+    return names if all(name in KINDS for name in names) else ()
 
 
 def suggest(came: str, allowed: list[str]) -> str:

@@ -127,10 +127,11 @@ def newest(folder: Path, name: str = "lease") -> tuple[int, dict[str, Any] | Non
     """Number and content of the lease with the highest number; 0 and None when nobody has the run."""
     for number, file in sorted(_files(folder, name), reverse=True):
         try:
-            return number, json.loads(file.read_text())
+            content = json.loads(file.read_text())
+            return number, {"pid": content["pid"], "host": content["host"], **content}
         except FileNotFoundError:  # released in this moment
             continue
-        except ValueError:  # its owner is just writing it, or died there
+        except (ValueError, KeyError, TypeError):  # its owner is just writing it, or died there
             return number, {"host": "an unknown machine", "pid": "?", "beat": None}
     return 0, None
 

@@ -6,7 +6,6 @@ import ast
 import copy
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -28,6 +27,7 @@ NOT_FOLLOWED = frozenset(
         "kd.models",
         "kd.data",
         "kd.config",
+        "kd.reading",
         "kd.checkpoint",
         "kd.journal",
         "kd.files",
@@ -79,8 +79,11 @@ def _digest_modules(entries: frozenset[str], also: tuple[str, ...] = ()) -> str:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    origin = importlib.util.find_spec(module).origin
-    return ast.parse(Path(origin).read_text())
+    """Of a module without a Python source (built in, an extension) nothing is known but its name."""
+    spec = models.find_spec(module)  # imports no package, which would run its code
+    if spec is None or not spec.has_location or not str(spec.origin).endswith(".py"):
+        return ast.Module([], [])
+    return ast.parse(Path(spec.origin).read_bytes())
 
 
 @cache

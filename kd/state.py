@@ -49,15 +49,19 @@ def states(study: Study) -> dict[str, State]:
 
     A run whose code has changed since, or whose teacher will be made again, waits: it will be made again, too.
     """
-    found: dict[str, State] = {}
-    compared = [study.runs[path] for path in study.students]
-    teachers = [run.teacher for run in compared if run.teacher]
-    for run in {run.path: run for run in teachers + compared}.values():
-        state = _state(run, study.root / run.path, study.compute.freeze_code)
+    compared = {path: study.runs[path] for path in study.students}
+    teachers = {run.teacher.path: run.teacher for run in compared.values() if run.teacher}
+    found = {
+        path: _state(run, study.root / path, study.compute.freeze_code) for path, run in (teachers | compared).items()
+    }
+    wanted = {run.teacher.path for path, run in compared.items() if run.teacher and found[path].name != "done"}
+    for path in teachers:
+        if path not in compared and path not in wanted and not (study.root / path / "weights.pt").exists():
+            del found[path]  # gone, and all its students are there: nothing needs it
+    for path, run in compared.items():
         teacher = found.get(run.teacher.path) if run.teacher else None
-        if state.name == "done" and teacher is not None and teacher.name != "done":
-            state = State("waiting", note="its teacher will be made again")
-        found[run.path] = state
+        if found[path].name == "done" and teacher is not None and teacher.name != "done":
+            found[path] = State("waiting", note="its teacher will be made again")
     return found
 
 
@@ -72,7 +76,7 @@ def _state(run: Run, folder: Path, freeze_code: bool) -> State:
     try:
         record = read_json(folder / "run.json")
         spent = record["seconds"]["total"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # not whole, or no record at all
         record = None
     if record is not None and (folder / "metrics.json").exists():
         if freeze_code or record.get("code") == run_code(run):
@@ -80,11 +84,12 @@ def _state(run: Run, folder: Path, freeze_code: bool) -> State:
         return State("waiting", note="made by other code; will be made again")
     try:
         ended = read_json(folder / "ended.json")
-    except (OSError, ValueError):
+        failure = ended["error"]
+    except (OSError, ValueError, KeyError, TypeError):
         return State("waiting")
-    if ended["error"] is None:
+    if failure is None:
         return _part("waiting", ended, "stopped; goes on from its checkpoint")
-    return _part("failed", ended, ended["error"])
+    return _part("failed", ended, failure)
 
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
@@ -131,8 +136,10 @@ def _finished(root: Path) -> Iterator[Finished]:
             record = read_json(folder / "run.json")
             size = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
             run = Run.from_dict(record["settings"])
-            yield Finished(run, record["seconds"], record["train_images"], size, record["finished"])
-        except (OSError, ValueError, KeyError, TypeError):  # another version's, or not whole: no help
+            seconds = {name: float(value) for name, value in record["seconds"].items()}
+            if "total" in seconds:
+                yield Finished(run, seconds, int(record["train_images"]), size, str(record["finished"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another version's, or not whole: no help
             continue
 
 
@@ -221,7 +228,9 @@ def plan(study: Study) -> str:
     ]
     todo = to_do(study, found)
     jobs = Counter(run.kind for run in todo)
-    jobs["prepare_data"] = sum(not (study.root / path).exists() for path in study.datasets)
+    searches = [tuning.run({}) for tuning in study.tunings.values() if _trials_done(study, tuning) < tuning.trials]
+    needed = {run.data_path for run in [*todo, *searches]}
+    jobs["prepare_data"] = sum(not (study.root / path).exists() for path in needed)
     jobs["trial (`snakemake tune`)"] = sum(t.trials - _trials_done(study, t) for t in study.tunings.values())
     sizes = [estimates.bytes(run) for run in todo]
     disk = f"{sum(size for size in sizes if size is not None) / 1e6:,.1f} MB"
@@ -244,9 +253,9 @@ def to_do(study: Study, found: dict[str, State] | None = None) -> list[Run]:
 def _groups(study: Study, found: dict[str, State]) -> dict[str, list[str]]:
     """Paths per experiment; first the teachers that no experiment compares, last all runs. One may be in several."""
     compared = set(study.students)
-    groups = {"teachers": [path for path in found if path not in compared]}
+    groups = {"(teachers)": [path for path in found if path not in compared]}
     groups |= {name: list(dict.fromkeys(rows["path"])) for name, rows in study.table.groupby("experiment", sort=False)}
-    return {name: paths for name, paths in groups.items() if paths} | {"together": list(found)}
+    return {name: paths for name, paths in groups.items() if paths} | {"(together)": list(found)}
 
 
 def _left(study: Study, found: dict[str, State], estimates: Estimates | None = None) -> dict[str, float | None]:

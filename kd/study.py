@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from kd.config import Compute, ConfigError, Dataset, Run, digest, merge, read_yaml, run_of, suggest
+from kd.config import Compute, ConfigError, Dataset, Run, digest, merge, run_of, suggest
+from kd.reading import parse_yaml, read_yaml
 from kd.validation import Checker, schema_faults
 
 FULL = "full"  # the ablation that switches nothing off
@@ -76,11 +76,12 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     defaults = read_yaml(config)
     if unknown := sorted(set(given) - set(settings_schema["properties"])):
         raise ConfigError(f"--config {unknown[0]}: unknown key; {suggest(unknown[0], sorted(defaults))}")
-    name, path = _find(str(merge(defaults, given).get("study")), config.parent / "studies")
+    chosen = str(merge(defaults, given).get("study"))
+    name, path = _find(chosen, config.parent / "studies")
     study = read_yaml(path)
     if faults := schema_faults(study, study_schema):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given)
+    base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given, {"study": chosen})
     check = Checker(settings_schema)
     check(base, str(path))
     expansion = _Expansion(base, study, path, check, given)
@@ -111,8 +112,8 @@ def _retyped(value: Any) -> Any:
     if isinstance(value, list):
         return [_retyped(item) for item in value]
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError):
+        return parse_yaml(value) if isinstance(value, str) else value
+    except ConfigError:
         return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,19 +12,20 @@ from typing import Any
 
 from kd import models
 from kd.config import (
+    LARGEST,
     ConfigError,
     Run,
     active,
     kind_of,
     loss_settings,
     merge,
-    read_yaml,
     shown,
     suggest,
     wanted_kind,
 )
 from kd.data import DATASETS
 from kd.losses import LOSSES
+from kd.reading import read_yaml
 
 
 class Checker:
@@ -61,20 +63,30 @@ def validate_run(run: Run, project: Path, source: str) -> None:
 
     Without jsonschema, only that names are known and numbers are numbers. Raises ConfigError as Checker does.
     """
-    settings = read_yaml(project / "config/config.yaml")
+    defaults, check = _checker(project)
     own = run.as_dict()
     own["student"] = {"model": own.pop("model")}
-    del own["seed"]
+    if not 0 <= own.pop("seed") <= LARGEST:
+        raise ConfigError(f"{source}: seed: got {shown(run.seed)}; allowed: 0 to 2^53")
     if run.teacher is not None:
+        if run.teacher.kind != "train":
+            raise ConfigError(f"{source}: teacher.kind: got {shown(run.teacher.kind)}; allowed: train")
         validate_run(run.teacher, project, f"{source}: teacher")
         own["teacher"] = {key: own["teacher"][key] for key in ("model", "training")}
-    if "objective" in own:
-        settings["objective"] = {}
-    settings = merge(settings, own)
-    if importlib.util.find_spec("jsonschema") is not None:
-        validate(settings, read_yaml(project / "workflow/schemas/config.schema.yaml"), source)
+    settings = merge({**defaults, **({"objective": {}} if "objective" in own else {})}, own)
+    if check is not None:
+        check(settings, source)
     elif faults := list(_meaning_faults(settings)):
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+@cache
+def _checker(project: Path) -> tuple[dict[str, Any], Checker | None]:
+    """The defaults and their check, read once: a list may hold thousands of runs."""
+    check = None
+    if importlib.util.find_spec("jsonschema") is not None:
+        check = Checker(read_yaml(project / "workflow/schemas/config.schema.yaml"))
+    return read_yaml(project / "config/config.yaml"), check
 
 
 def schema_faults(value: Any, schema: dict[str, Any]) -> list[str]:
@@ -83,7 +95,8 @@ def schema_faults(value: Any, schema: dict[str, Any]) -> list[str]:
         _validator()(schema).iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path]
     )
     return [_explain(error) for error in errors] + [
-        f"{path}: got {number}; allowed: a finite number" for path, number in _not_finite(value)
+        f"{path}: got {shown(number)}; allowed: a finite number, an integer up to 2^53"
+        for path, number in _not_finite(value)
     ]
 
 
@@ -101,8 +114,8 @@ def _not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Places of NaN and infinity, which no comparison of a schema refuses."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        yield from _not_finite(item, f"{path}.{key}" if path else str(key))
-    if isinstance(value, float) and not math.isfinite(value):
+        yield from _not_finite(item, f"{path}.{_plain(key)}" if path else _plain(key))
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) > LARGEST):
         yield path, value
 
 
@@ -124,7 +137,7 @@ def _explain(error: Any) -> str:
         return f"{path}: got {shown(came)}; {suggest(str(came), [str(item) for item in allowed])}"
     limits = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
     if rule in limits:
-        return f"{path}: got {came}; allowed: {limits[rule]} {allowed}"
+        return f"{path}: got {shown(came)}; allowed: {limits[rule]} {allowed}"
     if rule == "pattern":
         return f"{path}: got {shown(came)}; allowed: text that matches {allowed}"
     if rule in ("minItems", "maxItems", "minProperties", "minLength"):
@@ -138,6 +151,13 @@ def _explain(error: Any) -> str:
 
 def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     """Faults that need to know models, data sets and losses."""
+    folder = settings["results"]
+    if (
+        not folder.isprintable()
+        or set(folder) & set("{}")
+        or any(len(os.fsencode(part)) > 200 for part in folder.split("/"))
+    ):
+        yield f"results: got {shown(folder)}; allowed: the path of a folder without braces and control characters"
     if settings["dataset"]["name"] not in DATASETS:
         name = settings["dataset"]["name"]
         yield f"dataset.name: got {shown(name)}; {suggest(name, list(DATASETS))}"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kd.config import merge, read_yaml, run_of
+from kd.config import merge, run_of
 from kd.provenance import environment, git_state, run_code
+from kd.reading import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kd.config import ConfigError, merge, read_yaml
+from kd.config import ConfigError, merge
+from kd.reading import read_yaml
 from kd.study import COLUMNS, FULL, load_study
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -157,7 +157,7 @@ def _check_own(name: str) -> None:
         raise ValueError(
             f"model {name!r} is not of the form module:function: write a dotted module, one colon, a function"
         )
-    spec = _find_spec(module)
+    spec = find_spec(module)
     if spec is None:
         raise ValueError(
             f"model {name!r}: there is no module {module!r}; install it, or put its folder on PYTHONPATH or start there"
@@ -192,7 +192,7 @@ def _names(file: Path) -> set[str]:
     return names
 
 
-def _find_spec(module: str) -> ModuleSpec | None:
+def find_spec(module: str) -> ModuleSpec | None:
     """Where a dotted module lies, found without importing its parents, which might import torch."""
     first, *rest = module.split(".")
     try:

@@ -32,9 +32,9 @@ rule tables:
     conda:
         "../../environment.yml"
     params:
-        title=STUDY.title,
+        title=lambda wildcards: STUDY.title,  # text of the user: a function keeps Snakemake from formatting its braces
         code=report_code(),
-        experiments=STUDY.experiments,
+        experiments=lambda wildcards: STUDY.experiments,
     script:
         "../scripts/tables.py"
 
