@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import subprocess
 import sys
@@ -29,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FILE",
         help="a run.json, YAML with the settings in one, or a list of runs as `plan --write` makes it",
     )
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    run.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1); their number decides last bits")
-    run.add_argument("--jobs", type=int, default=1, help="processes that share the work (default: 1)")
-    run.add_argument("--slots-per-gpu", type=int, default=1, help="how many of them may share a GPU (default: 1)")
+    run.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    run.add_argument(
+        "--threads", type=_positive, default=1, help="CPU threads (default: 1); their number decides last bits"
+    )
+    run.add_argument("--jobs", type=_positive, default=1, help="processes that share the work (default: 1)")
+    run.add_argument("--slots-per-gpu", type=_positive, default=1, help="how many of them may share a GPU (default: 1)")
     run.add_argument("--root", type=Path, help="where the data set lies, as dataset.root in a study")
     run.add_argument("--no-download", action="store_true", help="never download a data set")
     plan = commands.add_parser("plan", help="what a study would run, and what that costs")
@@ -47,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         command.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE", help="as Snakemake's --config")
     given = parser.parse_args(arguments)
+    given.arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return {"run": _run, "plan": _plan, "status": _status, "sync": _sync}[given.command](given)
     except ConfigError as error:
@@ -56,10 +60,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 or more")
+    return int(text)
+
+
 def _run(given: argparse.Namespace) -> int:
     runs = [run for file in given.settings for run in _runs_in(file)]
     if given.jobs > 1:
-        return _share(given.jobs)
+        return _share(given.arguments, given.jobs)
     from kd.data.raw import Source
     from kd.worker import work_through
 
@@ -71,12 +87,13 @@ def _run(given: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _share(jobs: int) -> int:
+def _share(arguments: list[str], jobs: int) -> int:
     """So many processes of the same command; signals are passed on to them."""
-    command = [sys.executable, "-m", "kd", *sys.argv[1:], "--jobs", "1"]
-    workers = [subprocess.Popen(command) for _ in range(jobs)]
+    workers: list[subprocess.Popen] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: [worker.send_signal(number) for worker in workers])
+    for _ in range(jobs):
+        workers.append(subprocess.Popen([sys.executable, "-m", "kd", *arguments, "--jobs", "1"]))
     return max(worker.wait() for worker in workers)
 
 
@@ -85,6 +102,8 @@ def _runs_in(file: Path) -> list[Run]:
     from kd.validation import validate_run
 
     content = read_yaml(file)  # JSON is YAML
+    if not isinstance(content.get("settings", {}), dict):
+        raise ConfigError(f"{file}: settings: got {kind_of(content['settings'])}; a mapping is needed")
     listed = content["runs"] if "runs" in content else [content.get("settings", content)]
     if not isinstance(listed, list) or not all(isinstance(settings, dict) for settings in listed):
         raise ConfigError(

@@ -13,6 +13,7 @@ import platform
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0  # without a heartbeat; where the owner's process can be looked up, at once
 POLL_SECONDS = 0.2
 REMIND_SECONDS = 600.0
+
+
+# What this process last saw of others' leases and since when that is unchanged: also for who asks without waiting.
+_watched: dict[tuple[str, str], tuple[dict[str, Any] | None, float]] = {}
 
 
 class Busy(RuntimeError):
@@ -51,19 +56,18 @@ class Lease:
     ):
         self.folder, self.say, self.progress, self.wait, self.name = folder, say, progress, wait, name
         self.number = 0
+        self._token = uuid.uuid4().hex  # numbers are used again once all have left
         self.lost = False
         self._beats = 0
         self._ended = threading.Event()
 
     def __enter__(self) -> Lease:
-        watched, since, reminded = None, time.monotonic(), None
+        reminded = None
         while True:
             number, content = newest(self.folder, self.name)
             now = time.monotonic()
-            if content != watched:
-                watched, since = content, now
-            if content is None or _is_dead(content, now - since):
-                if self._create(number + 1):
+            if content is None or _is_dead(content, _silent(self.folder, self.name, content)):
+                if self._create(number + 1, content):
                     if content is not None:
                         self.say(f"taking over from {owner(content)}, which is gone")
                     break
@@ -82,25 +86,45 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self._is_lost():
-            for number, file in _files(self.folder, self.name):
+            for number, file in sorted(_files(self.folder, self.name)):  # the own one last: it keeps others out
                 if number <= self.number:
+                    for torn in self.folder.glob(f".{file.name}.*.tmp"):
+                        torn.unlink(missing_ok=True)
                     file.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise TakenOver when another process has the run; to be asked before anything is written."""
         if self._is_lost():
-            raise TakenOver(f"{owner(newest(self.folder, self.name)[1])} has taken over this run; this process stops")
+            content = newest(self.folder, self.name)[1]
+            other = content is not None and content.get("token") != self._token
+            raise TakenOver(
+                f"{owner(content) if other else 'another process'} has taken over this run; this process stops"
+            )
 
     def _is_lost(self) -> bool:
-        self.lost = self.lost or newest(self.folder, self.name)[0] > self.number
+        if not self.lost:
+            try:
+                number, content = newest(self.folder, self.name)
+            except OSError:  # the disk is away: nobody can tell
+                return False
+            self.lost = number != self.number or content.get("token") != self._token
         return self.lost
 
-    def _create(self, number: int) -> bool:
-        """Create lease `number`; False when another process was faster."""
+    def _create(self, number: int, dead: dict[str, Any] | None) -> bool:
+        """Create lease `number`, in the place of a `dead` one; False when another process was faster."""
         try:
-            with (self._file(number)).open("x") as file:
-                json.dump(self._content(), file)
+            file = self._file(number).open("x")
         except FileExistsError:
+            return False
+        try:
+            with file:
+                json.dump(self._content(), file)
+            fast = dead is None or _read(self._file(number - 1)) == dead  # else its place was taken and left since
+        except OSError:
+            self._file(number).unlink(missing_ok=True)
+            raise
+        if not fast:
+            self._file(number).unlink(missing_ok=True)
             return False
         self.number = number
         return True
@@ -120,20 +144,36 @@ class Lease:
 
     def _content(self) -> dict[str, Any]:
         me = {"host": platform.node(), "pid": os.getpid(), "process": _process(os.getpid()), "machine": _machine()}
+        me |= {"token": self._token}
         return {**me, "slurm_job": os.environ.get("SLURM_JOB_ID"), "beat": self._beats, **self.progress()}
 
 
 def newest(folder: Path, name: str = "lease") -> tuple[int, dict[str, Any] | None]:
     """Number and content of the lease with the highest number; 0 and None when nobody has the run."""
     for number, file in sorted(_files(folder, name), reverse=True):
-        try:
-            content = json.loads(file.read_text())
-            return number, {"pid": content["pid"], "host": content["host"], **content}
-        except FileNotFoundError:  # released in this moment
-            continue
-        except (ValueError, KeyError, TypeError):  # its owner is just writing it, or died there
-            return number, {"host": "an unknown machine", "pid": "?", "beat": None}
+        if (content := _read(file)) is not None:  # else released in this moment
+            return number, content
     return 0, None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and {"host", "pid", "process"} <= set(content):
+            return content
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        pass
+    return {"host": "an unknown machine", "pid": "?", "beat": None}  # its owner is just writing it, or died there
+
+
+def _silent(folder: Path, name: str, content: dict[str, Any]) -> float:
+    """Seconds since this process first saw the lease as it is."""
+    key, now = (str(folder.absolute()), name), time.monotonic()
+    if _watched.get(key, (None, now))[0] != content:
+        _watched[key] = (content, now)
+    return now - _watched[key][1]
 
 
 def peek(folder: Path, name: str = "lease") -> tuple[dict[str, Any] | None, bool]:

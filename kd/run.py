@@ -61,16 +61,21 @@ def run_step(
             with checkpoint, tracker or nullcontext() as sink:
                 metrics = _make(run, folder, data_file, teacher_weights, device, checkpoint, Journal(progress, sink))
             checkpoint.remove()
-        return metrics
+    if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
+        raise Stopped(checkpoint.stopping)
+    return metrics
 
 
-def finished(folder: Path, identity: str | None = None) -> dict[str, float] | None:
-    """The metrics of a complete run (of this identity), else None."""
+def finished(folder: Path, identity: str) -> dict[str, float] | None:
+    """The metrics of a run of this identity that is complete, else None."""
     try:
         record, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
     except (OSError, ValueError):
         return None
-    return metrics if identity in (None, record.get("identity")) else None
+    if not isinstance(record, dict) or record.get("identity") != identity:
+        return None
+    files = ["weights.pt", "history.csv"] + ["synthetic.npz"] * (record["settings"]["kind"] == "datafree")
+    return metrics if all((folder / name).exists() for name in files) else None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ and all users of the machine see the same names. Containers with a network of th
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -45,8 +46,9 @@ def _bind_any(holder: socket.socket, devices: Sequence[str], slots_per_device: i
             try:
                 holder.bind(f"\0kd/{device}/{slot}")
                 return position
-            except OSError:  # taken
-                continue
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:  # not taken, but impossible: no reason to wait
+                    raise
     return None
 
 
@@ -56,13 +58,18 @@ def check(compute: Compute, asked: int | None) -> str:
     Gives a line for the user, or nothing. Raises ConfigError for more than there is.
     """
     gpus = visible_gpus()
-    slots = gpus * compute.slots_per_gpu
     if compute.device == "cpu":
         return ""
     if gpus == 0:
         if compute.device != "auto":
             raise ConfigError(f"compute.device: got {compute.device!r}, but no GPU is seen here; allowed: auto, cpu")
         return "no GPU here: all runs use the CPU"
+    if compute.device.startswith("cuda:"):
+        if int(compute.device.removeprefix("cuda:")) >= gpus:
+            allowed = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(gpus))])
+            raise ConfigError(f"compute.device: got {compute.device!r}, but {gpus} GPUs are seen; allowed: {allowed}")
+        gpus = 1  # all jobs want this one
+    slots = gpus * compute.slots_per_gpu
     have = f"{gpus} GPUs x compute.slots_per_gpu {compute.slots_per_gpu}"
     if asked is None:
         return f"{slots} GPU slots here ({have}); give --resources gpu={slots}, or jobs start that only wait for one"
