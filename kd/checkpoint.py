@@ -79,8 +79,14 @@ class Checkpoint:
             self.save(parts)
 
     def save(self, parts: dict[str, Stateful]) -> bool:
-        """Write all parts and the random state; the previous file is kept. A full disk costs only this save."""
+        """Write all parts and the random state; the previous file is kept. A full disk costs only this save.
+
+        Parts that are not `healthy()`, where they can tell, are not saved: the last good state stays.
+        """
         self.guard()
+        if not all(part.healthy() for part in parts.values() if hasattr(part, "healthy")):
+            self.say("checkpoint not written: a loss is not finite; the last good one is kept")
+            return False
         buffer = io.BytesIO()
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save({"identity": self.identity, "state": state, "torch_rng": _global_rng()}, buffer)

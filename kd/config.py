@@ -80,6 +80,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Inversion:
+    images: str
     batch_size: int
     warmup: int
     steps: int
@@ -111,6 +112,7 @@ class Replay:
     initial_priority: str
     alpha: float
     beta: float
+    final_beta: float | None
     eps: float
     priority_feedback: bool
     normalise_weights: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +12,20 @@ from torch import nn
 from kd.batch import Batch
 from kd.checkpoint import Checkpoint, RandomState
 from kd.config import Run
-from kd.data.dataset import Data
+from kd.data.dataset import Data, stratified
+from kd.diagnosis import require_learning, require_sound_loss, require_varied_images
 from kd.evaluate import predict
 from kd.inversion.replay import ReplayBuffer
-from kd.inversion.synthesis import Synthesis
+from kd.inversion.synthesis import Synthesis, Synthetic
 from kd.journal import Journal
 from kd.losses.kd import kl_divergence
 from kd.losses.objective import Objective
 from kd.models.generator import Generator
 from kd.optim import set_lr, sgd
-from kd.train import Sums, require_finite, train_step
+from kd.train import Sums, train_step
 
 CONFIDENCE_BINS = 20
+GAPS, GAP_SAMPLES = 40, 512  # how often, and on how many images, the student's gap is measured
 
 
 def capacity(run: Run, full_size: int) -> int:
@@ -38,41 +41,48 @@ def distil(
     generator: torch.Generator,
     journal: Journal,
     checkpoint: Checkpoint,
-) -> ReplayBuffer:
-    """Train the student without a real image; gives back the final buffer.
+) -> dict[str, np.ndarray]:
+    """Train the student without a real image; gives back what figures show of the synthetic set.
 
     Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024, on the frame of Fang et al., AAAI 2022. An
     epoch is one inversion and, after the warm-up, ceil(passes * capacity / batch) student steps. Of `data` only
-    sizes, class names and normalisation are used. A killed run goes on from its checkpoint. Raises Stopped after
-    SIGTERM, FloatingPointError when a loss is not finite.
+    sizes, class names and normalisation are used; with `inversion.images: original`, so many of its training images
+    fill the buffer instead, and nothing is synthesised. A killed run goes on from its checkpoint. Raises Stopped after
+    SIGTERM, Unhealthy for a run that leads nowhere.
     """
-    device = generator.device
+    device, num_classes = generator.device, len(data.classes)
     network = Generator(run.inversion.noise_dim, run.inversion.width, data.image_size, data.channels)
     network = network.to(device, memory_format=torch.channels_last)
-    synthesis = Synthesis(network, run.inversion, run.modulation, data.augment, len(data.classes), generator)
+    synthesis = Synthesis(network, run.inversion, run.modulation, data.augment, num_classes, generator)
     shape = (data.channels, data.image_size, data.image_size)
-    buffer = ReplayBuffer(capacity(run, data.full_size), shape, len(data.classes), run.replay, device)
+    buffer = ReplayBuffer(capacity(run, data.full_size), shape, num_classes, run.replay, device)
+    original = run.inversion.images == "original"
+    if original:
+        _fill_with_originals(buffer, data, run.seed, generator)
     objective = Objective({"kd": {"weight": 1.0, "temperature": run.distillation.temperature}}, None)
     training = run.distillation.training
     optimizer = sgd([student], training)
     steps = math.ceil(run.distillation.passes * buffer.capacity / training.batch_size)
     sums = Sums(["loss", "agreement", "weight", "divergence"], device)
+    course = Course()
     parts = {
         "student": student,
         "synthesis": synthesis,
         "buffer": buffer,
         "optimizer": optimizer,
         "sums": sums,
+        "course": course,
         "random": RandomState(generator),
         "journal": journal,
     }
     checkpoint.restore(parts)
     student.train()
     counts = journal.counts
-    warmup, epochs = run.inversion.warmup, run.inversion.warmup + training.epochs
+    warmup = 0 if original else run.inversion.warmup
+    epochs = warmup + training.epochs
     for epoch in range(len(journal.history), epochs):
         learning = epoch - warmup  # epochs that the student has behind it; negative in the warm-up
-        if counts["inversions"] == epoch:
+        if not original and counts["inversions"] == epoch:
             checkpoint.stop_or_save(parts)
             with journal.phase("inversion", device):
                 if learning == run.inversion.reset_epoch and not counts["resets"]:
@@ -82,6 +92,7 @@ def distil(
                 if made is None:
                     checkpoint.stop_or_save(parts)
                 buffer.add(made.images, made.classes, made.phi, generator)
+                course.note(buffer, made)
                 inversion = {f"inversion_{name}": value for name, value in made.losses.items()}
             counts["inversions"] += 1
             counts["generator_steps"] += run.inversion.steps
@@ -89,6 +100,7 @@ def distil(
             journal.pending = {name: float(value) for name, value in inversion.items()}
         if learning >= 0:
             set_lr(optimizer, training, learning)
+            buffer.anneal(learning / max(1, training.epochs - 1))
             with journal.phase("distillation", device):
                 for _ in range(counts["student_steps"], (learning + 1) * steps):
                     checkpoint.stop_or_save(parts)
@@ -103,11 +115,88 @@ def distil(
                     counts["student_steps"] += 1
                 if run.replay.refresh == "all":
                     refresh(buffer, data, student, teacher)
-        row = journal.log(epoch + 1, epochs, sums.take() if learning >= 0 else {})
-        require_finite(row, "inversion_loss", "lower inversion.lr_generator or inversion.bn")
-        if learning >= 0:
-            require_finite(row, "loss", "lower distillation.training.lr")
-    return buffer
+                noted = sums.take()
+                if learning % math.ceil(training.epochs / GAPS) == 0:
+                    noted |= _gap(buffer, data, student, teacher)
+        row = journal.log(epoch + 1, epochs, noted if learning >= 0 else {})
+        _require_health(run, row, journal.history, course, num_classes, learning + 1)
+    return describe(buffer, data, teacher) | course.arrays()
+
+
+def _fill_with_originals(buffer: ReplayBuffer, data: Data, seed: int, generator: torch.Generator) -> None:
+    """So many real training images as the buffer holds, stratified, drawn by the run's seed."""
+    chosen = stratified(data.train.labels, buffer.capacity / len(data.train), seed)[: buffer.capacity]
+    real = data.train.take(chosen.to(data.train.labels.device))
+    buffer.add(real.images, real.labels, torch.ones_like(real.labels, dtype=torch.float32), generator)
+
+
+def _gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module) -> dict[str, torch.Tensor]:
+    """Mean KL(teacher || student) over samples as they lie in the buffer, and over samples as they are drawn, [] each.
+
+    On GAP_SAMPLES images spread over the buffer, not augmented, the student in eval mode.
+    """
+    index = torch.linspace(0, buffer.size - 1, min(GAP_SAMPLES, buffer.size), device=buffer.priority.device).long()
+    logits = (predict(network, buffer.images[index], data.augment) for network in (teacher, student))
+    divergence = kl_divergence(*logits, 1.0).double()
+    drawn = buffer.probabilities()[index]
+    return {"gap_stored": divergence.mean(), "gap_drawn": (drawn * divergence).sum() / drawn.sum()}
+
+
+def _require_health(
+    run: Run,
+    row: dict[str, float],
+    history: list[dict[str, float]],
+    course: Course,
+    num_classes: int,
+    learned: int,
+) -> None:
+    """Raise Unhealthy for losses that run away, a generator that has collapsed, a student that learns nothing."""
+    if "inversion_loss" in row:
+        remedy = "lower inversion.lr_generator or inversion.bn"
+        require_sound_loss(row, [], "inversion_loss", remedy)
+        if learned > 0:
+            share = course.class_counts[-1].max() / course.class_counts[-1].sum()
+            require_varied_images(round(row["epoch"]), share, row["inversion_image_std"], num_classes)
+    if learned > 0:
+        remedy = "lower distillation.training.lr, or look at the synthetic images (inversion.bn, inversion.oh)"
+        require_sound_loss(row, history, "loss", remedy)
+        epochs = run.distillation.training.epochs
+        what = "its agreement with the teacher on drawn samples"
+        require_learning(learned, epochs, row["agreement"], num_classes, what, remedy)
+
+
+class Course:
+    """How the synthetic set changes, an entry per epoch: for figures and for the collapse check; part of a checkpoint.
+
+    class_counts: [epochs, K] samples of each class in the buffer; confidence_counts: [epochs, CONFIDENCE_BINS] the
+    teacher's confidence in the images just made; priorities: [epochs, 5] the buffer's quantiles 0, 0.25, ..., 1.
+    """
+
+    NAMES = ("class_counts", "confidence_counts", "priorities")
+
+    def __init__(self) -> None:
+        self.class_counts: list[np.ndarray] = []
+        self.confidence_counts: list[np.ndarray] = []
+        self.priorities: list[np.ndarray] = []
+
+    def note(self, buffer: ReplayBuffer, made: Synthetic) -> None:
+        """Once per epoch; waits for the device."""
+        priorities = buffer.priority[: buffer.size].cpu().numpy()
+        confidence = made.confidence.cpu().numpy()
+        self.class_counts.append(buffer.class_counts.cpu().numpy())
+        self.confidence_counts.append(np.histogram(confidence, bins=CONFIDENCE_BINS, range=(0, 1))[0])
+        self.priorities.append(np.quantile(priorities, [0, 0.25, 0.5, 0.75, 1]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For synthetic.npz; nothing where nothing was synthesised."""
+        return {f"{name}_by_epoch": np.stack(getattr(self, name)) for name in self.NAMES if getattr(self, name)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: [torch.from_numpy(entry) for entry in getattr(self, name)] for name in self.NAMES}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.NAMES:
+            setattr(self, name, [entry.numpy() for entry in state[name]])
 
 
 def refresh(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module) -> None:

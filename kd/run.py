@@ -114,17 +114,16 @@ def _make(
         teacher.load_state_dict(torch.load(teacher_weights, weights_only=True, map_location=device))
         teacher.eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(run.seed)
-    buffer = None
+    drawn = None
     if run.kind == "datafree":
-        buffer = datafree.distil(run, data, student, teacher, generator, journal, checkpoint)
+        drawn = datafree.distil(run, data, student, teacher, generator, journal, checkpoint)
     else:
         train(run, data, student, teacher, generator, journal, checkpoint)
     with journal.phase("evaluation", device):
         metrics = evaluate(student, data.score, data.augment, teacher)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
     checkpoint.guard()
-    if buffer is not None:
-        drawn = datafree.describe(buffer, data, teacher)
+    if drawn is not None:
         write_atomically(folder / "synthetic.npz", lambda file: np.savez_compressed(file, **drawn))
     weights = {name: value.cpu() for name, value in student.state_dict().items()}
     write_atomically(folder / "weights.pt", lambda file: torch.save(weights, file))

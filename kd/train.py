@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from kd.batch import Batch, LossContext, Output
 from kd.checkpoint import Checkpoint, RandomState
 from kd.config import Run
 from kd.data.dataset import Data, Loader, stratified
+from kd.diagnosis import require_learning, require_sound_loss
 from kd.journal import Journal
 from kd.losses.objective import Objective
 from kd.optim import set_lr, sgd
@@ -59,8 +59,7 @@ def train(
 ) -> None:
     """Train the student on the run's fraction of the real data; with a teacher, distil.
 
-    A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, FloatingPointError when the loss is not
-    finite.
+    A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, Unhealthy for a run that leads nowhere.
     """
     device = data.train.labels.device
     split = (
@@ -93,7 +92,9 @@ def train(
                 sums.add(step.loss.mean(), (step.student.logits.argmax(1) == batch.labels).float().mean())
                 journal.counts["student_steps"] += 1
         row = journal.log(epoch + 1, epochs, sums.take())
-        require_finite(row, "loss", "lower training.lr, or check the weights in objective")
+        remedy = "lower training.lr, or check the weights in objective"
+        require_sound_loss(row, journal.history, "loss", remedy)
+        require_learning(epoch + 1, epochs, row["train_accuracy"], len(data.classes), "its training accuracy", remedy)
 
 
 def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Generator) -> LossContext | None:
@@ -120,6 +121,10 @@ class Sums:
         self.totals += torch.stack(values)
         self.steps += 1
 
+    def healthy(self) -> bool:
+        """Whether all sums are finite; waits for the device."""
+        return bool(self.totals.isfinite().all())
+
     def take(self) -> dict[str, float]:
         """Means since the last take, then start anew; one read from the device."""
         means = (self.totals / max(1, self.steps)).tolist()
@@ -133,9 +138,3 @@ class Sums:
     def load_state_dict(self, state: dict) -> None:
         self.totals.copy_(state["totals"])
         self.steps = state["steps"]
-
-
-def require_finite(row: dict[str, float], name: str, remedy: str) -> None:
-    """Raise FloatingPointError with the remedy when a logged value is not finite."""
-    if not math.isfinite(row[name]):
-        raise FloatingPointError(f"epoch {row['epoch']:.0f}: {name} is {row[name]}; {remedy}")

@@ -28,7 +28,7 @@ class ReplayBuffer:
     def __init__(
         self, capacity: int, image_shape: tuple[int, int, int], num_classes: int, settings: Replay, device: torch.device
     ):
-        self.capacity, self.settings = capacity, settings
+        self.capacity, self.settings, self.beta = capacity, settings, settings.beta
         self.images = torch.zeros((capacity, *image_shape), dtype=torch.uint8, device=device)
         self.classes = torch.zeros(capacity, dtype=torch.int64, device=device)
         self.priority = torch.zeros(capacity, device=device)  # |delta|
@@ -85,6 +85,11 @@ class ReplayBuffer:
             raise ValueError(f"replay.replacement: got {self.settings.replacement!r}; allowed: oldest, lowest, random")
         return torch.cat([free, taken])
 
+    def anneal(self, progress: float) -> None:
+        """Set beta for a training that has come so far (0 to 1): from `beta` to `final_beta` in a straight line."""
+        first, last = self.settings.beta, self.settings.final_beta
+        self.beta = first if last is None else first + progress * (last - first)
+
     def probabilities(self) -> Tensor:
         """P over the slots in use, [size], float64:  P_i = (|delta_i| + eps)^alpha / sum_j (|delta_j| + eps)^alpha."""
         powers = (self.priority[: self.size].double() + self.settings.eps) ** self.settings.alpha
@@ -92,7 +97,7 @@ class ReplayBuffer:
 
     def weights(self, probabilities: Tensor) -> Tensor:
         """Importance-sampling weights w = (N * P)^(-beta) over the slots in use, [size], float64."""
-        return (self.size * probabilities) ** -self.settings.beta
+        return (self.size * probabilities) ** -self.beta
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
         """Draw `count` slots from P, with replacement, by inversion of its cumulative sum."""

@@ -27,6 +27,7 @@ class Synthetic(NamedTuple):
     images: Tensor  # [B, C, S, S] uint8
     classes: Tensor  # [B] int64, by the setting `class_of`
     phi: Tensor  # [B] modulation values
+    confidence: Tensor  # [B] the teacher's, in that class
     losses: dict[str, Tensor]  # [] each, of the step that was kept
 
 
@@ -99,8 +100,10 @@ class Synthesis:
             parameter.grad = gradient
         self.optimizer.step()
         self.past = blend(self.past, batch_statistics, settings.bn_momentum)
-        stored = best.pop("images").mul(255).round().to(torch.uint8)
-        return Synthetic(stored, best.pop("classes"), best.pop("phi"), best)
+        images = best.pop("images").mul(255)
+        best["image_std"] = images.std(0).mean()
+        samples = (best.pop(name) for name in ("classes", "phi", "confidences"))
+        return Synthetic(images.round().to(torch.uint8), *samples, best)
 
     def _losses(
         self,
@@ -129,7 +132,8 @@ class Synthesis:
             terms["adv"] = adversarial_loss(logits, student(augmented).logits.float()).mean()
             loss = loss + settings.adv * terms["adv"]
         terms |= {"confidence": confidence.mean(), "phi_mean": phi.mean()}
-        return {"loss": loss, **terms, "classes": classes, "phi": phi}, batch_statistics
+        samples = {"classes": classes, "phi": phi, "confidences": confidence}
+        return {"loss": loss, **terms, **samples}, batch_statistics
 
     def reset_first_layer(self) -> None:
         """Draw the common generator's first layer anew, against stale images (once, at `reset_epoch`)."""

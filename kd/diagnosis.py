@@ -1,0 +1,54 @@
+"""Runs that cannot give a useful student are stopped early, with the setting that is likely to blame."""
+
+from __future__ import annotations
+
+import math
+
+PATIENCE = 10  # epochs that a student has before it must be better than chance; a fifth of the schedule if that is more
+COLLAPSED_SHARE = 0.9  # of one class among the stored images
+COLLAPSED_STD = 1.0  # grey levels of 255, over the images of a batch, mean over pixels
+DIVERGED = 1000.0  # times the smallest loss so far
+
+
+class Unhealthy(FloatingPointError):
+    """The run is stopped: what was seen, and what to change."""
+
+
+def require_sound_loss(row: dict[str, float], history: list[dict[str, float]], name: str, remedy: str) -> None:
+    """Raise Unhealthy when a logged loss is not finite, or a thousand times what it was once."""
+    value = row[name]
+    if not math.isfinite(value):
+        raise Unhealthy(f"epoch {row['epoch']:.0f}: {name} is {value}; {remedy}")
+    smallest = min((abs(earlier[name]) for earlier in history if name in earlier), default=0.0)
+    if abs(value) > DIVERGED * smallest > 0:
+        raise Unhealthy(f"epoch {row['epoch']:.0f}: {name} is {value:.4g}, and was {smallest:.4g}; {remedy}")
+
+
+def require_varied_images(epoch: int, top_share: float, image_std: float, num_classes: int) -> None:
+    """Raise Unhealthy when the generator has collapsed.
+
+    top_share: share of the most frequent class in the buffer; image_std: std over the images of a batch, mean over
+    pixels, in grey levels of 255.
+    """
+    if image_std < COLLAPSED_STD:
+        raise Unhealthy(
+            f"epoch {epoch}: the generator makes one image only (std {image_std:.2g} of 255 over a batch); "
+            "lower inversion.lr_generator, or raise inversion.bn"
+        )
+    if num_classes > 2 and top_share > COLLAPSED_SHARE:
+        raise Unhealthy(
+            f"epoch {epoch}: {100 * top_share:.0f} % of the buffer are of one class; "
+            "raise inversion.oh, set modulation.diversity: 1.0, or lower inversion.adv"
+        )
+
+
+def require_learning(epoch: int, epochs: int, agreement: float, num_classes: int, what: str, remedy: str) -> None:
+    """Raise Unhealthy when a student is no better than chance although it had its time.
+
+    epoch: epochs that it has behind it, of `epochs`; agreement: share of samples that it puts into the right class.
+    """
+    if epoch >= max(PATIENCE, epochs / 5) and agreement < 1.1 / num_classes:
+        raise Unhealthy(
+            f"epoch {epoch}: the student does not learn: {what} is {100 * agreement:.1f} %, chance is "
+            f"{100 / num_classes:.3g} %; {remedy}"
+        )
