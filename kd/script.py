@@ -104,7 +104,7 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
 
     from kd.tracking import Tracker, store_uri
 
-    results, study = results_of(snakemake), Path(snakemake.config["study"]).stem
+    results, study = results_of(snakemake), snakemake.config["study_name"]
     table = pd.read_csv(results / "studies" / study / "runs.csv", keep_default_na=False)
     names = table[table["path"] == run.path]
     aliases = {key: ", ".join(dict.fromkeys(names[key])) for key in ("experiment", "method", "ablation")}

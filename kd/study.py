@@ -14,7 +14,7 @@ from kd.reading import parse_yaml, read_yaml
 from kd.validation import Checker, schema_faults
 
 FULL = "full"  # the ablation that switches nothing off
-STUDY_WIDE = ("study", "results", "methods", "compute", "tracking")  # no part of a single run
+STUDY_WIDE = ("study", "quick", "results", "methods", "compute", "tracking")  # no part of a single run
 COLUMNS = ["experiment", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "kind", "path"]
 
 
@@ -71,7 +71,9 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
 
     Raises ConfigError, a line per fault, before anything is run.
     """
-    given = {key: _retyped(value) if isinstance(value, dict) else value for key, value in given.items()}
+    given = {
+        key: _retyped(value) if isinstance(value, dict) or key == "quick" else value for key, value in given.items()
+    }
     settings_schema, study_schema = (read_yaml(schemas / f"{name}.schema.yaml") for name in ("config", "study"))
     defaults = read_yaml(config)
     if unknown := sorted(set(given) - set(settings_schema["properties"])):
@@ -79,6 +81,8 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     chosen = str(merge(defaults, given).get("study"))
     name, path = _find(chosen, config.parent / "studies")
     study = read_yaml(path)
+    if merge(defaults, given).get("quick") is True:
+        name, study = f"{name}-quick", _quick(study, path)
     if faults := schema_faults(study, study_schema):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given, {"study": chosen})
@@ -103,6 +107,13 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         tracking=base["tracking"],
         settings=base,
     )
+
+
+def _quick(study: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The study's small version: what stands under `quick` merged over the rest."""
+    if not isinstance(study.get("quick"), dict):
+        raise ConfigError(f"{path}: quick: this study has no small version; leave --config quick=true away, or add one")
+    return merge({key: value for key, value in study.items() if key != "quick"}, study["quick"])
 
 
 def _retyped(value: Any) -> Any:
@@ -214,7 +225,8 @@ class _Expansion:
         chosen = {"teacher": {"model": pair[0]}, "student": {"model": pair[1]}}
         if scale is not None:
             chosen["scale"] = scale
-        own = merge(self.methods[method], self.ablations[ablation], override)
+        teacher = self.study.get("teachers", {}).get(pair[0], {})
+        own = merge(teacher, self.methods[method], self.ablations[ablation], override)
         if wide := sorted(set(own) & set(STUDY_WIDE)):
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")

@@ -19,7 +19,7 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # the readable line alone; an exception would add where in this file it was raised
 
 config.update(STUDY.settings)  # for the scripts: what changes no number goes this way, not through params
-config["roots"] = STUDY.roots
+config.update(roots=STUDY.roots, study_name=STUDY.name)
 ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
