@@ -183,7 +183,7 @@ class Course:
         """Once per epoch; waits for the device."""
         priorities = buffer.priority[: buffer.size].cpu().numpy()
         confidence = made.confidence.cpu().numpy()
-        self.class_counts.append(buffer.class_counts.cpu().numpy())
+        self.class_counts.append(buffer.class_counts.cpu().numpy().copy())  # on the CPU it is the buffer's own memory
         self.confidence_counts.append(np.histogram(confidence, bins=CONFIDENCE_BINS, range=(0, 1))[0])
         self.priorities.append(np.quantile(priorities, [0, 0.25, 0.5, 0.75, 1]))
 

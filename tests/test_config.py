@@ -47,7 +47,7 @@ OBJECTIVE = {"ce": {"weight": 0.5}, "kd": {"weight": 0.5, "temperature": 4.0}}
 KINDS = {
     "train": {"kind": "train"},
     "distill": {"kind": "distill", "objective": OBJECTIVE},
-    "datafree": {"kind": "datafree", "inversion": {"reset_epoch": 3}, "replay": {"full_size": 64}},
+    "datafree": {"kind": "datafree", "inversion": {"reset_epoch": 3}, "replay": {"full_size": 64, "final_beta": 0.5}},
 }
 
 

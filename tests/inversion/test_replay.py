@@ -17,6 +17,7 @@ SETTINGS = Replay(
     initial_priority="phi",
     alpha=0.6,
     beta=0.4,
+    final_beta=None,
     eps=1e-6,
     priority_feedback=True,
     normalise_weights=True,
@@ -365,3 +366,16 @@ def test_restored_buffer_continues_exactly(policy, batches):
             each.update_priority(drawn, torch.rand(6, generator=generator(40 + step)))
         batch = source.take(7)
         assert numbers(resumed) == numbers(buffer)
+
+
+def test_beta_is_annealed_in_a_straight_line():
+    source = Source()
+    for final, expected in ((1.0, [0.4, 0.7, 1.0]), (None, [0.4, 0.4, 0.4]), (0.0, [0.4, 0.2, 0.0])):
+        buffer = build(final_beta=final, normalise_weights=False)
+        buffer.add(*source.take(12), generator())
+        for progress, beta in zip((0.0, 0.5, 1.0), expected, strict=True):
+            buffer.anneal(progress)
+            probabilities = buffer.probabilities()
+            torch.testing.assert_close(
+                buffer.everything().weight.double(), (12 * probabilities) ** -beta, rtol=1e-6, atol=0
+            )

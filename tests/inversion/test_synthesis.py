@@ -18,6 +18,7 @@ from kd.models.generator import Generator
 
 CLASSES, SIZE = 4, 8
 SETTINGS = Inversion(
+    images="synthetic",
     batch_size=12,
     warmup=0,
     steps=3,
@@ -73,7 +74,7 @@ class World:
         self.generator = Generator(SETTINGS.noise_dim, SETTINGS.width, SIZE, 1)
         self.random = random(seed)
         self.synthesis = Synthesis(self.generator, self.settings, modulating, AUGMENT, CLASSES, self.random)
-        replay = Replay(None, "oldest", "phi", 0.6, 0.4, 1e-6, True, True, "drawn")
+        replay = Replay(None, "oldest", "phi", 0.6, 0.4, None, 1e-6, True, True, "drawn")
         self.buffer = ReplayBuffer(20, (1, SIZE, SIZE), CLASSES, replay, torch.device("cpu"))
         classes = torch.tensor([0, 0, 1, 3, 3, 3, 3, 3])
         self.buffer.add(torch.zeros(8, 1, SIZE, SIZE, dtype=torch.uint8), classes, torch.ones(8), self.random)
