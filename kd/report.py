@@ -153,8 +153,9 @@ def _scale_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> A
             percent, curve["accuracy"], curve["accuracy_std"], marker="o", capsize=3, color=colour, label=label
         )
         right.plot(percent, curve["seconds"], marker="o", color=colour, label=label)
-        if curve.get("seconds_inversion", pd.Series(dtype=float)).notna().any():
-            right.plot(percent, curve["seconds_inversion"], marker=".", linestyle=":", color=colour)
+        for phase, style in (("inversion", ":"), ("distillation", "--")):
+            if curve.get(f"seconds_{phase}", pd.Series(dtype=float)).notna().any():
+                right.plot(percent, curve[f"seconds_{phase}"], marker=".", linestyle=style, color=colour)
     if results.get("teacher_accuracy", pd.Series(dtype=float)).notna().any():
         left.axhline(results["teacher_accuracy"].max(), color="0.5", linestyle="--", linewidth=1, label="teacher")
     ticks = sorted({100 * scale for scale in summary["scale"]})
@@ -166,7 +167,7 @@ def _scale_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> A
         axis.grid(alpha=0.3)
     left.set_ylabel("accuracy, %")
     left.legend(fontsize=8)
-    right.set_ylabel("seconds (dotted: inversion alone)")
+    right.set_ylabel("seconds (dotted: inversion, dashed: distillation)")
     right.set_ylim(bottom=0)
     figure.suptitle(title)
     return figure
@@ -252,6 +253,58 @@ def histograms(sets: dict[str, dict[str, np.ndarray]], classes: list[str]) -> An
     for axis in (left, right):
         axis.grid(alpha=0.3)
     return figure
+
+
+def course(sets: dict[str, dict[str, np.ndarray]], histories: dict[str, pd.DataFrame], most: int = 6) -> Any:
+    """How the synthetic set changes over the epochs, a column per run (the first `most` that synthesised anything).
+
+    From above: share of each class in the buffer; the teacher's confidence in the images just made; priorities in the
+    buffer (median, quartiles, extremes); the student's divergence from the teacher on samples as stored and as drawn.
+    """
+    shown = [label for label, arrays in sets.items() if "class_counts_by_epoch" in arrays][:most]
+    if not shown:
+        return _pyplot().figure(figsize=(4, 1))
+    figure, axes = _pyplot().subplots(
+        4,
+        len(shown),
+        figsize=(1.5 + 3.1 * len(shown), 10),
+        layout="constrained",
+        squeeze=False,
+        sharex="col",
+        sharey="row",
+    )
+    for column, label in zip(axes.T, shown, strict=True):
+        classes, confidence, priorities, gap = column
+        arrays, history = sets[label], histories[label]
+        epochs = np.arange(1, len(arrays["priorities_by_epoch"]) + 1)
+        _heat(classes, arrays["class_counts_by_epoch"], (0, arrays["class_counts_by_epoch"].shape[1]))
+        _heat(confidence, arrays["confidence_counts_by_epoch"], (0, 1))
+        low, first, median, third, high = arrays["priorities_by_epoch"].T
+        priorities.fill_between(epochs, low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
+        priorities.fill_between(epochs, first, third, color=COLOURS[0], alpha=0.35, linewidth=0)
+        priorities.plot(epochs, median, color=COLOURS[0])
+        priorities.set_yscale("symlog", linthresh=1e-3)
+        if "gap_stored" in history:
+            for name, colour in (("stored", COLOURS[2]), ("drawn", COLOURS[1])):
+                values = history[["epoch", f"gap_{name}"]].dropna()
+                gap.plot(values["epoch"], values[f"gap_{name}"], marker=".", color=colour, label=f"as {name}")
+            gap.set_yscale("log")
+            gap.legend(fontsize=8)
+        classes.set_title(label, fontsize=9)
+        gap.set_xlabel("epoch")
+    for axis, name in zip(
+        axes[:, 0],
+        ("class, share in the buffer", "teacher's confidence", "priority", "KL(teacher || student)"),
+        strict=True,
+    ):
+        axis.set_ylabel(name)
+    return figure
+
+
+def _heat(axis: Any, counts: np.ndarray, extent: tuple[float, float]) -> None:
+    """[epochs, bins] as shares of each epoch, darker for more."""
+    share = (counts / counts.sum(1, keepdims=True)).T
+    axis.imshow(share, origin="lower", aspect="auto", cmap="Blues", vmin=0, extent=(0.5, share.shape[1] + 0.5, *extent))
 
 
 def save(figure: Any, path: Path) -> None:

@@ -71,7 +71,7 @@ def report_files():
     """What the study ends with."""
     names = [f"figures/{name}.png" for name in STUDY.experiments]
     if datafree_runs():
-        names += ["figures/synthetic-images.png", "figures/synthetic-histograms.png"]
+        names += [f"figures/synthetic-{name}.png" for name in ("images", "histograms", "course")]
     return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
 
 

@@ -64,12 +64,14 @@ rule synthetic_figures:
     input:
         synthetic=[f"{ROOT}/{path}/synthetic.npz" for path in datafree_runs().values()],
         records=[f"{ROOT}/{path}/run.json" for path in datafree_runs().values()],
+        histories=[f"{ROOT}/{path}/history.csv" for path in datafree_runs().values()],
     output:
         images=report(f"{FOLDER}/figures/synthetic-images.png", caption=f"{CAPTIONS}/images.rst", category="Figures"),
         histograms=report(
             f"{FOLDER}/figures/synthetic-histograms.png", caption=f"{CAPTIONS}/histograms.rst", category="Figures"
         ),
-        svg=[f"{FOLDER}/figures/synthetic-{name}.svg" for name in ("images", "histograms")],
+        course=report(f"{FOLDER}/figures/synthetic-course.png", caption=f"{CAPTIONS}/course.rst", category="Figures"),
+        svg=[f"{FOLDER}/figures/synthetic-{name}.svg" for name in ("images", "histograms", "course")],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-synthetic.txt",
     conda:
