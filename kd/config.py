@@ -236,7 +236,15 @@ def _terms(loss: str, terms: dict[str, Any]) -> dict[str, Any]:
     return {key: _decimal(value) if known.get(key) == "float" else value for key, value in terms.items()}
 
 
+@cache
+def _described(settings: str) -> Run:
+    """A run from JSON: the students of a study share few teachers."""
+    return Run.from_dict(json.loads(settings))
+
+
 def _section(shape: type, values: dict[str, Any], name: str) -> Any:
+    if isinstance(values, shape):
+        return values
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: got {kind_of(values)}; a mapping is needed")
     if shape is Run:
@@ -281,11 +289,17 @@ def _decimal(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Dataclasses as mappings, tuples as lists: what JSON and YAML hold."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
     if is_dataclass(value):
-        return {name: _plain(getattr(value, name)) for name in _annotations(type(value))}
-    if isinstance(value, dict):
+        return {name: _plain(getattr(value, name)) for name in _annotations(kind)}
+    if kind is dict:
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
@@ -367,7 +381,8 @@ def run_of(settings: dict[str, Any], seed: int) -> Run:
     }
     datafree = ("inversion", "modulation", "replay", "distillation")
     own = with_data if kind == "distill" else {key: settings[key] for key in datafree}
-    return Run.from_dict({"kind": kind, "model": model, "seed": seed, "teacher": teacher, **common, **own})
+    own |= {"teacher": _described(json.dumps(teacher))}
+    return Run.from_dict({"kind": kind, "model": model, "seed": seed, **common, **own})
 
 
 def active(objective: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

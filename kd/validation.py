@@ -184,6 +184,9 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             elif key != "weight" and (wanted := wanted_kind(values[key], known[key])):
                 hint = "; write 10.0, not 1e1" if isinstance(values[key], str) and _is_number(values[key]) else ""
                 yield f"objective.{name}.{key}: got {kind_of(values[key])}; allowed: {wanted}{hint}"
+        for key in ("temperature", "tau"):
+            if isinstance(value := values.get(key), int | float) and value <= 0:
+                yield f"objective.{name}.{key}: got {shown(value)}; allowed: > 0"
     if settings["kind"] == "train" and (teaching := sorted(set(terms) - {"ce"})):
         yield f"objective.{teaching[0]}: needs a teacher, but kind is train; set kind: distill"
     for who in ("training", "teacher.training", "distillation.training"):

@@ -679,8 +679,8 @@ def minimal(*more: str) -> str:
         minimal("methods:", "  bomb:", "      a: &a [1, *a]"),
         minimal("methods:", "  bomb: &a", "      a: *a"),
         minimal("settings:", "  dataset: &a", "      name: *a"),
-        minimal(f"methods: {{deep: {{a: {'[' * 3000}{']' * 3000}}}}}"),
-        minimal(f"methods: {{deep: {'{a: ' * 3000}1{'}' * 3000}}}"),
+        minimal(f"methods: {{deep: {{a: {'[' * 100_000}{']' * 100_000}}}}}"),
+        minimal(f"methods: {{deep: {'{a: ' * 100_000}1{'}' * 100_000}}}"),
     ],
     ids=[
         *("unknown", "settings", "method", "ablation", "merge keys", "chain", "chain of mappings"),

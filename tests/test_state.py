@@ -664,10 +664,12 @@ def large(folder: Path, name: str) -> tuple[Path, Study]:
     return file, study
 
 
-def best_of_two(measure: Callable[[], Measured], seconds: float) -> Measured:
+def best_of_three(measure: Callable[[], Measured], seconds: float) -> Measured:
     """Again where it took too long: a machine that is busy is slower in every respect."""
-    found = measure()
-    return found if found.seconds < seconds else min(found, measure(), key=lambda item: item.seconds)
+    tries = [measure()]
+    while len(tries) < 3 and tries[-1].seconds >= seconds:
+        tries.append(measure())
+    return min(tries, key=lambda item: item.seconds)
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -677,7 +679,7 @@ def test_a_look_at_a_thousand_finished_runs_takes_seconds(tmp_path: Path, name: 
         fake_finished(study, run)
     for look in ("status", "plan"):
         command = [sys.executable, "-m", "kd", look, str(file), "--config", f"results={study.root}"]
-        found = best_of_two(lambda command=command: measured(command, ROOT), 5.0)
+        found = best_of_three(lambda command=command: measured(command, ROOT), 5.0)
         print(f"{name}, {look}: {found}")
         assert rows_of(found.said)["together"][0] == str(len(study.runs))
         assert found.seconds < 5.0
@@ -702,7 +704,7 @@ def test_a_list_of_a_thousand_runs_is_read_in_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_a_dry_run_of_a_thousand_runs_takes_seconds(project: Path, name: str) -> None:
     file, study = large(project, name)
-    found = best_of_two(lambda: dry_run(project, file.name), 10.0)
+    found = best_of_three(lambda: dry_run(project, file.name), 10.0)
     print(f"{name}, snakemake -n: {found}")
     assert jobs_of(found.said) == planned(study)
     assert found.seconds < 10.0
