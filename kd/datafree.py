@@ -92,12 +92,12 @@ def distil(
                 if made is None:
                     checkpoint.stop_or_save(parts)
                 buffer.add(made.images, made.classes, made.phi, generator)
+            with journal.phase("monitoring", device):
                 course.note(buffer, made)
-                inversion = {f"inversion_{name}": value for name, value in made.losses.items()}
+                journal.pending = {f"inversion_{name}": float(value) for name, value in made.losses.items()}
             counts["inversions"] += 1
             counts["generator_steps"] += run.inversion.steps
             counts["images"] += run.inversion.batch_size
-            journal.pending = {name: float(value) for name, value in inversion.items()}
         if learning >= 0:
             set_lr(optimizer, training, learning)
             buffer.anneal(learning / max(1, training.epochs - 1))
@@ -115,6 +115,7 @@ def distil(
                     counts["student_steps"] += 1
                 if run.replay.refresh == "all":
                     refresh(buffer, data, student, teacher)
+            with journal.phase("monitoring", device):
                 noted = sums.take()
                 if learning % math.ceil(training.epochs / GAPS) == 0:
                     noted |= _gap(buffer, data, student, teacher)

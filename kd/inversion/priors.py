@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kd.config import ConfigError
 from kd.losses.kd import kl_divergence
 
 Statistics = list[tuple[Tensor, Tensor]]  # per BatchNorm layer: mean [C] and biased variance [C]
+
+
+class _ChannelStatistics(torch.autograd.Function):
+    """By BatchNorm's own kernel and a backward of one operation: both many times faster than var_mean's."""
+
+    @staticmethod
+    def forward(ctx, maps: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = torch.batch_norm_update_stats(maps, None, None, 0.0)
+        ctx.save_for_backward(maps, mean)
+        return mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
+        """(grad_mean + 2 grad_variance (x - mean)) / n, as x * slope + offset."""
+        maps, mean = ctx.saved_tensors
+        count = maps.numel() / len(mean)
+        slope = grad_variance * (2 / count)
+        offset = grad_mean / count - slope * mean
+        return torch.addcmul(offset[:, None, None], maps, slope[:, None, None])
+
+
+def channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [C] and biased variance [C] of maps [B, C, H, W] over all but the channels."""
+    return _ChannelStatistics.apply(maps)
 
 
 class BatchStatistics:
@@ -38,8 +64,7 @@ class BatchStatistics:
             handle.remove()
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
-        self._noted[layer] = (mean, variance)
+        self._noted[layer] = channel_statistics(inputs[0].float())
 
     def take(self) -> Statistics:
         """The statistics of the forward pass just made, in the order of `layers`."""

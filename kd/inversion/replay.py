@@ -65,7 +65,7 @@ class ReplayBuffer:
         self.images[slots] = images
         self.classes[slots] = classes
         self.priority[slots] = priority.to(self.priority.dtype)
-        self.seen[slots] = False
+        self.seen.index_fill_(0, slots, False)  # a number put by index would be copied to the device, with a wait
         self.size = min(self.capacity, self.size + len(classes))
 
     def _slots(self, count: int, generator: torch.Generator) -> Tensor:
@@ -129,7 +129,7 @@ class ReplayBuffer:
         """
         delta = (drawn.feedback * divergence.float()).abs()
         self.priority.scatter_reduce_(0, drawn.index, delta, "amax", include_self=False)
-        self.seen[drawn.index] = True
+        self.seen.index_fill_(0, drawn.index, True)
 
     def state_dict(self) -> dict[str, Any]:
         return {

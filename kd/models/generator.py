@@ -4,6 +4,31 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UpsampledConv(nn.Conv2d):
+    """A 3x3 convolution of maps that are doubled in size first (nearest): [B, C, H, W] -> [B, C', 2H, 2W].
+
+    Under an output pixel lie only 2x2 pixels of the small maps. So one 2x2 convolution of these for each parity of the
+    output's row and column, with sums of the 3x3 weights, gives the same for 4/9 of the work.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+        fold = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # parity, small pixel, big pixel
+        self.register_buffer("fold", fold, persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        batch, _, height, width = maps.shape
+        weight = torch.einsum("ayk,bxl,oikl->aboiyx", self.fold, self.fold, self.weight).flatten(0, 2)
+        parts = F.conv2d(maps, weight.contiguous(memory_format=torch.channels_last), padding=1)
+        parts = parts.permute(0, 2, 3, 1).unflatten(3, (2, 2, self.out_channels))  # [B, H + 1, W + 1, a, b, C']
+        rows = [
+            torch.stack([parts[:, a : a + height, b : b + width, a, b] for b in (0, 1)], dim=3)  # [B, H, W, b, C']
+            for a in (0, 1)
+        ]
+        return torch.stack(rows, dim=2).view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
 class Generator(nn.Module):
@@ -29,12 +54,10 @@ class Generator(nn.Module):
         self.body = nn.Sequential(
             nn.Unflatten(1, (2 * width, start, start)),
             nn.BatchNorm2d(2 * width),
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
+            UpsampledConv(2 * width, 2 * width),
             nn.BatchNorm2d(2 * width),
             nn.LeakyReLU(0.2),
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            UpsampledConv(2 * width, width),
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, channels, 3, padding=1),

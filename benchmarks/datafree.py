@@ -1,0 +1,479 @@
+"""Speed and memory of data-free distillation's parts against a literal reference: python benchmarks/datafree.py
+
+A is kd as a run uses it; B is the method written down directly, the way a first version of it looks:
+
+- teacher forward in distillation: B keeps its BatchNorm hooks active in every forward pass, takes each layer's variance
+  from a transposed copy, records the graph (weights that require gradients, the output detached afterwards) and leaves
+  the memory format as torch makes it. Every other line is the same network.
+- inversion step: one whole epoch of the generator (inner copy, noise, augmentation, all three losses, meta-gradient,
+  common step), divided by its steps. B likewise, also computes gradients for the weights of teacher and student,
+  runs Adam tensor by tensor and asks each step's loss for its value. Both draw the same numbers, and the benchmark
+  stops unless losses, statistics and the meta-gradient agree.
+- drawing a batch: A draws by priority from a buffer on the device and augments the batch as one; B is a folder of PNG
+  files behind a torch DataLoader (no workers: one thread for both) with torchvision's transforms.
+- memory: all tensors of a buffer of 50,000 images.
+
+WRN-40-2 teaches WRN-16-1, 32x32x3 images, 10 classes, one CPU thread. A and B alternate, the first of a round changes
+from round to round, and each round gives one ratio B/A; medians and ranges of the rounds are shown. The clock is this
+process's own CPU time, so that work of others on the machine counts less; time that B would wait for its disk is not
+counted. Takes two to three minutes. --json prints the numbers instead. Ends with code 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+if find_spec("kd") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from kd import models
+from kd.config import Inversion, Modulation, Replay
+from kd.data.augment import Augment, random_crop_flip
+from kd.inversion.replay import ReplayBuffer
+from kd.inversion.synthesis import Synthesis, Synthetic
+from kd.models.generator import Generator
+from kd.torchvision_compat import import_torchvision
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHER, STUDENT, CLASSES, SIZE, PAD = "wrn_40_2", "wrn_16_1", 10, 32, 4
+MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+FORWARD_BATCH, FORWARD_ROUNDS = 64, 15  # 256 would take four times as long for the same ratio
+INVERSION_BATCH, INVERSION_ROUNDS = 32, 9
+DRAW_BATCH, DRAW_IMAGES, DRAW_ROUNDS = 256, 5_000, 15
+MEMORY_IMAGES = 50_000
+BAR_FORWARD, BAR_INVERSION, BAR_DRAW, BAR_MEMORY = 1.5, 1.7, 8.0, 200e6
+AGREEMENT = 1e-5  # relative
+GRADIENT_AGREEMENT = 3e-2  # through 40 layers: either is 4e-3 away from B in float64
+
+INVERSION = Inversion(
+    images="synthetic",
+    batch_size=INVERSION_BATCH,
+    warmup=20,
+    steps=2,
+    lr_generator=0.005,
+    lr_noise=0.015,
+    bn=10.0,
+    oh=0.4,
+    adv=1.1,
+    bn_momentum=0.9,
+    meta="maml",
+    reset_epoch=None,
+    noise_dim=256,
+    width=64,
+)
+MODULATION = Modulation(diversity=1.0, gamma=1.0, class_of="prediction", gradient=False, normalise=False)
+REPLAY = Replay(
+    full_size=None,
+    replacement="oldest",
+    initial_priority="max",
+    final_beta=None,
+    alpha=0.6,
+    beta=0.4,
+    eps=1e-6,
+    priority_feedback=True,
+    normalise_weights=True,
+    refresh="drawn",
+)
+CPU = torch.device("cpu")
+
+
+def random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normalisations(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def network(name: str, seed: int) -> nn.Module:
+    """Random weights, with running statistics that fit them: without these, activations double from block to block."""
+    torch.manual_seed(seed)
+    built = models.build(name, num_classes=CLASSES, in_channels=3, image_size=SIZE)
+    layers = normalisations(built)
+    for layer in layers:
+        layer.momentum = None  # the plain mean over what is seen
+    with torch.no_grad():
+        built(torch.randn(64, 3, SIZE, SIZE))
+    for layer in layers:
+        layer.momentum = 0.1
+    return built.eval()
+
+
+def frozen_fast(built: nn.Module) -> nn.Module:
+    """A network as a run holds its teacher."""
+    return built.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def augmentation() -> Augment:
+    return Augment(torch.tensor(MEAN), torch.tensor(STD), PAD, True)
+
+
+# ------------------------------------------------------------------------------------------------ literal reference
+
+
+class LiteralHook:
+    """Mean and biased variance of one BatchNorm layer's input, at every forward pass from now on."""
+
+    def __init__(self, layer: nn.BatchNorm2d) -> None:
+        self.layer = layer
+        layer.register_forward_hook(self.note)
+
+    def note(self, layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0]
+        self.mean = x.mean([0, 2, 3])
+        self.variance = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
+
+
+def hooks_of(teacher: nn.Module) -> list[LiteralHook]:
+    return [LiteralHook(layer) for layer in normalisations(teacher)]
+
+
+class LiteralGenerator(nn.Sequential):
+    """Fang et al.'s generator, layer after layer."""
+
+    def __init__(self, like: Generator) -> None:
+        layers: list[nn.Module] = [nn.Linear(256, 128 * 8 * 8), nn.Unflatten(1, (128, 8, 8)), nn.BatchNorm2d(128)]
+        for width in (128, 64):
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(128, width, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(64, 3, 3, padding=1), nn.Sigmoid())
+        self.take(like)
+
+    @torch.no_grad()
+    def take(self, like: Generator) -> None:
+        """Weights and running statistics of another."""
+        for mine, theirs in zip(self.parameters(), like.parameters(), strict=True):
+            mine.copy_(theirs)
+        for mine, theirs in zip(normalisations(self), normalisations(like), strict=True):
+            mine.load_state_dict(theirs.state_dict())
+
+
+class LiteralInversion:
+    """One epoch of Fang et al.'s meta-generator with SSD-KD's phi, step by step."""
+
+    def __init__(self, generator: nn.Module, settings: Inversion, class_share: Tensor, draws: torch.Generator) -> None:
+        self.generator, self.settings, self.class_share, self.draws = generator, settings, class_share, draws
+        rate = settings.lr_generator * settings.steps
+        self.optimizer = self.adam([{"params": list(generator.parameters()), "lr": rate}])
+        self.past: list[tuple[Tensor, Tensor]] | None = None
+
+    @staticmethod
+    def adam(groups: list[dict[str, Any]]) -> torch.optim.Adam:
+        return torch.optim.Adam(groups, betas=(0.5, 0.999), foreach=False)
+
+    def bn_loss(self, hooks: list[LiteralHook]) -> Tensor:
+        total = torch.zeros(())
+        momentum = self.settings.bn_momentum
+        for number, hook in enumerate(hooks):
+            mean, variance = hook.mean, hook.variance
+            if self.past is not None:
+                mean = momentum * self.past[number][0] + (1 - momentum) * mean
+                variance = momentum * self.past[number][1] + (1 - momentum) * variance
+            total = total + torch.norm(hook.layer.running_mean - mean, 2)
+            total = total + torch.norm(hook.layer.running_var - variance, 2)
+        return total
+
+    def epoch(self, teacher: nn.Module, hooks: list[LiteralHook], student: nn.Module) -> tuple[Tensor, float, Tensor]:
+        """Images, lowest loss, the meta-gradient in one row."""
+        settings = self.settings
+        noise = torch.randn(settings.batch_size, settings.noise_dim, generator=self.draws).requires_grad_()
+        targets = torch.randint(CLASSES, (settings.batch_size,), generator=self.draws)
+        inner = copy.deepcopy(self.generator)
+        optimizer = self.adam(
+            [
+                {"params": list(inner.parameters()), "lr": settings.lr_generator},
+                {"params": [noise], "lr": settings.lr_noise},
+            ]
+        )
+        self.optimizer.zero_grad()
+        student.eval()
+        lowest, best = float("inf"), torch.empty(0)
+        for _ in range(settings.steps):
+            images = inner(noise)
+            moved = random_crop_flip(images, PAD, True, self.draws)
+            normalised = (moved - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+            teacher_logits = teacher(normalised).logits
+            probability, prediction = teacher_logits.softmax(1).max(1)
+            phi = (1 - self.class_share[prediction]) * (1 - probability.detach()) ** MODULATION.gamma
+            task = (phi * F.cross_entropy(teacher_logits, targets, reduction="none")).mean()
+            student_logits = student(normalised).logits
+            agree = (student_logits.argmax(1) == prediction).float()
+            divergence = F.kl_div(student_logits.log_softmax(1), teacher_logits.softmax(1), reduction="none").sum(1)
+            adversarial = -(divergence * agree).mean()
+            loss = settings.bn * self.bn_loss(hooks) + settings.oh * task + settings.adv * adversarial
+            optimizer.zero_grad()
+            loss.backward()
+            for common, own in zip(self.generator.parameters(), inner.parameters(), strict=True):
+                common.grad = own.grad.clone() if common.grad is None else common.grad + own.grad
+            optimizer.step()
+            if loss.item() < lowest:
+                lowest, best = loss.item(), images.detach()
+        meta = torch.cat([parameter.grad.flatten() for parameter in self.generator.parameters()])
+        self.optimizer.step()
+        student.train()
+        momentum, before = settings.bn_momentum, self.past
+        self.past = [(hook.mean.detach(), hook.variance.detach()) for hook in hooks]
+        if before is not None:
+            self.past = [
+                (momentum * old[0] + (1 - momentum) * new[0], momentum * old[1] + (1 - momentum) * new[1])
+                for old, new in zip(before, self.past, strict=True)
+            ]
+        return best, lowest, meta
+
+
+class Folder(torch.utils.data.Dataset):
+    """PNG files with torchvision's transforms, opened when asked for."""
+
+    def __init__(self, folder: Path, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.files = sorted(folder.glob("*.png"))
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        with Image.open(self.files[number]) as image:
+            return self.transform(image.convert("RGB")), number
+
+
+# ------------------------------------------------------------------------------------------------------- measurement
+
+Seconds = list[tuple[float, float]]  # per round: A, B
+
+
+def alternate(fast: Callable[[], Any], slow: Callable[[], Any], rounds: int, fast_calls: int = 1) -> Seconds:
+    """CPU seconds of A and of B in each round, after one that is not counted.
+
+    A quick A is called several times in its turn, so that the clock's grain and the turn's cold start weigh less.
+    """
+
+    def timed(call: Callable[[], Any], calls: int) -> float:
+        start = time.process_time()
+        for _ in range(calls):
+            call()
+        return (time.process_time() - start) / calls
+
+    seconds = []
+    for round_ in range(-1, rounds):
+        if round_ % 2:
+            b, a = timed(slow, 1), timed(fast, fast_calls)
+        else:
+            a, b = timed(fast, fast_calls), timed(slow, 1)
+        seconds.append((a, b))
+    return seconds[1:]
+
+
+def close(what: str, a: Tensor, b: Tensor, tolerance: float = AGREEMENT) -> float:
+    """Relative distance of A from B; ends the benchmark where it is above the tolerance: it would compare nothing."""
+    distance = float((a - b).norm() / b.norm())
+    if not distance <= tolerance:
+        raise SystemExit(f"{what}: A and B differ by {distance:.1e}, allowed {tolerance:.0e}")
+    return distance
+
+
+def measure_forward(rounds: int) -> tuple[Seconds, dict[str, float]]:
+    fast, slow = frozen_fast(network(TEACHER, 0)), network(TEACHER, 0)
+    hooks_of(slow)
+    images = torch.randn(FORWARD_BATCH, 3, SIZE, SIZE, generator=random(1))
+    images_fast = images.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def a() -> Tensor:
+        return fast(images_fast).logits
+
+    def b() -> Tensor:
+        return slow(images).logits.detach()
+
+    agreement = {"teacher's logits": close("teacher's logits", a(), b())}
+    return alternate(a, b, rounds), agreement
+
+
+class InversionSetting:
+    """Both implementations with the same networks, generators, buffer and random numbers."""
+
+    def __init__(self, settings: Inversion) -> None:
+        self.teacher, self.literal_teacher = frozen_fast(network(TEACHER, 0)), network(TEACHER, 0)
+        self.student, self.literal_student = network(STUDENT, 4), network(STUDENT, 4)  # agrees on most
+        self.student.to(memory_format=torch.channels_last).train()
+        self.literal_student.train()
+        self.hooks = hooks_of(self.literal_teacher)
+        self.buffer = ReplayBuffer(INVERSION_BATCH, (3, SIZE, SIZE), CLASSES, REPLAY, CPU)
+        classes = torch.arange(INVERSION_BATCH) % (CLASSES - 2)  # some classes fill it more than others
+        black = torch.zeros(INVERSION_BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
+        self.buffer.add(black, classes, torch.ones(INVERSION_BATCH), random(2))
+        torch.manual_seed(3)
+        self.common = Generator(settings.noise_dim, settings.width, SIZE, 3)
+        share = self.buffer.class_share(torch.arange(CLASSES))
+        self.literal = LiteralInversion(LiteralGenerator(self.common), settings, share, random(4))
+        self.common.to(memory_format=torch.channels_last)
+        self.synthesis = Synthesis(self.common, settings, MODULATION, augmentation(), CLASSES, random(4))
+
+    def fast(self) -> Synthetic:
+        return self.synthesis.epoch(self.teacher, self.student, self.buffer, adversarial=True)
+
+    def slow(self) -> tuple[Tensor, float, Tensor]:
+        return self.literal.epoch(self.literal_teacher, self.hooks, self.literal_student)
+
+    def past(self, part: int) -> tuple[Tensor, Tensor]:
+        """The remembered statistics of A and of B, means (0) or variances (1), all layers in one row."""
+        both = self.synthesis.past, self.literal.past
+        return tuple(torch.cat([layer[part] for layer in past]) for past in both)
+
+
+def agreement_of_inversion() -> dict[str, float]:
+    """Over two epochs, of which the second blends in the statistics of the first.
+
+    Adam makes a direction of the sign of any gradient, rounding included, so that trajectories part: here the steps
+    are tiny, and the generators start the second epoch from the same weights.
+    """
+    setting = InversionSetting(replace(INVERSION, lr_generator=1e-6, lr_noise=1e-6))
+    agreement: dict[str, float] = {}
+    for _ in range(2):
+        setting.literal.generator.take(setting.common)
+        made, (images, lowest, meta) = setting.fast(), setting.slow()
+        if not made.losses["adv"]:
+            raise SystemExit("teacher and student agree on no image: the adversarial term is not compared")
+        gradient = torch.cat([parameter.grad.flatten() for parameter in setting.common.parameters()])
+        for what, a, b, tolerance in (
+            ("inversion's loss", made.losses["loss"], torch.tensor(lowest), AGREEMENT),
+            ("images, as stored", made.images.float(), images.mul(255).round(), 1e-3),  # .5 is rounded either way
+            ("remembered means", *setting.past(0), AGREEMENT),
+            ("remembered variances", *setting.past(1), AGREEMENT),
+            ("meta-gradient", gradient, meta, GRADIENT_AGREEMENT),
+        ):
+            agreement[what] = max(agreement.get(what, 0.0), close(what, a, b, tolerance))
+    return agreement
+
+
+def measure_inversion(rounds: int) -> tuple[Seconds, dict[str, float]]:
+    agreement = agreement_of_inversion()
+    setting = InversionSetting(INVERSION)
+    seconds = alternate(setting.fast, setting.slow, rounds)
+    return [(a / INVERSION.steps, b / INVERSION.steps) for a, b in seconds], agreement
+
+
+def measure_draw(rounds: int) -> tuple[Seconds, dict[str, float]]:
+    draws = random(5)
+    buffer = ReplayBuffer(DRAW_IMAGES, (3, SIZE, SIZE), CLASSES, REPLAY, CPU)
+    coarse = torch.rand(DRAW_IMAGES, 3, 8, 8, generator=draws)  # smooth, as images are: noise would not compress
+    images = F.interpolate(coarse, SIZE, mode="bilinear").mul(255).to(torch.uint8)
+    buffer.add(images, torch.arange(DRAW_IMAGES) % CLASSES, torch.ones(DRAW_IMAGES), draws)
+    buffer.priority.copy_(torch.rand(DRAW_IMAGES, generator=draws))
+    augment = augmentation()
+    transforms = import_torchvision().transforms
+    plain = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    moving = [transforms.RandomCrop(SIZE, padding=PAD), transforms.RandomHorizontalFlip()]
+
+    def batches(loader: DataLoader) -> Iterator[Any]:
+        while True:
+            yield from loader
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(Path(folder, f"{number:05}.png"))
+        files = Folder(Path(folder), transforms.Compose(plain))
+        unmoved = torch.stack([files[number][0] for number in range(DRAW_BATCH)])
+        agreement = {"drawn images": close("drawn images", augment.normalise(images[:DRAW_BATCH]), unmoved)}
+        files.transform = transforms.Compose(moving + plain)
+        endless = batches(DataLoader(files, DRAW_BATCH, shuffle=True, drop_last=True, num_workers=0))
+
+        def a() -> Tensor:
+            return augment(buffer.images[buffer.sample(DRAW_BATCH, draws).index], draws)
+
+        def b() -> Tensor:
+            return next(endless)[0]
+
+        if a().shape != b().shape:
+            raise SystemExit(f"drawn images: A {tuple(a().shape)}, B {tuple(b().shape)}")
+        return alternate(a, b, rounds, fast_calls=10), agreement
+
+
+def buffer_bytes() -> int:
+    """Of all tensors of a buffer at CIFAR's full scale."""
+    buffer = ReplayBuffer(MEMORY_IMAGES, (3, SIZE, SIZE), CLASSES, REPLAY, CPU)
+    return sum(value.nbytes for value in vars(buffer).values() if isinstance(value, Tensor))
+
+
+def hardware() -> dict[str, Any]:
+    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in facts if line.startswith("model name")), "unknown")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "cpu": cpu,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
+    parser.add_argument("--rounds", type=int, help="rounds of every part (each has its own number of them)")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    torch.set_num_threads(1)
+    parts: dict[str, dict[str, Any]] = {}
+    agreement: dict[str, float] = {}
+    for name, measure, rounds, bar in (
+        (f"teacher forward, batch {FORWARD_BATCH}", measure_forward, FORWARD_ROUNDS, BAR_FORWARD),
+        (f"inversion step, batch {INVERSION_BATCH}", measure_inversion, INVERSION_ROUNDS, BAR_INVERSION),
+        (f"draw and augment, batch {DRAW_BATCH}", measure_draw, DRAW_ROUNDS, BAR_DRAW),
+    ):
+        seconds, found = measure(options.rounds or rounds)
+        ratios = [b / a for a, b in seconds]
+        parts[name] = {
+            "a_ms": 1e3 * statistics.median(a for a, _ in seconds),
+            "b_ms": 1e3 * statistics.median(b for _, b in seconds),
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+            "rounds": len(ratios),
+            "bar": bar,
+            "met": statistics.median(ratios) >= bar,
+        }
+        agreement |= found
+    size = buffer_bytes()
+    memory = {"bytes": size, "bar": BAR_MEMORY, "met": size < BAR_MEMORY}
+    seconds_taken = time.perf_counter() - start
+    all_met = memory["met"] and all(part["met"] for part in parts.values())
+    if options.json:
+        report = {"hardware": hardware(), "parts": parts, "buffer": memory, "agreement": agreement}
+        print(json.dumps({**report, "seconds": round(seconds_taken, 1)}, indent=2))
+        return int(not all_met)
+    print(", ".join(f"{key} {value}" for key, value in hardware().items()))
+    print(f"{TEACHER} -> {STUDENT}, {SIZE}x{SIZE} images, {CLASSES} classes, {seconds_taken:.0f} s in all\n")
+    print(f"{'':30}{'A kd, ms':>10}{'B literal, ms':>15}{'B/A':>7}{'range':>14}{'rounds':>8}   bar")
+    for name, part in parts.items():
+        low, high = part["ratio_range"]
+        print(
+            f"{name:30}{part['a_ms']:10.1f}{part['b_ms']:15.1f}{part['ratio']:7.2f}{f'{low:.2f}-{high:.2f}':>14}"
+            f"{part['rounds']:8}   >= {part['bar']:g} {'met' if part['met'] else 'MISSED'}"
+        )
+    verdict = "met" if memory["met"] else "MISSED"
+    print(f"\nbuffer of {MEMORY_IMAGES:,} images: {size / 1e6:.1f} MB   bar < {BAR_MEMORY / 1e6:g} MB {verdict}")
+    print("\nrelative difference of A from B, worst of two epochs")
+    for what, distance in agreement.items():
+        print(f"  {what:22}{distance:12.1e}")
+    return int(not all_met)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
