@@ -596,3 +596,56 @@ def test_how_trials_are_computed_is_no_part_of_a_search(load):
     ]
     assert studies[0].tunings == studies[1].tunings
     assert "compute" not in studies[0].tunings["x"].settings
+
+
+def test_a_study_has_a_small_version_of_its_own(load):
+    quick = {"settings": {"scale": 0.25}, "experiments": {"a": {"seeds": [5], "pairs": [["resnet8", "wrn_10_1"]]}}}
+    whole, small = (
+        load(given, experiments={"a": experiment(seeds=[0, 1])}, quick=quick)
+        for given in ({}, {"quick": "true"})  # as Snakemake hands it on
+    )
+    assert (whole.name, small.name) == ("mine", "mine-quick")
+    assert [len(whole.table), len(small.table)] == [2, 1]
+    row = small.table.iloc[0]
+    assert (row["teacher"], row["student"], row["scale"], row["seed"]) == ("resnet8", "wrn_10_1", 0.25, 5)
+    with pytest.raises(ConfigError, match="quick: this study has no small version"):
+        load({"quick": True}, experiments={"a": experiment()})
+
+
+def test_overrides_for_a_teacher_hold_for_its_students(load):
+    pairs = [PAIR, ["resnet8", "wrn_16_1"]]
+    teachers = {"resnet8": {"inversion": {"adv": 1.33}, "modulation": {"gamma": 3.0}}}
+    study = load(experiments={"a": experiment(pairs=pairs, methods=["free", "soft"])}, teachers=teachers)
+    runs = {run.teacher.model: run for run in study.runs.values() if run.kind == "datafree"}
+    assert (runs["resnet8"].inversion.adv, runs["wrn_16_2"].inversion.adv) == (1.33, 1.1)
+    assert runs["resnet8"].modulation.gamma == 1.0, "the method has the last word"
+    with pytest.raises(ConfigError, match=r"inversion: unknown key 'avd'; did you mean 'adv'"):
+        load(experiments={"a": experiment(pairs=pairs)}, teachers={"resnet8": {"inversion": {"avd": 1.0}}})
+
+
+@pytest.mark.parametrize("name", ["ssdkd-cifar10", "ssdkd-cifar100"])
+def test_the_published_studies_hold_what_they_promise(name):
+    study, small = (
+        load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name, "quick": quick}) for quick in (False, True)
+    )
+    assert len(study.table[["teacher", "student"]].drop_duplicates()) == 5
+    assert set(study.table["seed"]) == {0, 1, 2}
+    scale = study.table[study.table["experiment"] == "scale"]
+    assert sorted(set(scale["scale"])) == [0.01, 0.05, 0.1, 0.2, 1.0]
+    assert len(scale[["teacher", "student"]].drop_duplicates()) == 3
+    modules = study.table[study.table["experiment"] == "modules"].drop_duplicates("ablation")
+    switched = set()
+    for path in modules["path"]:
+        run = study.runs[path]
+        switched.add((run.modulation.diversity > 0, run.modulation.gamma > 0, run.replay.alpha > 0))
+        assert (run.replay.alpha > 0) == (run.replay.beta > 0)
+    assert len(switched) == len(modules) == 8, "the full 2x2x2 table"
+    originals = study.table[study.table["method"] == "original"]
+    assert set(originals["scale"]) == {0.1}
+    assert {study.runs[path].inversion.images for path in originals["path"]} == {"original"}
+    resnet = next(
+        run for run in study.runs.values() if run.teacher and run.teacher.model == "resnet34" and run.inversion
+    )
+    assert (resnet.inversion.adv, resnet.inversion.bn, resnet.inversion.oh) == (1.33, 10.0, 0.5)
+    assert set(small.table["experiment"]) == set(study.table["experiment"])
+    assert set(small.table["teacher"]) == {"wrn_16_1"}

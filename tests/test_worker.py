@@ -218,7 +218,7 @@ def test_a_diverged_run_leaves_a_note_until_it_succeeds(made: Made, tmp_path: Pa
     with pytest.raises(FloatingPointError):
         execute(tiny_run("scratch", training__lr=1e30), made, tmp_path)
     note = read_json(tmp_path / "ended.json")
-    assert note["error"].startswith("FloatingPointError: epoch 1: loss is ")
+    assert note["error"].startswith("Unhealthy: epoch 1: loss is ")
     assert (note["done"], note["total"]) == (1, 2)
     assert note["seconds"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", note["when"])
