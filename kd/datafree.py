@@ -25,7 +25,7 @@ from kd.optim import set_lr, sgd
 from kd.train import Sums, train_step
 
 CONFIDENCE_BINS = 20
-GAPS, GAP_SAMPLES = 40, 512  # how often, and on how many images, the student's gap is measured
+GAPS, GAP_BATCHES = 10, 4  # how often, and on how many batches of images, the student's gap is measured
 
 
 def capacity(run: Run, full_size: int) -> int:
@@ -118,7 +118,7 @@ def distil(
             with journal.phase("monitoring", device):
                 noted = sums.take()
                 if learning % math.ceil(training.epochs / GAPS) == 0:
-                    noted |= _gap(buffer, data, student, teacher)
+                    noted |= _gap(buffer, data, student, teacher, GAP_BATCHES * training.batch_size)
         row = journal.log(epoch + 1, epochs, noted if learning >= 0 else {})
         _require_health(run, row, journal.history, course, num_classes, learning + 1)
     return describe(buffer, data, teacher) | course.arrays()
@@ -131,12 +131,14 @@ def _fill_with_originals(buffer: ReplayBuffer, data: Data, seed: int, generator:
     buffer.add(real.images, real.labels, torch.ones_like(real.labels, dtype=torch.float32), generator)
 
 
-def _gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module) -> dict[str, torch.Tensor]:
+def _gap(
+    buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module, samples: int
+) -> dict[str, torch.Tensor]:
     """Mean KL(teacher || student) over samples as they lie in the buffer, and over samples as they are drawn, [] each.
 
-    On GAP_SAMPLES images spread over the buffer, not augmented, the student in eval mode.
+    On so many images spread over the buffer, not augmented, the student in eval mode.
     """
-    index = torch.linspace(0, buffer.size - 1, min(GAP_SAMPLES, buffer.size), device=buffer.priority.device).long()
+    index = torch.linspace(0, buffer.size - 1, min(samples, buffer.size), device=buffer.priority.device).long()
     logits = (predict(network, buffer.images[index], data.augment) for network in (teacher, student))
     divergence = kl_divergence(*logits, 1.0).double()
     drawn = buffer.probabilities()[index]
