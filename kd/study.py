@@ -80,7 +80,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         raise ConfigError(f"--config {unknown[0]}: unknown key; {suggest(unknown[0], sorted(defaults))}")
     chosen = str(merge(defaults, given).get("study"))
     name, path = _find(chosen, config.parent / "studies")
-    study = read_yaml(path)
+    study = _read_study(path)
     if merge(defaults, given).get("quick") is True:
         name, study = f"{name}-quick", _quick(study, path)
     if faults := schema_faults(study, study_schema):
@@ -109,11 +109,38 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     )
 
 
+def _read_study(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A study file, merged over the one that it extends, if any."""
+    study = read_yaml(path)
+    extended = study.pop("extends", None)
+    if extended is None:
+        return study
+    below = (*below, path)
+    _, parent = _find(str(extended), path.parent, f"{path}: extends")
+    if parent in below:
+        chain = " -> ".join(file.stem for file in (*below, parent))
+        raise ConfigError(f"{path}: extends: these studies extend each other, {chain}; take `extends` out of one")
+    return _over(_read_study(parent, below), study)
+
+
+def _over(study: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes merged over a study. A null takes out what is there; among settings it is a value like any other."""
+    merged = merge(study, changes)
+    for key in set(study) & set(changes):
+        if changes[key] is None:
+            del merged[key]
+        elif key != "settings" and isinstance(study[key], dict) and isinstance(changes[key], dict):
+            for name in set(study[key]) & set(changes[key]):
+                if changes[key][name] is None:
+                    del merged[key][name]
+    return merged
+
+
 def _quick(study: dict[str, Any], path: Path) -> dict[str, Any]:
     """The study's small version: what stands under `quick` merged over the rest."""
     if not isinstance(study.get("quick"), dict):
         raise ConfigError(f"{path}: quick: this study has no small version; leave --config quick=true away, or add one")
-    return merge({key: value for key, value in study.items() if key != "quick"}, study["quick"])
+    return _over({key: value for key, value in study.items() if key != "quick"}, study["quick"])
 
 
 def _retyped(value: Any) -> Any:
@@ -128,16 +155,16 @@ def _retyped(value: Any) -> Any:
         return value
 
 
-def _find(study: str, folder: Path) -> tuple[str, Path]:
+def _find(study: str, folder: Path, key: str = "study") -> tuple[str, Path]:
     """Name and file of a study given by name or by path."""
     path = Path(study) if study.endswith((".yaml", ".yml")) else folder / f"{study}.yaml"
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if Path(study).suffix == "" and (study not in known or "/" in study):
-        raise ConfigError(f"study: got {study!r}; {suggest(study, known)}, or the path of a .yaml file")
+        raise ConfigError(f"{key}: got {study!r}; {suggest(study, known)}, or the path of a .yaml file")
     if not _is_file(path):
-        raise ConfigError(f"study: no file {str(path)!r}; give a name ({', '.join(known)}) or the path of a .yaml file")
+        raise ConfigError(f"{key}: no file {str(path)!r}; give a name ({', '.join(known)}) or the path of a .yaml file")
     if schema_faults(path.stem, {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"}):
-        raise ConfigError(f"study: the file name {path.name!r} names the study; use letters, digits, `_` and `-` in it")
+        raise ConfigError(f"{key}: the file name {path.name!r} names the study; use letters, digits, `_` and `-` in it")
     return path.stem, path
 
 
