@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kd.claims import paired_p
 from kd.files import read_json
 
 GROUP = ["teacher", "student", "method", "ablation", "scale"]
@@ -43,7 +44,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds for each group of one experiment, in the order of the study.
 
     `difference` is the mean paired difference in accuracy (same seed, teacher, student and scale) to the first method
-    and ablation of the experiment, `difference_se` its standard error; empty for that first one.
+    and ablation of the experiment, `difference_se` its standard error, `difference_p` the two-sided p of the paired
+    t-test; empty for that first one.
     """
     reference = results[["method", "ablation"]].iloc[0]
     rows = []
@@ -64,6 +66,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             difference = _paired(results, group, reference)
             row["difference"] = difference.mean()
             row["difference_se"] = difference.std() / np.sqrt(len(difference))
+            row["difference_p"] = paired_p(difference)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -92,6 +95,7 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
             "" if pd.isna(row.difference) else _plus_minus(row.difference, row.difference_se, sign=True)
             for row in summary.itertuples()
         ]
+        columns["p"] = [_number(row.difference_p, ".2g") for row in summary.itertuples()]
     columns["seconds"] = [f"{value:.1f}" for value in summary["seconds"]]
     for phase in ("inversion", "distillation"):
         if f"seconds_{phase}" in summary:

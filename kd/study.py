@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from kd.claims import require_runs
 from kd.config import Compute, ConfigError, Dataset, Run, digest, merge, run_of, suggest
 from kd.reading import parse_yaml, read_yaml
 from kd.validation import Checker, schema_faults
@@ -55,6 +56,7 @@ class Study:
     datasets: dict[str, Dataset]  # path of the prepared file below the results folder -> data set
     roots: dict[str, str | None]  # the same paths -> where the data lies
     experiments: dict[str, dict[str, Any]]  # name -> title and view
+    claims: dict[str, dict[str, Any]]  # name -> what it says and the tests it must pass, for kd.claims
     tunings: dict[str, Tuning]
     compute: Compute
     tracking: dict[str, Any]
@@ -90,11 +92,13 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     check(base, str(path))
     expansion = _Expansion(base, study, path, check, given)
     rows = [row for experiment in study["experiments"] for row in expansion.rows(experiment)]
+    table, claims = pd.DataFrame(rows, columns=COLUMNS), study.get("claims", {})
+    require_runs(claims, table, str(path))
     return Study(
         name=name,
         title=study["title"],
         root=Path(base["results"]),
-        table=pd.DataFrame(rows, columns=COLUMNS),
+        table=table,
         runs=expansion.runs,
         datasets=expansion.datasets,
         roots=expansion.roots,
@@ -102,6 +106,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
             key: {"title": value.get("title", key), "view": value.get("view", "methods")}
             for key, value in study["experiments"].items()
         },
+        claims=claims,
         tunings={key: expansion.tuning(key, value) for key, value in study.get("tune", {}).items()},
         compute=Compute(**base["compute"]),
         tracking=base["tracking"],

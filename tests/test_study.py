@@ -612,6 +612,59 @@ def test_a_study_has_a_small_version_of_its_own(load):
         load({"quick": True}, experiments={"a": experiment()})
 
 
+def test_a_study_that_extends_another_changes_it(load):
+    two = {"a": experiment(seeds=[0, 1]), "b": experiment()}
+    base = load(name="base", experiments=two, quick={"experiments": {"a": {"seeds": [7]}}}, claims=claims())
+    kept = {"settings": ..., "methods": ..., "ablations": ...}
+    child = load(extends="base", title="Child", experiments={"a": {"seeds": [5]}, "b": None}, claims=None, **kept)
+    assert (child.name, child.title) == ("mine", "Child")
+    assert list(child.experiments) == ["a"]
+    assert list(child.table["seed"]) == [5]
+    assert child.claims == {}
+    ancestors = next(iter(base.runs.values()))
+    assert next(iter(child.runs.values())).digest == ancestors.digest, "but for the seed the same run"
+    small = load({"quick": True}, extends="base", title="Child", experiments={"b": None}, **kept)
+    assert set(small.table["seed"]) == {7}
+    with pytest.raises(ConfigError, match="this study has no small version"):
+        load({"quick": True}, extends="base", title="Child", quick=None, **kept)
+    grandchild = load(name="grandchild", extends="mine", experiments={"c": experiment(seeds=[9])}, title=..., **kept)
+    assert grandchild.title == "Child"
+    assert list(grandchild.experiments) == ["a", "b", "c"], "mine was written anew since, with both"
+
+
+def test_in_settings_null_is_a_value(load):
+    load(name="base", experiments={"a": experiment()})
+    kept = {"methods": ..., "ablations": ..., "settings": {"inversion": {"reset_epoch": None}}}
+    child = load(extends="base", **kept)
+    assert [run.inversion.reset_epoch for run in child.runs.values() if run.inversion] == [None]
+
+
+def test_what_cannot_be_extended_is_named(load):
+    a = {"a": experiment()}
+    assert "extends: got 'bse'; did you mean 'base'" in (
+        load(name="base", experiments=a) and fault(load, extends="bse")
+    )
+    assert "these studies extend each other, mine -> mine" in fault(load, extends="mine")
+    assert "experiments.b: got null" in fault(load, extends="base", experiments={"b": None}), (
+        "there is no b to take out"
+    )
+    assert "experiments: got {}" in fault(load, extends="base", experiments={"a": None})
+
+
+def claims(**test):
+    return {"x": {"says": "So.", "tests": [{"of": {"method": "free"}, "to": {"method": "free"}, "above": 0, **test}]}}
+
+
+def test_claims_are_checked_before_anything_runs(load):
+    assert load(experiments={"a": experiment()}, claims=claims()).claims == claims()
+    a = {"a": experiment()}
+    assert "claims.x.tests.0: no run of {'method': 'plain'}" in fault(
+        load, experiments=a, claims=claims(of={"method": "plain"})
+    )
+    assert "claims.x.tests.0" in fault(load, experiments=a, claims=claims(below=1)), "above or below, not both"
+    assert "got 'acuracy'" in fault(load, experiments=a, claims=claims(measure="acuracy"))
+
+
 def test_overrides_for_a_teacher_hold_for_its_students(load):
     pairs = [PAIR, ["resnet8", "wrn_16_1"]]
     teachers = {"resnet8": {"inversion": {"adv": 1.33}, "modulation": {"gamma": 3.0}}}
@@ -647,5 +700,6 @@ def test_the_published_studies_hold_what_they_promise(name):
         run for run in study.runs.values() if run.teacher and run.teacher.model == "resnet34" and run.inversion
     )
     assert (resnet.inversion.adv, resnet.inversion.bn, resnet.inversion.oh) == (1.33, 10.0, 0.5)
+    assert {claim[0] for claim in study.claims} == {claim[0] for claim in small.claims} == set("abcd")
     assert set(small.table["experiment"]) == set(study.table["experiment"])
     assert set(small.table["teacher"]) == {"wrn_16_1"}

@@ -21,11 +21,12 @@ rule collect:
 
 
 rule tables:
-    """Mean ± std per method, scale and ablation."""
+    """Mean ± std per method, scale and ablation; verdicts on the study's claims."""
     input:
         results=f"{FOLDER}/results.csv",
     output:
         table=report(f"{FOLDER}/table.md", caption=f"{CAPTIONS}/table.rst", category="Tables"),
+        claims=[f"{FOLDER}/claims.csv"] if STUDY.claims else [],
         csv=[f"{FOLDER}/tables/{name}.csv" for name in STUDY.experiments],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-tables.txt",
@@ -35,6 +36,7 @@ rule tables:
         title=lambda wildcards: STUDY.title,  # text of the user: a function keeps Snakemake from formatting its braces
         code=report_code(),
         experiments=lambda wildcards: STUDY.experiments,
+        claims=lambda wildcards: STUDY.claims,
     script:
         "../scripts/tables.py"
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kd.claims import claims_markdown, judge
 from kd.report import markdown, study_markdown, summarise
 from kd.script import job
 
@@ -12,4 +13,8 @@ with job(snakemake.log[0]):
         summary = summarise(results[results["experiment"] == name])
         summary.to_csv(path, index=False)
         parts.append(markdown(summary, experiment["title"]))
+    if snakemake.params.claims:
+        judged = judge(snakemake.params.claims, results)
+        judged.to_csv(snakemake.output.claims[0], index=False)
+        parts.append(claims_markdown(judged))
     Path(snakemake.output.table).write_text(study_markdown(snakemake.params.title, parts, results))
