@@ -24,7 +24,7 @@ class Output(NamedTuple):
 
     logits: Tensor  # [B, K] for K classes
     feature: Tensor  # [B, D] penultimate feature, what the last linear layer sees
-    maps: tuple[Tensor, ...] = ()  # intermediate maps [B, C, H, W] from input to output; empty unless asked for
+    maps: tuple[Tensor, ...] = ()  # intermediate maps [B, C, H, W], the stem's and each stage's; empty unless asked for
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,5 @@ class LossContext:
     labels: Tensor  # [M] int64 on the training device: the class of each of the M training samples
     num_classes: int
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
+    student_maps: tuple[tuple[int, int, int], ...] = ()  # (C, H, W) of each of the student's intermediate maps
+    teacher_maps: tuple[tuple[int, int, int], ...] = ()  # of the teacher's

@@ -37,10 +37,11 @@ def train_step(
 
     The teacher is in eval mode and without gradient. No value is brought to the host.
     """
+    asked = {"maps": True} if getattr(objective, "maps", False) else {}
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         with torch.no_grad():
-            teacher_output = None if teacher is None else teacher(batch.images)
-        student_output = student(batch.images)
+            teacher_output = None if teacher is None else teacher(batch.images, **asked)
+        student_output = student(batch.images, **asked)
     loss = objective(student_output, teacher_output, batch)  # [B]
     optimizer.zero_grad(set_to_none=True)
     (batch.weight * loss).mean().backward()
@@ -106,6 +107,8 @@ def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Gene
         labels=labels,
         num_classes=len(data.classes),
         generator=generator,
+        student_maps=student.map_shapes(),
+        teacher_maps=teacher.map_shapes(),
     )
 
 

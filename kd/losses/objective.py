@@ -22,6 +22,7 @@ class Objective(nn.Module):
 
     def __init__(self, terms: dict[str, dict[str, Any]], context: LossContext | None):
         super().__init__()
+        self.maps = context is not None  # with data and a teacher, losses may ask for intermediate maps
         self.weights = {name: settings["weight"] for name, settings in terms.items()}
         self.losses: dict[str, Any] = {}
         for name, settings in sorted(terms.items()):  # the order of a sum changes its last bits
