@@ -60,6 +60,7 @@ def train(
 ) -> None:
     """Train the student on the run's fraction of the real data; with a teacher, distil.
 
+    Losses with a first stage have it before the schedule begins, at the schedule's first learning rate.
     A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, Unhealthy for a run that leads nowhere.
     """
     device = data.train.labels.device
@@ -81,10 +82,14 @@ def train(
     }
     checkpoint.restore(parts)
     student.train()
-    epochs, per_epoch = run.training.epochs, loader.steps_per_epoch
+    first, per_epoch = objective.first_epochs, loader.steps_per_epoch
+    epochs = first + run.training.epochs
     while journal.counts["student_steps"] < epochs * per_epoch:
         epoch = journal.counts["student_steps"] // per_epoch
-        set_lr(optimizer, run.training, epoch)
+        objective.first = epoch < first
+        set_lr(optimizer, run.training, max(0, epoch - first))
+        if journal.counts["student_steps"] == first * per_epoch:
+            optimizer.state.clear()  # the stages share no momentum
         with journal.phase("training", device):
             for _ in range(journal.counts["student_steps"], (epoch + 1) * per_epoch):
                 checkpoint.stop_or_save(parts)
@@ -94,8 +99,10 @@ def train(
                 journal.counts["student_steps"] += 1
         row = journal.log(epoch + 1, epochs, sums.take())
         remedy = "lower training.lr, or check the weights in objective"
-        require_sound_loss(row, journal.history, "loss", remedy)
-        require_learning(epoch + 1, epochs, row["train_accuracy"], len(data.classes), "its training accuracy", remedy)
+        require_sound_loss(row, journal.history[first:], "loss", remedy)
+        if epoch >= first:
+            learned, what = epoch + 1 - first, "its training accuracy"
+            require_learning(learned, run.training.epochs, row["train_accuracy"], len(data.classes), what, remedy)
 
 
 def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Generator) -> LossContext | None:

@@ -16,9 +16,12 @@ from torch.autograd.function import once_differentiable
 from kd.batch import Batch, LossContext, Output
 
 EPS = 1e-7  # of the NCE equation
+FULL_PRODUCT = 2**28  # dot products held at once (1 GiB); beyond, they are computed for the drawn rows alone
+CHUNK = 2**24  # numbers of drawn rows held at once (64 MiB)
+NEVER = -1e9  # logit of a queue's entry that is no negative: its score is 0, and gradients stay finite
 
 
-def nce_loss(positive_score: Tensor, negative_scores: Tensor, num_negatives: int, num_samples: int) -> Tensor:
+def nce_loss(positive_score: Tensor, negative_scores: Tensor, num_negatives: int | Tensor, num_samples: int) -> Tensor:
     """Noise-contrastive estimation of one side: [B], [B, K] -> [B].
 
     With scores P = exp(g_T.g_S / tau) / Z, K negatives and the noise density Pn = 1/M over M samples:
@@ -26,12 +29,15 @@ def nce_loss(positive_score: Tensor, negative_scores: Tensor, num_negatives: int
         L = - log( P_pos / (P_pos + K Pn + eps) ) - sum_k log( K Pn / (P_k + K Pn + eps) )
 
     which is the paper's - log h(pos) - sum_k log(1 - h(neg_k)). A negative's term is of order 1/K, so the logarithms
-    are taken as log1p of a ratio; the literal form loses its digits in float32.
+    are taken as log1p of a ratio; the literal form loses its digits in float32. With `num_negatives` [B], scores of
+    0 are no negatives and that many are left in each row.
     """
     noise = num_negatives / num_samples
     positive = torch.log1p((noise + EPS) / positive_score)
-    negatives = torch.log1p((negative_scores + EPS).div_(noise))
-    return positive + negatives.sum(1)
+    if isinstance(noise, float):
+        return positive + torch.log1p((negative_scores + EPS).div_(noise)).sum(1)
+    negatives = torch.log1p((negative_scores + EPS) / noise.clamp_min(EPS)[:, None])
+    return positive + torch.where(negative_scores > 0, negatives, 0.0).sum(1)
 
 
 def infonce_loss(positive_logit: Tensor, negative_logits: Tensor) -> Tensor:
@@ -49,12 +55,19 @@ class CRD(nn.Module):
     the student's optimiser. An anchor is scored against rows of the *other* side's memory bank [M, feat_dim],
     row i of which stands for training sample i; afterwards the batch's rows of both banks move towards its embeddings.
 
+    With `memory: queue` either side keeps the last `negatives` embeddings instead, whatever the size of the data: the
+    positive is the batch's own embedding on the other side, negatives are all entries of other classes (or samples).
+
+    `logged` holds `bound`, log K - L with L the mean loss of a side: by this much at least, the paper's eq. 10, teacher
+    and student share information (in nats, as far as the critic is optimal).
+
     Args:
         context: feature widths, the class of each of the M training samples, the generator of every random draw.
         feat_dim: width of the embeddings.
-        negatives: K per anchor, drawn with replacement, so K may exceed M.
+        negatives: K per anchor, drawn with replacement, so K may exceed M; with a queue, its length.
         tau: temperature of the scores.
-        momentum: share that a bank row keeps in an update.
+        momentum: share that a bank row keeps in an update; a queue has none.
+        memory: `bank`, a row per training sample, or `queue`.
         negatives_from: `other_classes` (supervised) or `other_indices` (unsupervised).
         positive: `exact`, the same sample; `relax`, a random one of its class (with `other_classes` only).
         estimator: `nce` (the paper's) or `infonce`.
@@ -74,6 +87,7 @@ class CRD(nn.Module):
         negatives_from: Literal["other_classes", "other_indices"] = "other_classes",
         positive: Literal["exact", "relax"] = "exact",
         estimator: Literal["nce", "infonce"] = "nce",
+        memory: Literal["bank", "queue"] = "bank",
     ) -> None:
         super().__init__()
         _require(feat_dim >= 1, "feat_dim", feat_dim, "at least 1")
@@ -83,10 +97,11 @@ class CRD(nn.Module):
         _require_one_of("negatives_from", negatives_from, "other_classes", "other_indices")
         _require_one_of("positive", positive, "exact", "relax")
         _require_one_of("estimator", estimator, "nce", "infonce")
-        if (
-            negatives_from == "other_indices"
-        ):  # negatives may share the class, so a relaxed positive could be one of them
+        _require_one_of("memory", memory, "bank", "queue")
+        if negatives_from == "other_indices":  # negatives may share the class: a relaxed positive could be one of them
             _require(positive == "exact", "positive", positive, "exact when negatives_from is other_indices")
+        if memory == "queue":  # it holds no embedding of a given sample
+            _require(positive == "exact", "positive", positive, "exact when memory is queue")
 
         self.negatives = negatives
         self.tau = tau
@@ -95,6 +110,9 @@ class CRD(nn.Module):
         self.estimator = estimator
         self.generator = context.generator
         self.num_samples = len(context.labels)
+        self.memory = memory
+        self.logged: dict[str, Tensor] = {"bound": torch.zeros((), device=context.labels.device)}
+        rows = self.num_samples if memory == "bank" else negatives
 
         def uniform(*size: int, bound: float) -> Tensor:
             empty = torch.empty(size, device=context.labels.device)
@@ -105,7 +123,7 @@ class CRD(nn.Module):
             embedding.weight = nn.Parameter(uniform(feat_dim, width, bound=1 / math.sqrt(width)))
             embedding.bias = nn.Parameter(uniform(feat_dim, bound=1 / math.sqrt(width)))
             self.add_module(f"{side}_embedding", embedding)
-            self.register_buffer(f"{side}_bank", uniform(self.num_samples, feat_dim, bound=1 / math.sqrt(feat_dim / 3)))
+            self.register_buffer(f"{side}_bank", uniform(rows, feat_dim, bound=1 / math.sqrt(feat_dim / 3)))
             unset = torch.zeros((), device=context.labels.device)
             self.register_buffer(f"{side}_normaliser", unset)  # Z, 0 until the first batch sets it
 
@@ -124,21 +142,30 @@ class CRD(nn.Module):
         self.register_buffer("order", torch.cat([order, order]), persistent=False)  # [2M], the circle unrolled
         self.register_buffer("group_end", count.cumsum(0)[group], persistent=False)  # [M], place after its group
         self.register_buffer("group_count", count[group], persistent=False)  # [M]
+        self.register_buffer("group", group, persistent=False)  # [M]
+        if memory == "queue":
+            self.register_buffer("queue_group", torch.full((rows,), -1, device=group.device))  # [K], -1: still random
+            self.register_buffer("queue_next", torch.zeros((), dtype=torch.int64, device=group.device))
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B]; also updates the memory banks (and, on the first batch, the normalisers Z)."""
+        """Loss per sample, [B]; also updates the memories (and, on the first batch, the normalisers Z)."""
         with torch.autocast(batch.index.device.type, enabled=False):  # exp(dot / tau) needs float32
-            student_anchor, teacher_anchor = self.project(student, teacher)
-            positive, negatives = self.draw(batch.index)
-            student_loss = self.contrast(
-                student_anchor, self.teacher_bank, self.student_normaliser, positive, negatives
-            )
-            teacher_loss = self.contrast(
-                teacher_anchor, self.student_bank, self.teacher_normaliser, positive, negatives
-            )
-            self.update(self.student_bank, student_anchor, batch.index)
-            self.update(self.teacher_bank, teacher_anchor, batch.index)
-        return student_loss + teacher_loss
+            anchors = dict(zip(("student", "teacher"), self.project(student, teacher), strict=True))
+            if self.memory == "bank":
+                positive, drawn = self.draw(batch.index)
+            else:
+                positive, drawn = None, self.queue_group != self.group[batch.index][:, None]
+            loss = torch.zeros(len(batch.index), device=batch.index.device)
+            for side, other in (("student", "teacher"), ("teacher", "student")):
+                bank = getattr(self, f"{other}_bank")
+                positive_row = anchors[other].detach() if positive is None else bank[positive]
+                loss = loss + self.contrast(
+                    anchors[side], positive_row, bank, getattr(self, f"{side}_normaliser"), drawn
+                )
+            for side, anchor in anchors.items():
+                self.update(getattr(self, f"{side}_bank"), anchor, batch.index)
+            self.logged["bound"] = math.log(self.negatives) - loss.detach().mean() / 2
+        return loss
 
     def project(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:
         """Both penultimate features [B, D] embedded on the unit sphere: [B, feat_dim] each."""
@@ -165,35 +192,41 @@ class CRD(nn.Module):
         size = (len(high), num)
         return torch.randint(2**62, size, generator=self.generator, device=high.device).remainder_(high[:, None])
 
-    def contrast(self, anchor: Tensor, bank: Tensor, normaliser: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
-        """Loss [B] of the anchors [B, d] against rows `positive` [B] and `negatives` [B, K] of the bank [M, d].
+    def contrast(self, anchor: Tensor, positive: Tensor, bank: Tensor, normaliser: Tensor, drawn: Tensor) -> Tensor:
+        """Loss [B] of the anchors [B, d] against positives [B, d] and negatives among the bank's rows [M, d].
 
-        All scores come from one [B, d] x [d, M] product. So does the gradient: the loss is differentiated down to the
-        K + 1 dot products, whose weights are summed per bank row for a [B, M] x [M, d] product. This happens at once
-        rather than in backward, so nothing of size K or M outlives the call and the bank may change after it.
+        drawn: the negatives' rows [B, K] int64, or which rows are negatives, [B, M] bool. All scores come from one
+        [B, d] x [d, M] product. So does the gradient: the loss is differentiated down to the K + 1 dot products, whose
+        weights are summed per bank row for a [B, M] x [M, d] product. This happens at once rather than in backward, so
+        nothing of size K or M outlives the call and the bank may change after it. For a bank so large that the product
+        does not fit, the drawn rows are gathered piece by piece.
         """
-        dots = anchor.detach() @ bank.T  # [B, M]
+        rows = _Rows(anchor.detach(), bank, drawn)
         with torch.enable_grad():
-            positive_logit = (dots.gather(1, positive[:, None]).squeeze(1) / self.tau).requires_grad_()
-            negative_logits = dots.gather(1, negatives).div_(self.tau).requires_grad_()
+            positive_logit = ((anchor.detach() * positive).sum(1) / self.tau).requires_grad_()
+            negative_logits = rows.dots().div_(self.tau).requires_grad_()
+            count: int | Tensor = self.negatives
+            logits = negative_logits
+            if drawn.dtype == torch.bool:
+                count, logits = drawn.sum(1), logits.masked_fill(~drawn, NEVER)
             if self.estimator == "nce":
-                positive_score, negative_scores = positive_logit.exp(), negative_logits.exp()
-                self._set_normaliser(normaliser, positive_score, negative_scores)
-                loss = nce_loss(
-                    positive_score / normaliser, negative_scores / normaliser, self.negatives, self.num_samples
-                )
+                positive_score, negative_scores = positive_logit.exp(), logits.exp()
+                self._set_normaliser(normaliser, positive_score, negative_scores, count)
+                loss = nce_loss(positive_score / normaliser, negative_scores / normaliser, count, self.num_samples)
             else:
-                loss = infonce_loss(positive_logit, negative_logits)
+                loss = infonce_loss(positive_logit, logits)
             positive_grad, negative_grad = torch.autograd.grad(loss.sum(), (positive_logit, negative_logits))
-        weights = dots.zero_().scatter_add_(1, negatives, negative_grad)  # in the place of the dots
-        weights.scatter_add_(1, positive[:, None], positive_grad[:, None])
-        return _AttachGradient.apply(anchor, loss.detach(), (weights @ bank).div_(self.tau))
+        gradient = (rows.weighted(negative_grad) + positive_grad[:, None] * positive).div_(self.tau)
+        return _AttachGradient.apply(anchor, loss.detach(), gradient)
 
     @torch.no_grad()
-    def _set_normaliser(self, normaliser: Tensor, positive_score: Tensor, negative_scores: Tensor) -> None:
+    def _set_normaliser(
+        self, normaliser: Tensor, positive_score: Tensor, negative_scores: Tensor, count: int | Tensor
+    ) -> None:
         """Z = M * mean score over the first batch, positives included; a constant ever after."""
         total = positive_score.sum() + negative_scores.sum()
-        mean = total / (positive_score.numel() + negative_scores.numel())
+        scores = len(positive_score) + (count.sum() if isinstance(count, Tensor) else negative_scores.numel())
+        mean = total / scores
         normaliser.copy_(torch.where(normaliser > 0, normaliser, mean * self.num_samples))
 
     @torch.no_grad()
@@ -201,12 +234,50 @@ class CRD(nn.Module):
         """Move the bank's rows `index` [B] towards the embeddings [B, d] and normalise them again, in place.
 
         A sample that the batch holds several times takes its last embedding: each of its entries writes that same
-        row, so the result does not depend on the order of the writes.
+        row, so the result does not depend on the order of the writes. In a queue the oldest entries give way.
         """
         batch_range = torch.arange(len(index), device=index.device)
+        if self.memory == "queue":
+            recent = batch_range[-len(bank) :]
+            places = (self.queue_next + recent) % len(bank)
+            bank.index_copy_(0, places, embedding.detach()[recent])
+            if bank is self.teacher_bank:  # the second of the two
+                self.queue_group.index_copy_(0, places, self.group[index[recent]])
+                self.queue_next.copy_((self.queue_next + len(index)) % len(bank))
+            return
         last = torch.where(index[:, None] == index, batch_range, -1).amax(1)
         moved = self.momentum * bank[index] + (1 - self.momentum) * embedding[last]
         bank.index_copy_(0, index, F.normalize(moved))
+
+
+class _Rows:
+    """The negatives' rows of a bank [M, d], as the anchors [B, d] see them."""
+
+    def __init__(self, anchor: Tensor, bank: Tensor, drawn: Tensor):
+        self.anchor, self.bank, self.drawn = anchor, bank, drawn
+        self.all = drawn.dtype == torch.bool
+        self.full: Tensor | None = None
+        if self.all or len(anchor) * len(bank) <= FULL_PRODUCT:
+            self.full = anchor @ bank.T  # [B, M]
+        self.step = max(1, CHUNK // anchor.numel())  # drawn rows per anchor at a time
+
+    def dots(self) -> Tensor:
+        """[B, K], or [B, M] of all rows."""
+        if self.full is not None:
+            return self.full.clone() if self.all else self.full.gather(1, self.drawn)
+        return torch.cat([torch.einsum("bkd,bd->bk", self.bank[rows], self.anchor) for rows in self._pieces()], 1)
+
+    def weighted(self, weight: Tensor) -> Tensor:
+        """Sum of the rows weighted by [B, K] (or [B, M]), [B, d]."""
+        if self.all:
+            return weight @ self.bank
+        if self.full is not None:  # in the place of the dots
+            return self.full.zero_().scatter_add_(1, self.drawn, weight) @ self.bank
+        pieces = zip(self._pieces(), weight.split(self.step, 1), strict=True)
+        return sum(torch.einsum("bkd,bk->bd", self.bank[rows], part) for rows, part in pieces)
+
+    def _pieces(self) -> tuple[Tensor, ...]:
+        return self.drawn.split(self.step, 1)
 
 
 class _AttachGradient(torch.autograd.Function):

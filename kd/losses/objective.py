@@ -16,6 +16,9 @@ from kd.losses import LOSSES
 class Objective(nn.Module):
     """Sum over losses of weight * loss, one value per sample [B].
 
+    A loss with two stages has `first_epochs` and a `first_stage`, which answers as the loss does. While `first` is set,
+    these alone are summed, without weights.
+
     Losses with state (memory banks, embeddings) are submodules: their parameters learn with the student's optimiser
     and all of their state is part of a checkpoint.
     """
@@ -25,6 +28,7 @@ class Objective(nn.Module):
         self.maps = context is not None  # with data and a teacher, losses may ask for intermediate maps
         self.weights = {name: settings["weight"] for name, settings in terms.items()}
         self.losses: dict[str, Any] = {}
+        self.first = False
         for name, settings in sorted(terms.items()):  # the order of a sum changes its last bits
             loss = build_loss(name, context, **{key: value for key, value in settings.items() if key != "weight"})
             self.losses[name] = loss
@@ -34,8 +38,20 @@ class Objective(nn.Module):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         total = torch.zeros(len(batch.index), device=batch.index.device)
         for name, loss in self.losses.items():
-            total = total + self.weights[name] * loss(student, teacher, batch)
+            if not self.first:
+                total = total + self.weights[name] * loss(student, teacher, batch)
+            elif _first_epochs(loss):
+                total = total + loss.first_stage(student, teacher, batch)
         return total
+
+    @property
+    def first_epochs(self) -> int:
+        """Epochs of the first stage; 0 where no loss has one."""
+        return max(map(_first_epochs, self.losses.values()), default=0)
+
+
+def _first_epochs(loss: Any) -> int:
+    return getattr(loss, "first_epochs", 0)
 
 
 def build_loss(name: str, context: LossContext | None, **settings: Any) -> Any:

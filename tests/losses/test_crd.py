@@ -235,7 +235,8 @@ def test_contrast_gradcheck(estimator):
     positive[2] = negatives[2, 0]  # no draw does so, but the gradient must hold for any rows
 
     def contrast(anchor):
-        return crd.contrast(anchor, crd.teacher_bank, crd.student_normaliser, positive, negatives)
+        bank = crd.teacher_bank
+        return crd.contrast(anchor, bank[positive], bank, crd.student_normaliser, negatives)
 
     assert torch.autograd.gradcheck(contrast, anchor)
 
@@ -279,6 +280,121 @@ def test_autocast_leaves_the_critic_in_float32():
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert student.grad.dtype == torch.bfloat16
     assert crd.student_bank.dtype == torch.float32
+
+
+# --- the queue ---
+
+
+class QueueReference:
+    """The same contrast against lists of past embeddings, in float64 and one scalar product at a time."""
+
+    def __init__(self, crd, labels):
+        self.labels = labels
+        self.inner = Reference(crd)
+        self.rows = {side: [(row, -1) for row in bank] for side, bank in self.inner.banks.items()}
+        self.next = 0
+
+    def step(self, index, student, teacher):
+        anchors = {"student": self.inner.project("student", student), "teacher": self.inner.project("teacher", teacher)}
+        total = 0
+        for side, other in (("student", "teacher"), ("teacher", "student")):
+            positives = [torch.dot(a, b.detach()) for a, b in zip(anchors[side], anchors[other], strict=True)]
+            negatives = [
+                [torch.dot(a, row) for row, group in self.rows[other] if group != self.labels[i]]
+                for a, i in zip(anchors[side], index.tolist(), strict=True)
+            ]
+            total = total + self.loss(side, positives, negatives)
+        for place, i in enumerate(index.tolist()):
+            for side, rows in self.rows.items():
+                rows[(self.next + place) % len(rows)] = (anchors[side][place].detach(), int(self.labels[i]))
+        self.next += len(index)
+        return total
+
+    def loss(self, side, positives, negatives):
+        tau, inner = self.inner.tau, self.inner
+        if inner.estimator == "infonce":
+            values = [
+                (sum((n / tau).exp() for n in row) + (p / tau).exp()).log() - p / tau
+                for p, row in zip(positives, negatives, strict=True)
+            ]
+            return torch.stack(values)
+        flat = [(x / tau).exp().item() for p, row in zip(positives, negatives, strict=True) for x in [p, *row]]
+        size = len(self.labels)
+        z = inner.z.setdefault(side, sum(flat) / len(flat) * size)
+        values = []
+        for p, row in zip(positives, negatives, strict=True):
+            scores = torch.stack([(n / tau).exp() / z for n in row])
+            values.append(nce_loop(((p / tau).exp() / z)[None], scores[None], len(row), size)[0])
+        return torch.stack(values)
+
+
+@pytest.mark.parametrize("negatives_from", ["other_classes", "other_indices"])
+@pytest.mark.parametrize("estimator", ["nce", "infonce"])
+def test_queue_equals_lists_of_past_embeddings(estimator, negatives_from):
+    """Seven entries and batches of three: the queue is full after three steps and its oldest entries give way."""
+    crd = build(memory="queue", negatives=7, estimator=estimator, negatives_from=negatives_from)
+    groups = LABELS if negatives_from == "other_classes" else torch.arange(len(LABELS))
+    reference = QueueReference(crd, groups)
+    for number in range(5):
+        student, teacher = features(3, seed=number)
+        index = torch.tensor([[0, 2, 9], [1, 3, 4], [5, 6, 7], [0, 2, 9], [8, 10, 11]][number])
+        student64, teacher64 = student.double().requires_grad_(), teacher.double()
+        student.requires_grad_()
+        expected = reference.step(index, student64, teacher64)
+        actual = step(crd, index, student, teacher)
+        assert relative(actual.detach(), expected.detach()) < 1e-5
+        (gradient,) = torch.autograd.grad(actual.mean(), student)
+        (wanted,) = torch.autograd.grad(expected.mean(), student64)
+        assert relative(gradient, wanted) < 1e-5
+
+
+def test_queue_does_not_grow_with_the_data_and_takes_the_last_of_a_large_batch():
+    crd = build(torch.arange(500) % 5, memory="queue", negatives=4)
+    assert crd.student_bank.shape == crd.teacher_bank.shape == (4, FEAT_DIM)
+    index = torch.arange(10, 16)
+    student, teacher = features(6)
+    step(crd, index, student, teacher, torch.arange(500) % 5)
+    projected, _ = crd.project(Output(None, student), Output(None, teacher))
+    for number in range(2, 6):  # the last four of six
+        torch.testing.assert_close(crd.student_bank[number % 4], projected[number])
+    assert int(crd.queue_next) == 2
+
+
+@pytest.mark.parametrize("estimator", ["nce", "infonce"])
+def test_a_queue_without_negatives_gives_finite_gradients(estimator):
+    crd = build(memory="queue", negatives=2, estimator=estimator)
+    index = torch.tensor([2, 3])  # both of class 1
+    for _ in range(2):
+        student, teacher = features(2)
+        loss = step(crd, index, student.requires_grad_(), teacher)
+        loss.mean().backward()
+    assert loss.isfinite().all()
+    assert student.grad.isfinite().all()
+
+
+# --- large banks, and the bound ---
+
+
+@pytest.mark.parametrize("estimator", ["nce", "infonce"])
+def test_a_bank_too_large_for_the_product_gives_the_same(estimator, monkeypatch):
+    results = []
+    for limits in ((2**28, 2**24), (1, 3 * FEAT_DIM * 6)):  # at once; in pieces of six negatives, the last of two
+        monkeypatch.setattr("kd.losses.crd.FULL_PRODUCT", limits[0])
+        monkeypatch.setattr("kd.losses.crd.CHUNK", limits[1])
+        crd, losses = build(estimator=estimator), []
+        student, teacher = features(3)
+        student.requires_grad_()
+        for _ in range(2):
+            losses.append(step(crd, torch.tensor([0, 2, 9]), student, teacher))
+        results.append((torch.stack(losses), torch.autograd.grad(torch.stack(losses).sum(), student)[0]))
+    for whole, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_the_bound_is_log_k_minus_the_mean_loss_of_a_side():
+    crd = build(estimator="infonce")
+    loss = step(crd, torch.tensor([0, 2, 9]), *features(3))
+    assert crd.logged["bound"].item() == pytest.approx(math.log(20) - loss.mean().item() / 2, rel=1e-6)
 
 
 # --- positives and negatives ---
@@ -438,19 +554,20 @@ def test_generator_is_the_only_source_of_randomness():
     assert not torch.equal(run(build(seed=4, **settings)), first)
 
 
+@pytest.mark.parametrize("memory", ["bank", "queue"])
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
-def test_resumed_run_continues_exactly(estimator):
-    crd = build(estimator=estimator)
+def test_resumed_run_continues_exactly(estimator, memory):
+    crd = build(estimator=estimator, memory=memory)
     run(crd)
     state = {key: value.clone() for key, value in crd.state_dict().items()}
     random_state = crd.generator.get_state()
-    resumed = build(seed=99, estimator=estimator)
+    resumed = build(seed=99, estimator=estimator, memory=memory)
     resumed.load_state_dict(state)
     resumed.generator.set_state(random_state)
     assert torch.equal(run(resumed), run(crd))
     for key, value in crd.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value)
-    unresumed = build(seed=99, estimator=estimator)
+    unresumed = build(seed=99, estimator=estimator, memory=memory)
     unresumed.generator.set_state(random_state)
     assert not torch.equal(run(unresumed), run(resumed))
 
@@ -466,6 +583,8 @@ def test_resumed_run_continues_exactly(estimator):
         ({"negatives_from": "all"}, "negatives_from must be one of other_classes, other_indices; got 'all'"),
         ({"positive": "near"}, "positive must be one of exact, relax; got 'near'"),
         ({"estimator": "mine"}, "estimator must be one of nce, infonce; got 'mine'"),
+        ({"memory": "disk"}, "memory must be one of bank, queue; got 'disk'"),
+        ({"memory": "queue", "positive": "relax"}, "positive must be exact when memory is queue; got 'relax'"),
         (
             {"positive": "relax", "negatives_from": "other_indices"},
             "positive must be exact when negatives_from is other_indices; got 'relax'",

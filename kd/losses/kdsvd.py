@@ -1,0 +1,101 @@
+"""Distillation of feature maps compressed by singular value decomposition (KD-SVD).
+
+Lee, Kim, Song, Self-supervised Knowledge Distillation Using Singular Value Decomposition, ECCV 2018, without its
+self-supervised branch, as in the study of Tian, Krishnan, Isola (CRD), ICLR 2020.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd.batch import Batch, Output
+from kd.losses.maps import at_least_float32, map_shapes, require_as_many_stages
+
+SPARE = 3  # singular vectors that the student offers beyond the teacher's k
+DAMPING = 1e-5  # of the gradient, as a share of the largest squared singular value
+
+
+def kdsvd(student: Output, teacher: Output, batch: Batch, *, k: int = 1) -> Tensor:
+    """Difference in how the leading singular vectors of successive stages correlate, stages without the stem: [B].
+
+    A map [B, C, H, W] is read as a matrix HW x C per sample. Of stage l, V_l [C_l, k] holds the teacher's first k right
+    singular vectors; the student's are those of its first k + 3 that come nearest to them, up to sign. Both are scaled
+    by the teacher's singular values, which are divided by their L2 norm (1 at k = 1). Then, with
+    r(V)_abj = exp(-(V_l[a, j] - V_l-1[b, j])^2 / 8):
+
+        L = sum over l >= 2, a, b, j of  (r(V_student) - r(V_teacher))^2
+
+    A singular vector has no sign of its own, while L depends on those of a stage and its neighbour: the teacher's are
+    turned so that their components sum to no less than 0, as they do wherever a map follows a ReLU.
+
+    The derivative of a singular vector has the poles 1 / (s_i^2 - s_j^2). They are damped to x / (x^2 + d^2) with
+    d = 1e-5 s_1^2, so that equal singular values, or a map of zeros, leave the gradient finite. It is a gradient of
+    first order only. The decomposition makes a GPU wait for its result.
+
+    Raises:
+        ValueError: k is below 1 or above the teacher's singular vectors, the networks have unlike numbers of stages,
+            fewer than two, or unlike channels.
+    """
+    if not k >= 1:
+        raise ValueError(f"kdsvd: k must be at least 1; got {k!r}")
+    student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
+    student_shapes, teacher_shapes = map_shapes(student_maps), map_shapes(teacher_maps)
+    require_as_many_stages("kdsvd", student_shapes, teacher_shapes, at_least=2)
+    for s, t in zip(student_shapes, teacher_shapes, strict=True):
+        if s[0] != t[0]:
+            raise ValueError(
+                f"kdsvd: singular vectors over channels of unlike numbers cannot be compared, student {s}, teacher "
+                f"{t}; choose networks with as many channels in every stage"
+            )
+        if k > min(t[0], t[1] * t[2]):
+            raise ValueError(f"kdsvd: the teacher's map {t} has no {k} singular vectors; choose a smaller k")
+    with torch.autocast(student.logits.device.type, enabled=False):
+        stages = [_aligned(s, t, k) for s, t in zip(student_maps, teacher_maps, strict=True)]
+        total = 0
+        for (s, t), (s_before, t_before) in zip(stages[1:], stages, strict=False):
+            total = total + (_correlation(s, s_before) - _correlation(t, t_before)).square().sum((1, 2, 3))
+    return total
+
+
+def right_singular_vectors(x: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The largest `num` singular values and their right vectors, of arbitrary sign: [B, N, C] -> [B, num], [B, C, num].
+
+    No more than N or C of them: beyond lies the null space. Only the vectors carry a gradient, the damped one.
+    """
+    num = min(num, *x.shape[1:])
+    with torch.no_grad():
+        squares, vectors = torch.linalg.eigh(x.mT @ x)  # s^2, ascending
+        squares, vectors = squares.flip(1).clamp(min=0), vectors.flip(2)
+        top = vectors[:, :, :num]
+        scale = squares[:, :1, None].clamp(min=torch.finfo(squares.dtype).tiny)
+        gaps = (squares[:, None, :num] - squares[:, :, None]) / scale  # [B, C, num]
+        response = gaps / (gaps.square() + DAMPING**2) / scale
+    # First-order perturbation: dv_j = sum over i of v_i (v_i^T d(x^T x) v_j) / (s_j^2 - s_i^2). `change` is 0.
+    change = x.mT @ (x @ top)
+    change = change - change.detach()
+    return squares[:, :num].sqrt(), top + vectors @ (response * (vectors.mT @ change))
+
+
+def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Maps [B, C, H, W] of one stage -> the scaled singular vectors of student and teacher, [B, C, k] each."""
+    with torch.no_grad():
+        values, t = right_singular_vectors(_matrix(teacher), k)
+        t = torch.where(t.sum(1, keepdim=True) < 0, -t, t)
+        weight = F.normalize(values)[:, None]
+    _, s = right_singular_vectors(_matrix(student), k + SPARE)
+    cosine = s.detach().mT @ t  # [B, k + 3, k]
+    nearest = cosine.abs().argmax(1, keepdim=True)  # [B, 1, k]
+    s = s.gather(2, nearest.expand(-1, s.shape[1], -1)) * cosine.gather(1, nearest).sign()
+    return s * weight, t * weight
+
+
+def _matrix(map_: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, HW, C]."""
+    return at_least_float32(map_).flatten(2).mT
+
+
+def _correlation(vectors: Tensor, before: Tensor) -> Tensor:
+    """Radial basis function of a stage's vectors and the previous one's: [B, C, k], [B, C', k] -> [B, C, C', k]."""
+    return torch.exp(-(vectors[:, :, None] - before[:, None]).square() / 8)

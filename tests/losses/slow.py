@@ -1,0 +1,145 @@
+"""What the tests of losses with learned layers share: layers as loops in float64, networks' outputs, comparison."""
+
+import torch
+
+from kd.batch import Batch, LossContext, Output
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def build(kind, student_maps, teacher_maps, seed=0, **settings):
+    """A loss for networks with these maps (C, H, W), whose feature is as wide as the last map."""
+    dims = (maps[-1][0] if maps else 1 for maps in (student_maps, teacher_maps))
+    return kind(LossContext(*dims, torch.tensor([0, 1]), 2, generator(seed), student_maps, teacher_maps), **settings)
+
+
+def scatter(loss, seed=9):
+    """The loss in float64 with every parameter random, those that begin at 0 or 1 included."""
+    g = generator(seed)
+    with torch.no_grad():
+        for parameter in loss.double().parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g, dtype=torch.float64) * 0.6)
+    return loss
+
+
+def outputs(student_maps, teacher_maps, size=3, seed=1):
+    """Float64 outputs of both networks; the student's maps and feature require a gradient."""
+    g = generator(seed)
+
+    def draw(maps):
+        drawn = [torch.randn(size, *shape, generator=g, dtype=torch.float64) for shape in [*maps, maps[-1][:1]]]
+        return Output(torch.empty(size, 0), drawn[-1], tuple(drawn[:-1]))
+
+    student, teacher = draw(student_maps), draw(teacher_maps)
+    for x in (student.feature, *student.maps):
+        x.requires_grad_()
+    return student, teacher
+
+
+def batch_of(size):
+    return Batch(torch.empty(size, 0), torch.zeros(size).long(), torch.arange(size), torch.ones(size))
+
+
+def gradients(value, student, loss):
+    """With respect to the student's feature and maps and the loss's parameters, samples weighed unequally."""
+    weight = torch.arange(1.0, 1 + value.numel(), dtype=value.dtype).reshape(value.shape)
+    inputs = [student.feature, *student.maps, *loss.parameters()]
+    return torch.autograd.grad((weight * value).sum(), inputs, retain_graph=True, allow_unused=True)
+
+
+def require_equal(actual, expected, student, loss):
+    """Value and all gradients of the loss against the reference's, in float64."""
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-13)
+    reached = 0
+    for a, e in zip(gradients(actual, student, loss), gradients(expected, student, loss), strict=True):
+        assert (a is None) == (e is None)
+        if a is not None:
+            torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-11)
+            reached += int(e.abs().max() > 1e-6)
+    assert reached > 0
+
+
+def positions(x):
+    return [(i, j) for i in range(x.shape[2]) for j in range(x.shape[3])]
+
+
+def conv_loop(x, weight, bias=None, stride=1, padding=0):
+    """Cross-correlation, one output value at a time."""
+    width, channels, height, breadth = weight.shape
+    samples = []
+    for sample in x:
+        rows = (sample.shape[1] + 2 * padding - height) // stride + 1
+        columns = (sample.shape[2] + 2 * padding - breadth) // stride + 1
+        values = []
+        for o in range(width):
+            for i in range(rows):
+                for j in range(columns):
+                    total = torch.zeros((), dtype=x.dtype) if bias is None else bias[o]
+                    for u in range(height):
+                        for v in range(breadth):
+                            at, to = i * stride + u - padding, j * stride + v - padding
+                            if 0 <= at < sample.shape[1] and 0 <= to < sample.shape[2]:
+                                total = total + sum(sample[c, at, to] * weight[o, c, u, v] for c in range(channels))
+                    values.append(total)
+        samples.append(torch.stack(values).reshape(width, rows, columns))
+    return torch.stack(samples)
+
+
+def transposed_loop(x, weight, bias, stride=1, padding=0):
+    """Transposed convolution: every input value writes its multiple of the kernel."""
+    _, width, height, breadth = weight.shape
+    rows = (x.shape[2] - 1) * stride - 2 * padding + height
+    columns = (x.shape[3] - 1) * stride - 2 * padding + breadth
+    samples = []
+    for sample in x:
+        sums = {(o, i, j): bias[o] for o in range(width) for i in range(rows) for j in range(columns)}
+        for c in range(len(sample)):
+            for i, j in positions(x):
+                for o in range(width):
+                    for u in range(height):
+                        for v in range(breadth):
+                            place = (o, i * stride - padding + u, j * stride - padding + v)
+                            if place in sums:
+                                sums[place] = sums[place] + sample[c, i, j] * weight[c, o, u, v]
+        samples.append(torch.stack(list(sums.values())).reshape(width, rows, columns))
+    return torch.stack(samples)
+
+
+def norm_loop(x, weight, bias, statistics=None):
+    """Batch normalisation of each channel, by the batch's own mean and biased variance or by given ones."""
+    channels = []
+    for c in range(x.shape[1]):
+        values = [x[b, c, i, j] for b in range(len(x)) for i, j in positions(x)]
+        if statistics is None:
+            mean = sum(values) / len(values)
+            variance = sum((value - mean) ** 2 for value in values) / len(values)
+        else:
+            mean, variance = statistics[0][c], statistics[1][c]
+        channels.append((x[:, c] - mean) / (variance + 1e-5).sqrt() * weight[c] + bias[c])
+    return torch.stack(channels, dim=1)
+
+
+def rectify(x, slope=0.0):
+    """Values above 0 as they are, others times the slope."""
+    return torch.where(x > 0, x, slope * x)
+
+
+def pool_loop(x, size):
+    """Means over equal windows: [B, C, H, W] -> [B, C, size, size], H and W multiples of the size."""
+    step = x.shape[2] // size
+    assert step * size == x.shape[2] == x.shape[3]
+    rows = []
+    for i in range(size):
+        row = []
+        for j in range(size):
+            window = [x[:, :, i * step + u, j * step + v] for u in range(step) for v in range(step)]
+            row.append(sum(window) / len(window))
+        rows.append(torch.stack(row, dim=2))
+    return torch.stack(rows, dim=2)
+
+
+def pool_both_loop(a, b):
+    size = min(a.shape[2], b.shape[2])
+    return pool_loop(a, size), pool_loop(b, size)
