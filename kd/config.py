@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 from kd.losses import LOSSES
 
@@ -151,19 +151,20 @@ class Compute:
 class Run:
     """One run: every setting that changes its numbers, and nothing else.
 
-    A teacher is a run of kind `train`, nested in the runs of its students, so that a student's identity covers its
-    teacher's. What a kind does not use is None.
+    Teachers are runs of kind `train`, nested in the runs of their students, so that a student's identity covers its
+    teachers'; more than one are an ensemble. What a kind does not use is None.
     """
 
     kind: str  # train, distill or datafree
     dataset: Dataset
     model: str
+    view: Literal["rgb", "luminance", "chrominance"]  # what the network sees of an image
     scale: float
     precision: str
     seed: int
     training: Training | None = None  # train, distill
     objective: dict[str, dict[str, Any]] | None = None  # train, distill
-    teacher: Run | None = None  # distill, datafree
+    teachers: tuple[Run, ...] | None = None  # distill, datafree
     inversion: Inversion | None = None  # datafree, as are the following
     modulation: Modulation | None = None
     replay: Replay | None = None
@@ -176,6 +177,10 @@ class Run:
         for name, shape in _SECTIONS.items():
             if values.get(name) is not None:
                 values[name] = _section(shape, values[name], name)
+        if values.get("teachers") is not None:
+            if not isinstance(values["teachers"], list | tuple) or not values["teachers"]:
+                raise ConfigError(f"teachers: got {kind_of(values['teachers'])}; a list of runs is needed")
+            values["teachers"] = tuple(_section(Run, teacher, "teachers") for teacher in values["teachers"])
         if values.get("objective") is not None:
             if not isinstance(values["objective"], dict):
                 raise ConfigError(f"objective: got {kind_of(values['objective'])}; a mapping is needed")
@@ -198,9 +203,19 @@ class Run:
     @cached_property
     def path(self) -> str:
         """Folder of the run below results/: a function of the settings alone, so that every study finds it."""
-        networks = slug(self.model) if self.teacher is None else f"{slug(self.teacher.model)}--{slug(self.model)}"
+        networks = "--".join(slug(name) for name in (self.teacher_names, self.model) if name)
         label = "-".join(sorted(self.objective)) if self.kind == "distill" else self.kind
         return f"runs/{slug(self.dataset.label)}/{networks}/{label}-{self.digest}/seed{self.seed}"
+
+    @property
+    def teacher(self) -> Run | None:
+        """The only teacher, or an ensemble's first."""
+        return self.teachers[0] if self.teachers else None
+
+    @property
+    def teacher_names(self) -> str:
+        """The teachers' networks, an ensemble's with `+` between; empty without a teacher."""
+        return "+".join(teacher.model for teacher in self.teachers or ())
 
     @cached_property
     def data_path(self) -> str:
@@ -210,13 +225,12 @@ class Run:
 
 USED = {  # by the kinds of run, beside what all need
     "train": ("training", "objective"),
-    "distill": ("training", "objective", "teacher"),
-    "datafree": ("teacher", "inversion", "modulation", "replay", "distillation"),
+    "distill": ("training", "objective", "teachers"),
+    "datafree": ("teachers", "inversion", "modulation", "replay", "distillation"),
 }
 _SECTIONS = {
     "dataset": Dataset,
     "training": Training,
-    "teacher": Run,
     "inversion": Inversion,
     "modulation": Modulation,
     "replay": Replay,
@@ -305,8 +319,8 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     """Sections that a kind does not use are left out; a setting that is null inside a section stays."""
     kept = {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}
-    if kept.get("teacher"):
-        kept["teacher"] = _without_none(kept["teacher"])
+    if kept.get("teachers"):
+        kept["teachers"] = [_without_none(teacher) for teacher in kept["teachers"]]
     return kept
 
 
@@ -363,26 +377,37 @@ def _copy(value: Any) -> Any:
 def run_of(settings: dict[str, Any], seed: int) -> Run:
     """Cut merged, validated settings down to the run they describe."""
     kind, model = settings["kind"], settings["student"]["model"]
+    view = settings["student"]["view"]
     common = {key: settings[key] for key in ("dataset", "scale", "precision")}
     if settings["dataset"]["name"] != "folder":
         common["dataset"] = {**settings["dataset"], "root": None}
     with_data = {"training": settings["training"], "objective": active(settings["objective"])}
     if kind == "train":
-        return Run.from_dict({"kind": kind, "model": model, "seed": seed, **common, **with_data})
+        return Run.from_dict({"kind": kind, "model": model, "view": view, "seed": seed, **common, **with_data})
     recipe = settings["teacher"]
-    teacher = {
-        "kind": "train",
-        "model": recipe["model"],
-        "seed": seed if recipe["seed"] is None else recipe["seed"],
-        **common,
-        "scale": 1.0,
-        "training": recipe["training"],
-        "objective": {"ce": {"weight": 1.0}},
-    }
+    names = teacher_models(recipe["model"])
+    teachers = [
+        {
+            "kind": "train",
+            "model": name,
+            "view": recipe["view"],
+            "seed": (seed if recipe["seed"] is None else recipe["seed"]) + names[:place].count(name),
+            **common,
+            "scale": 1.0,
+            "training": recipe["training"],
+            "objective": {"ce": {"weight": 1.0}},
+        }
+        for place, name in enumerate(names)
+    ]
     datafree = ("inversion", "modulation", "replay", "distillation")
     own = with_data if kind == "distill" else {key: settings[key] for key in datafree}
-    own |= {"teacher": _described(json.dumps(teacher))}
-    return Run.from_dict({"kind": kind, "model": model, "seed": seed, **common, **own})
+    own |= {"teachers": [_described(json.dumps(teacher)) for teacher in teachers]}
+    return Run.from_dict({"kind": kind, "model": model, "view": view, "seed": seed, **common, **own})
+
+
+def teacher_models(model: str | list[str]) -> list[str]:
+    """The setting teacher.model as a list: one name, or several for an ensemble, where a name again is another seed."""
+    return [model] if isinstance(model, str) else list(model)
 
 
 def active(objective: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from kd.journal import Journal
 from kd.losses.kd import kl_divergence
 from kd.losses.objective import Objective
 from kd.models.generator import Generator
-from kd.optim import set_lr, sgd
+from kd.optim import learning_rate, set_lr, sgd
 from kd.train import Sums, train_step
 
 CONFIDENCE_BINS = 20
@@ -99,7 +99,7 @@ def distil(
             counts["generator_steps"] += run.inversion.steps
             counts["images"] += run.inversion.batch_size
         if learning >= 0:
-            set_lr(optimizer, training, learning)
+            set_lr(optimizer, learning_rate(training, learning))
             buffer.anneal(learning / max(1, training.epochs - 1))
             with journal.phase("distillation", device):
                 for _ in range(counts["student_steps"], (learning + 1) * steps):

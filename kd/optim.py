@@ -32,9 +32,9 @@ def learning_rate(training: Training, epoch: int) -> float:
     return training.final_lr + (training.lr - training.final_lr) * cosine
 
 
-def set_lr(optimizer: torch.optim.Optimizer, training: Training, epoch: int) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(training, epoch)
+        group["lr"] = lr
 
 
 def _leave_dynamo_out() -> None:

@@ -44,7 +44,7 @@ def run_code(run: Run) -> str:
 
     Comments, docstrings and formatting do not count, nor does a loss or model that the run does not use.
     """
-    networks = [run.model] if run.teacher is None else [run.model, run.teacher.model]
+    networks = [run.model, *(teacher.model for teacher in run.teachers or ())]
     losses = [LOSSES[name] for name in sorted(run.objective or {})]
     modules = [LOOPS[run.kind], "kd.evaluate", "kd.run", *(line.split(":")[0] for line in losses)]
     modules += [models.source(name) for name in networks]

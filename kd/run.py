@@ -17,11 +17,13 @@ from torch import nn
 from kd import datafree, devices, models
 from kd.checkpoint import Checkpoint, Stopped
 from kd.config import Compute, Run
+from kd.data import views
 from kd.data.dataset import Data, load
 from kd.evaluate import evaluate
 from kd.files import file_digest, read_json, write_atomically, write_json
 from kd.journal import Journal, Progress, Sink
 from kd.lease import Lease, TakenOver
+from kd.models.classifier import Ensemble
 from kd.provenance import environment, git_state, run_code
 from kd.train import train
 
@@ -30,7 +32,7 @@ def run_step(
     run: Run,
     folder: Path,
     data_file: Path,
-    teacher_weights: Path | None,
+    teacher_weights: list[Path],
     compute: Compute,
     tracker: AbstractContextManager[Sink | None] | None = None,
     log: Path | None = None,
@@ -50,7 +52,7 @@ def run_step(
         closing(Progress(run.path, log)) as progress,
         Lease(folder, progress.say, lambda: progress.position, wait) as lease,
     ):
-        made_from = "-".join(file_digest(path) for path in (data_file, teacher_weights) if path is not None)
+        made_from = "-".join(file_digest(path) for path in (data_file, *teacher_weights))
         identity = f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lease.check)
         if (metrics := finished(folder, identity)) is not None:
@@ -97,7 +99,7 @@ def _make(
     run: Run,
     folder: Path,
     data_file: Path,
-    teacher_weights: Path | None,
+    teacher_weights: list[Path],
     device: torch.device,
     checkpoint: Checkpoint,
     journal: Journal,
@@ -107,11 +109,13 @@ def _make(
     progress.title = f"{run.path} on {device}"
     data = load(data_file, run.dataset, device)
     torch.manual_seed(run.seed)
-    student = _network(run.model, data, device)
-    teacher = None
-    if run.teacher is not None:
-        teacher = _network(run.teacher.model, data, device)
-        teacher.load_state_dict(torch.load(teacher_weights, weights_only=True, map_location=device))
+    student = _network(run, data, device)
+    teachers = []
+    for described, weights in zip(run.teachers or (), teacher_weights, strict=True):
+        teachers.append(_network(described, data, device))
+        teachers[-1].load_state_dict(torch.load(weights, weights_only=True, map_location=device))
+    teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
+    if teacher is not None:
         teacher.eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(run.seed)
     drawn = None
@@ -135,8 +139,12 @@ def _make(
     return metrics
 
 
-def _network(name: str, data: Data, device: torch.device) -> nn.Module:
-    network = models.build(name, num_classes=len(data.classes), in_channels=data.channels, image_size=data.image_size)
+def _network(run: Run, data: Data, device: torch.device) -> nn.Module:
+    """Built for what the run's view leaves of an image, to which it then turns every batch."""
+    channels = views.channels(run.view, data.channels)
+    network = models.build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
+    if run.view != "rgb":
+        views.look_through(run.view, network, data.augment)
     return network.to(device, memory_format=torch.channels_last)
 
 

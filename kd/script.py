@@ -111,7 +111,7 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
     tags = {
         **(aliases if len(names) else {"method": "teacher" if run.kind == "train" else "trial"}),
         "dataset": run.dataset.name,
-        "teacher": run.teacher.model if run.teacher else "",
+        "teacher": run.teacher_names,
         "student": run.model,
         "scale": str(run.scale),
         "seed": str(run.seed),

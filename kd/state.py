@@ -50,17 +50,19 @@ def states(study: Study) -> dict[str, State]:
     A run whose code has changed since, or whose teacher will be made again, waits: it will be made again, too.
     """
     compared = {path: study.runs[path] for path in study.students}
-    teachers = {run.teacher.path: run.teacher for run in compared.values() if run.teacher}
+    teachers = {teacher.path: teacher for run in compared.values() for teacher in run.teachers or ()}
     found = {
         path: _state(run, study.root / path, study.compute.freeze_code) for path, run in (teachers | compared).items()
     }
-    wanted = {run.teacher.path for path, run in compared.items() if run.teacher and found[path].name != "done"}
+    wanted = {
+        teacher.path for path, run in compared.items() if found[path].name != "done" for teacher in run.teachers or ()
+    }
     for path in teachers:
         if path not in compared and path not in wanted and not (study.root / path / "weights.pt").exists():
             del found[path]  # gone, and all its students are there: nothing needs it
     for path, run in compared.items():
-        teacher = found.get(run.teacher.path) if run.teacher else None
-        if found[path].name == "done" and teacher is not None and teacher.name != "done":
+        teachers = [found[teacher.path] for teacher in run.teachers or () if teacher.path in found]
+        if found[path].name == "done" and any(teacher.name != "done" for teacher in teachers):
             found[path] = State("waiting", note="its teacher will be made again")
     return found
 
@@ -158,9 +160,8 @@ def _folders(root: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:
 
 def _likenesses(run: Run) -> list[tuple]:
     """Keys that alike runs share, the closest first."""
-    teacher = run.teacher.model if run.teacher else None
     kind = (run.kind, run.dataset.label, run.dataset.image_size)
-    return [("settings", run.digest), ("networks", *kind, run.model, teacher, run.precision), ("kind", *kind)]
+    return [("settings", run.digest), ("networks", *kind, run.model, run.teacher_names, run.precision), ("kind", *kind)]
 
 
 def _scaled_seconds(run: Run, item: Finished) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kd.claims import require_runs
-from kd.config import Compute, ConfigError, Dataset, Run, digest, merge, run_of, suggest
+from kd.config import Compute, ConfigError, Dataset, Run, digest, merge, run_of, suggest, teacher_models
 from kd.reading import parse_yaml, read_yaml
 from kd.validation import Checker, schema_faults
 
@@ -218,7 +218,7 @@ class _Expansion:
                         {
                             "experiment": name,
                             "dataset": run.dataset.label,
-                            "teacher": teacher,
+                            "teacher": "+".join(teacher_models(teacher)),
                             "student": student,
                             "method": method,
                             "ablation": ablation,
@@ -257,8 +257,9 @@ class _Expansion:
         chosen = {"teacher": {"model": pair[0]}, "student": {"model": pair[1]}}
         if scale is not None:
             chosen["scale"] = scale
-        teacher = self.study.get("teachers", {}).get(pair[0], {})
-        own = merge(teacher, self.methods[method], self.ablations[ablation], override)
+        known = self.study.get("teachers", {})
+        teachers = [known.get(name, {}) for name in teacher_models(pair[0])]
+        own = merge({}, *teachers, self.methods[method], self.ablations[ablation], override)
         if wide := sorted(set(own) & set(STUDY_WIDE)):
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
@@ -268,8 +269,7 @@ class _Expansion:
 
     def _add_inputs(self, run: Run, settings: dict[str, Any]) -> None:
         self.datasets[run.data_path], self.roots[run.data_path] = run.dataset, settings["dataset"]["root"]
-        if run.teacher is not None:
-            self.runs[run.teacher.path] = run.teacher
+        self.runs |= {teacher.path: teacher for teacher in run.teachers or ()}
 
 
 def _at_schema(schema: dict[str, Any], dotted: str) -> str:

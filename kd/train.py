@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from kd.config import Run
 from kd.data.dataset import Data, Loader, stratified
 from kd.diagnosis import require_learning, require_sound_loss
 from kd.journal import Journal
-from kd.losses.objective import Objective
-from kd.optim import set_lr, sgd
+from kd.losses.objective import EnsembleObjective, Objective
+from kd.models.classifier import Ensemble
+from kd.optim import learning_rate, set_lr, sgd
 
 
 class Step(NamedTuple):
@@ -27,7 +29,7 @@ class Step(NamedTuple):
 
 def train_step(
     student: nn.Module,
-    teacher: nn.Module | None,
+    teacher: Callable[..., Any] | None,
     objective: nn.Module,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
@@ -60,7 +62,7 @@ def train(
 ) -> None:
     """Train the student on the run's fraction of the real data; with a teacher, distil.
 
-    Losses with a first stage have it before the schedule begins, at the schedule's first learning rate.
+    Losses with a first stage have it before the schedule begins, at its first learning rate or their own `first_lr`.
     A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, Unhealthy for a run that leads nowhere.
     """
     device = data.train.labels.device
@@ -68,9 +70,10 @@ def train(
         data.train if run.scale == 1 else data.train.take(stratified(data.train.labels, run.scale, run.seed).to(device))
     )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
-    objective = Objective(run.objective, _context(student, teacher, data, split.labels, generator)).to(device)
+    objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
+    asked = teacher.each if isinstance(teacher, Ensemble) else teacher
     optimizer = sgd([student, objective], run.training)
-    sums = Sums(["loss", "train_accuracy"], device)
+    sums = Sums(["loss", "train_accuracy", *objective.logged()], device)
     parts = {
         "student": student,
         "objective": objective,
@@ -87,15 +90,17 @@ def train(
     while journal.counts["student_steps"] < epochs * per_epoch:
         epoch = journal.counts["student_steps"] // per_epoch
         objective.first = epoch < first
-        set_lr(optimizer, run.training, max(0, epoch - first))
+        lr = learning_rate(run.training, max(0, epoch - first))
+        set_lr(optimizer, objective.first_lr or lr if objective.first else lr)
         if journal.counts["student_steps"] == first * per_epoch:
             optimizer.state.clear()  # the stages share no momentum
         with journal.phase("training", device):
             for _ in range(journal.counts["student_steps"], (epoch + 1) * per_epoch):
                 checkpoint.stop_or_save(parts)
                 batch = loader.next()
-                step = train_step(student, teacher, objective, batch, optimizer, run.precision)
-                sums.add(step.loss.mean(), (step.student.logits.argmax(1) == batch.labels).float().mean())
+                step = train_step(student, asked, objective, batch, optimizer, run.precision)
+                hits = step.student.logits.argmax(1) == batch.labels
+                sums.add(step.loss.mean(), hits.float().mean(), *objective.logged().values())
                 journal.counts["student_steps"] += 1
         row = journal.log(epoch + 1, epochs, sums.take())
         remedy = "lower training.lr, or check the weights in objective"
@@ -105,18 +110,27 @@ def train(
             require_learning(learned, run.training.epochs, row["train_accuracy"], len(data.classes), what, remedy)
 
 
-def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Generator) -> LossContext | None:
+def _objective(
+    run: Run, student: nn.Module, teacher: nn.Module | None, data: Data, labels: Tensor, generator: torch.Generator
+) -> Objective | EnsembleObjective:
     if teacher is None:
-        return None
-    return LossContext(
-        student_dim=student.feature_dim,
-        teacher_dim=teacher.feature_dim,
-        labels=labels,
-        num_classes=len(data.classes),
-        generator=generator,
-        student_maps=student.map_shapes(),
-        teacher_maps=teacher.map_shapes(),
-    )
+        return Objective(run.objective, None)
+    members = [
+        Objective(
+            run.objective,
+            LossContext(
+                student_dim=student.feature_dim,
+                teacher_dim=member.feature_dim,
+                labels=labels,
+                num_classes=len(data.classes),
+                generator=generator,
+                student_maps=student.map_shapes(),
+                teacher_maps=member.map_shapes(),
+            ),
+        )
+        for member in (teacher.members if isinstance(teacher, Ensemble) else [teacher])
+    ]
+    return EnsembleObjective(members) if isinstance(teacher, Ensemble) else members[0]
 
 
 class Sums:

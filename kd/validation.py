@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from kd.config import (
     merge,
     shown,
     suggest,
+    teacher_models,
     wanted_kind,
 )
 from kd.data import DATASETS
 from kd.losses import LOSSES
+from kd.losses.pairs import require
+from kd.models.shapes import map_shapes
 from kd.reading import read_yaml
 
 
@@ -65,14 +69,17 @@ def validate_run(run: Run, project: Path, source: str) -> None:
     """
     defaults, check = _checker(project)
     own = run.as_dict()
-    own["student"] = {"model": own.pop("model")}
+    own["student"] = {"model": own.pop("model"), "view": own.pop("view")}
     if not 0 <= own.pop("seed") <= LARGEST:
         raise ConfigError(f"{source}: seed: got {shown(run.seed)}; allowed: 0 to 2^53")
-    if run.teacher is not None:
-        if run.teacher.kind != "train":
-            raise ConfigError(f"{source}: teacher.kind: got {shown(run.teacher.kind)}; allowed: train")
-        validate_run(run.teacher, project, f"{source}: teacher")
-        own["teacher"] = {key: own["teacher"][key] for key in ("model", "training")}
+    for teacher in run.teachers or ():
+        if teacher.kind != "train":
+            raise ConfigError(f"{source}: teachers.kind: got {shown(teacher.kind)}; allowed: train")
+        validate_run(teacher, project, f"{source}: teachers")
+    if teachers := own.pop("teachers", []):
+        names = [teacher["model"] for teacher in teachers]
+        recipe = {key: teachers[0][key] for key in ("view", "training")}
+        own["teacher"] = {"model": names if len(names) > 1 else names[0], **recipe}
     settings = merge({**defaults, **({"objective": {}} if "objective" in own else {})}, own)
     if check is not None:
         check(settings, source)
@@ -149,6 +156,19 @@ def _explain(error: Any) -> str:
     return f"{path}: {error.message}"
 
 
+def _impossible_pairs(settings: dict[str, Any], teachers: list, terms: dict[str, Any]) -> Iterator[str]:
+    """Losses that cannot relate the maps of teacher and student."""
+    try:
+        size, student = settings["dataset"]["image_size"], settings["student"]["model"]
+        student_maps = map_shapes(student, size)
+        for (_, teacher), (name, values) in product(teachers, terms.items()):
+            teacher_maps = map_shapes(teacher, size)
+            if student_maps and teacher_maps:
+                require(name, student_maps, teacher_maps, **{key: values[key] for key in ("layer",) if key in values})
+    except ValueError as error:
+        yield f"objective.{error} ({teacher} -> {student})"
+
+
 def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     """Faults that need to know models, data sets and losses."""
     folder = settings["results"]
@@ -163,14 +183,19 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
         yield f"dataset.name: got {shown(name)}; {suggest(name, list(DATASETS))}"
     if settings["dataset"]["name"] == "folder" and settings["dataset"]["root"] is None:
         yield "dataset.root: got null; needed by dataset.name folder: the path of train/<class>/ and test/<class>/"
-    for who in ("teacher", "student"):
+    names = [("teacher", name) for name in teacher_models(settings["teacher"]["model"])]
+    for who, name in (*names, ("student", settings["student"]["model"])):
         try:
-            models.check(settings[who]["model"])
+            models.check(name)
         except ValueError as error:
             yield f"{who}.model: {error}"
+    if settings["kind"] == "datafree" and len(names) > 1:
+        yield f"teacher.model: got {len(names)} networks; data-free distillation has one teacher"
     if settings["kind"] == "datafree" and settings["dataset"]["image_size"] % 4:
         yield f"dataset.image_size: got {settings['dataset']['image_size']}; the generator needs a multiple of 4"
     terms = active(settings["objective"])
+    if settings["kind"] == "distill":
+        yield from _impossible_pairs(settings, names, terms)
     if settings["kind"] != "datafree" and not terms:
         yield "objective: every weight is 0; give at least one loss a weight above 0"
     for name, values in settings["objective"].items():

@@ -26,17 +26,17 @@ def work_through(
     hold up the others, except its students; it is not tried twice, here or in a process started at the same time.
     """
     started = time.time()
-    waiting = {run.path: run for wanted in runs for run in (wanted.teacher, wanted) if run}  # teachers come first
+    waiting = {run.path: run for wanted in runs for run in (*(wanted.teachers or ()), wanted)}  # teachers come first
     failed: dict[str, str] = {}
     while waiting:
         before = len(waiting)
         for path, run in list(waiting.items()):
-            teacher = run.teacher.path if run.teacher else None
-            if teacher in waiting:
+            teachers = [teacher.path for teacher in run.teachers or ()]
+            if any(teacher in waiting for teacher in teachers):
                 continue  # another process is making it
             try:
-                if teacher in failed:
-                    raise ConfigError(f"its teacher failed: {failed[teacher]}")
+                if lost := [teacher for teacher in teachers if teacher in failed]:
+                    raise ConfigError(f"its teacher failed: {failed[lost[0]]}")
                 if (note := _failed_since(results / path, started)) is not None:
                     raise ConfigError(note)
                 metrics = make(run, results, compute, source)
@@ -61,8 +61,8 @@ def make(run: Run, results: Path, compute: Compute, source: Source) -> dict[str,
         with Lease(data.parent, say=lambda text: None, name=data.stem):
             if not data.exists():
                 prepare(run.dataset, data, source)
-    teacher = results / run.teacher.path / "weights.pt" if run.teacher else None
-    return run_step(run, results / run.path, data, teacher, compute, wait=False)
+    teachers = [results / teacher.path / "weights.pt" for teacher in run.teachers or ()]
+    return run_step(run, results / run.path, data, teachers, compute, wait=False)
 
 
 def _failed_since(folder: Path, started: float) -> str | None:

@@ -368,14 +368,14 @@ def test_a_run_survives_the_way_through_its_file(kind):
 
 def test_a_run_holds_only_what_its_kind_uses():
     assert set(run("train").as_dict()) == {
-        *("kind", "dataset", "model", "scale", "precision", "seed", "training", "objective"),
+        *("kind", "dataset", "model", "view", "scale", "precision", "seed", "training", "objective"),
     }
     datafree = run("datafree", replay={"full_size": None}).as_dict()
     assert not {"training", "objective"} & set(datafree)
     assert datafree["replay"]["full_size"] is None  # null inside a section is a value
-    teacher = run("distill").as_dict()["teacher"]
+    [teacher] = run("distill").as_dict()["teachers"]
     assert (teacher["kind"], teacher["scale"], teacher["objective"]) == ("train", 1.0, {"ce": {"weight": 1.0}})
-    assert "teacher" not in teacher
+    assert "teachers" not in teacher
 
 
 def reversed_keys(value):
@@ -426,6 +426,9 @@ def variations(value, path=()):
         if isinstance(item, dict):
             for where, other in variations(item, (*path, key)):
                 yield where, {**value, key: other}
+        elif key == "teachers":
+            for where, other in variations(item[0], (*path, key)):
+                yield where, {**value, key: [other]}
         else:
             yield ".".join((*path, key)), {**value, key: another(item)}
 
@@ -435,6 +438,8 @@ def another(value):
         return not value
     if isinstance(value, int | float):
         return value + 1
+    if value == "rgb":
+        return "luminance"
     return [*value, 1] if isinstance(value, list) else "x" if value is None else f"{value}x"
 
 

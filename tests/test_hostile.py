@@ -1053,8 +1053,8 @@ def by_hand(
 
 def assert_whole(run: Run) -> None:
     """A run that is accepted has what its kind needs, or it would fail only when it is its turn."""
-    needed = {"train": ("training", "objective"), "distill": ("training", "objective", "teacher")}
-    needed["datafree"] = ("teacher", "inversion", "modulation", "replay", "distillation")
+    needed = {"train": ("training", "objective"), "distill": ("training", "objective", "teachers")}
+    needed["datafree"] = ("teachers", "inversion", "modulation", "replay", "distillation")
     assert all(getattr(run, name) is not None for name in needed[run.kind]), f"{run.kind} without what it needs"
     if run.teacher is not None:
         assert run.teacher.kind == "train"
@@ -1107,8 +1107,9 @@ def test_a_run_that_lacks_what_its_kind_needs_is_refused(by_hand: Callable, meth
         {"teacher": {"training": None}},
         {"teacher": {"kind": "datafree"}},
         {"teacher": {"objective": None}},
-        {"teacher": None},
-        {"teacher": []},
+        {"teachers": None},
+        {"teachers": []},
+        {"teachers": 5},
         {"objective": ["ce"]},
         {"objective": {"ce": 5}},
         {"objective": {"ce": {"weight": 0}, "kd": {"weight": 0}}},
@@ -1131,6 +1132,8 @@ def test_a_run_that_lacks_what_its_kind_needs_is_refused(by_hand: Callable, meth
 )
 def test_a_mistake_in_a_run_file_is_refused(by_hand: Callable, change: dict) -> None:
     settings = merge(tiny_run("kd").as_dict(), change)
+    if isinstance(settings.get("teacher"), dict):  # changes of its teacher
+        settings["teachers"] = [merge(settings["teachers"][0], settings.pop("teacher"))]
     assert by_hand(yaml.dump(settings, Dumper=Dumper, sort_keys=False).encode()) is None
 
 

@@ -30,13 +30,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
     run = tiny_run("kd")
     prepare(run.dataset, results / run.data_path, Source(None, results, download=False))
-    run_step(run.teacher, results / run.teacher.path, results / run.data_path, None, COMPUTE)
+    run_step(run.teacher, results / run.teacher.path, results / run.data_path, [], COMPUTE)
     return results
 
 
 def execute(run: Run, store: Path, folder: Path, compute: Compute = COMPUTE) -> dict[str, float]:
-    teacher = run.teacher and store / run.teacher.path / "weights.pt"
-    return run_step(run, folder, store / run.data_path, teacher, compute)
+    teachers = [store / teacher.path / "weights.pt" for teacher in run.teachers or ()]
+    return run_step(run, folder, store / run.data_path, teachers, compute)
 
 
 @pytest.mark.parametrize("method", METHODS)

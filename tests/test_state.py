@@ -607,8 +607,8 @@ def test_a_plan_has_the_jobs_of_the_workflow(project: Path) -> None:
     assert compare() == {"train": 2, "distill": 1, "datafree": 3, "prepare_data": 1}
 
     def make(run: Run) -> None:
-        teacher = run.teacher and study.root / run.teacher.path / "weights.pt"
-        run_step(run, study.root / run.path, study.root / run.data_path, teacher, compute)
+        teachers = [study.root / teacher.path / "weights.pt" for teacher in run.teachers or ()]
+        run_step(run, study.root / run.path, study.root / run.data_path, teachers, compute)
 
     teacher = find(study, "teacher")
     prepare(teacher.dataset, study.root / teacher.data_path, Source(None, study.root, download=False))

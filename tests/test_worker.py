@@ -67,8 +67,8 @@ def source(results: Path) -> Source:
 
 
 def execute(run: Run, made: Made, folder: Path, compute: Compute = COMPUTE, **given: Any) -> dict[str, float]:
-    teacher = run.teacher and made.results / run.teacher.path / "weights.pt"
-    return run_step(run, folder, made.results / run.data_path, teacher, compute, **given)
+    teachers = [made.results / teacher.path / "weights.pt" for teacher in run.teachers or ()]
+    return run_step(run, folder, made.results / run.data_path, teachers, compute, **given)
 
 
 def prepared_copy(made: Made, results: Path) -> Path:
@@ -125,7 +125,7 @@ def stop_or_save(self, parts):
 Checkpoint.stop_or_save = stop_or_save
 data, teacher, folder = map(Path, sys.argv[1:4])
 run, compute = Run.from_dict(json.loads(sys.argv[4])), Compute(**json.loads(sys.argv[5]))
-run_step(run, folder, data, teacher, compute)
+run_step(run, folder, data, [teacher], compute)
 """
 
 
@@ -283,7 +283,7 @@ def test_a_run_that_something_else_was_made_from_is_made_again(
         (folder / "run.json").write_text('{"identity": "' if what == "torn record" else "[]")
     begun = []
     monkeypatch.setattr(run_module, "_make", lambda run, *_: begun.append(run) or {"accuracy": 1.0})
-    assert run_step(run, folder, data, teacher, COMPUTE) == {"accuracy": 1.0}
+    assert run_step(run, folder, data, [teacher], COMPUTE) == {"accuracy": 1.0}
     assert begun == [run]
 
 

@@ -13,6 +13,25 @@ from __future__ import annotations
 
 LOSSES: dict[str, str] = {
     "ce": "kd.losses.ce:ce",
+    # on logits
     "kd": "kd.losses.kd:kd",
+    "dkd": "kd.losses.dkd:dkd",
+    "dist": "kd.losses.dist:dist",
+    # on the penultimate feature
     "crd": "kd.losses.crd:CRD",
+    "rkd": "kd.losses.rkd:rkd",
+    "pkt": "kd.losses.pkt:pkt",
+    "cc": "kd.losses.cc:CC",
+    # on intermediate maps
+    "fitnet": "kd.losses.fitnet:FitNet",
+    "at": "kd.losses.at:at",
+    "sp": "kd.losses.sp:sp",
+    "vid": "kd.losses.vid:VID",
+    "nst": "kd.losses.nst:nst",
+    "kdsvd": "kd.losses.kdsvd:kdsvd",
+    "reviewkd": "kd.losses.reviewkd:ReviewKD",
+    # in two stages
+    "ab": "kd.losses.ab:AB",
+    "ft": "kd.losses.ft:FT",
+    "fsp": "kd.losses.fsp:FSP",
 }

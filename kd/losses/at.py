@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller, require_as_many_stages
+from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller
+from kd.losses.pairs import require
 
 
 def at(student: Output, teacher: Output, batch: Batch, *, p: int = 2) -> Tensor:
@@ -29,7 +30,7 @@ def at(student: Output, teacher: Output, batch: Batch, *, p: int = 2) -> Tensor:
     if not p >= 1:
         raise ValueError(f"at: p must be at least 1; got {p!r}")
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
-    require_as_many_stages("at", map_shapes(student_maps), map_shapes(teacher_maps))
+    require("at", map_shapes(student.maps), map_shapes(teacher.maps))
     return sum(_stage(s, t, p) for s, t in zip(student_maps, teacher_maps, strict=True))
 
 

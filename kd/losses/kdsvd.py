@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses.maps import at_least_float32, map_shapes, require_as_many_stages
+from kd.losses.maps import at_least_float32, map_shapes
+from kd.losses.pairs import require
 
 SPARE = 3  # singular vectors that the student offers beyond the teacher's k
 DAMPING = 1e-5  # of the gradient, as a share of the largest squared singular value
@@ -41,14 +42,8 @@ def kdsvd(student: Output, teacher: Output, batch: Batch, *, k: int = 1) -> Tens
     if not k >= 1:
         raise ValueError(f"kdsvd: k must be at least 1; got {k!r}")
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
-    student_shapes, teacher_shapes = map_shapes(student_maps), map_shapes(teacher_maps)
-    require_as_many_stages("kdsvd", student_shapes, teacher_shapes, at_least=2)
-    for s, t in zip(student_shapes, teacher_shapes, strict=True):
-        if s[0] != t[0]:
-            raise ValueError(
-                f"kdsvd: singular vectors over channels of unlike numbers cannot be compared, student {s}, teacher "
-                f"{t}; choose networks with as many channels in every stage"
-            )
+    require("kdsvd", map_shapes(student.maps), map_shapes(teacher.maps))
+    for t in map_shapes(teacher_maps):
         if k > min(t[0], t[1] * t[2]):
             raise ValueError(f"kdsvd: the teacher's map {t} has no {k} singular vectors; choose a smaller k")
     with torch.autocast(student.logits.device.type, enabled=False):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses.pairs import connection
+
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
@@ -31,26 +33,6 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def map_shapes(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
     """(C, H, W) of each of the maps [B, C, H, W]."""
     return tuple(tuple(map_.shape[1:]) for map_ in maps)
-
-
-def require_as_many_stages(
-    name: str, student_maps: Sequence[tuple[int, ...]], teacher_maps: Sequence[tuple[int, ...]], at_least: int = 1
-) -> None:
-    """Refuse networks whose maps, given as (C, H, W) each, cannot be paired one to one.
-
-    Raises:
-        ValueError: the numbers of maps differ, or there are fewer than `at_least`.
-    """
-    if len(student_maps) != len(teacher_maps):
-        raise ValueError(
-            f"{name}: {len(student_maps)} stages of the student {_list(student_maps)} do not pair with "
-            f"{len(teacher_maps)} of the teacher {_list(teacher_maps)}; choose networks with as many stages"
-        )
-    if len(student_maps) < at_least:
-        raise ValueError(
-            f"{name}: needs at least {at_least} stages, student {_list(student_maps)}, teacher {_list(teacher_maps)}; "
-            "choose networks that give the maps of their stages"
-        )
 
 
 def linear(
@@ -88,11 +70,6 @@ def _draw(layer: Layer, generator: torch.Generator, device: torch.device) -> Lay
     return layer
 
 
-def _list(shapes: Sequence[tuple[int, ...]]) -> str:
-    """Shapes in words, such as "16x32x32, 32x16x16", in brackets."""
-    return "[" + ", ".join("x".join(map(str, shape)) for shape in shapes) + "]"
-
-
 def connector(
     name: str,
     student_map: tuple[int, int, int],
@@ -101,26 +78,14 @@ def connector(
     generator: torch.Generator,
     device: torch.device,
 ) -> nn.Sequential:
-    """Convolution and batch normalisation from a student's map, given as (C, H, W), to the shape of a teacher's.
-
-    The convolution is 3x3 of stride 2 where the student's map is twice as large, transposed 4x4 of stride 2 where it is
-    half as large, and otherwise unpadded with a kernel of 1 + the difference of the sizes, so 1x1 for equal ones.
+    """Convolution, as `kd.losses.pairs.connection` has it, and batch normalisation from a student's map to the shape of
+    a teacher's, given as (C, H, W) each.
 
     Raises:
-        ValueError: the sizes allow none of these.
+        ValueError: no such convolution relates the sizes.
     """
-    (channels, *size), (teacher_channels, *teacher_size) = student_map, teacher_map
-    cut = size[0] - teacher_size[0]
-    if size == [2 * n for n in teacher_size]:
-        settings = {"kernel_size": 3, "stride": 2, "padding": 1}
-    elif teacher_size == [2 * n for n in size]:
-        settings = {"kernel_size": 4, "stride": 2, "padding": 1, "transposed": True}
-    elif cut >= 0 and size[1] - teacher_size[1] == cut:
-        settings = {"kernel_size": 1 + cut}
-    else:
-        raise ValueError(
-            f"{name}: no convolution brings the student's map {_list([student_map])} to the size of the teacher's "
-            f"{_list([teacher_map])}; choose networks whose maps are of equal size, or the student's larger or half"
-        )
-    convolution = conv(channels, teacher_channels, **settings, generator=generator, device=device)
-    return nn.Sequential(convolution, nn.BatchNorm2d(teacher_channels, device=device))
+    settings = connection(name, student_map, teacher_map)
+    drawn = {"generator": generator, "device": device}
+    return nn.Sequential(
+        conv(student_map[0], teacher_map[0], **settings, **drawn), nn.BatchNorm2d(teacher_map[0], device=device)
+    )

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller, require_as_many_stages
+from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller
+from kd.losses.pairs import require
 
 
 def nst(student: Output, teacher: Output, batch: Batch) -> Tensor:
@@ -28,7 +29,7 @@ def nst(student: Output, teacher: Output, batch: Batch) -> Tensor:
         ValueError: the networks have unlike numbers of stages, or gave no maps.
     """
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
-    require_as_many_stages("nst", map_shapes(student_maps), map_shapes(teacher_maps))
+    require("nst", map_shapes(student.maps), map_shapes(teacher.maps))
     with torch.autocast(student.logits.device.type, enabled=False):
         return sum(_stage(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
 

@@ -49,6 +49,49 @@ class Objective(nn.Module):
         """Epochs of the first stage; 0 where no loss has one."""
         return max(map(_first_epochs, self.losses.values()), default=0)
 
+    @property
+    def first_lr(self) -> float | None:
+        """The lowest learning rate that a loss asks for in its first stage."""
+        return min((loss.first_lr for loss in self.losses.values() if hasattr(loss, "first_lr")), default=None)
+
+    def logged(self) -> dict[str, Tensor]:
+        """What losses noted of their last answer beside it, [] each, for the curves."""
+        noted = {name: getattr(loss, "logged", {}) for name, loss in self.losses.items()}
+        return {f"{name}_{key}": value for name, values in noted.items() for key, value in values.items()}
+
+
+class EnsembleObjective(nn.Module):
+    """The mean over teachers of an objective each, [B] (Tian et al., CRD, ICLR 2020, section 4.3).
+
+    Every teacher has losses of its own: embeddings, memory banks, regressors.
+    """
+
+    maps = True
+
+    def __init__(self, objectives: list[Objective]):
+        super().__init__()
+        self.members = nn.ModuleList(objectives)
+        self.first = False
+
+    @property
+    def first_epochs(self) -> int:
+        return self.members[0].first_epochs
+
+    @property
+    def first_lr(self) -> float | None:
+        return self.members[0].first_lr
+
+    def logged(self) -> dict[str, Tensor]:
+        """Means over the teachers."""
+        noted = [member.logged() for member in self.members]
+        return {name: torch.stack([each[name] for each in noted]).mean() for name in noted[0]}
+
+    def forward(self, student: Output, teachers: list[Output], batch: Batch) -> Tensor:
+        for member in self.members:
+            member.first = self.first
+        losses = [member(student, teacher, batch) for member, teacher in zip(self.members, teachers, strict=True)]
+        return torch.stack(losses).mean(0)
+
 
 def _first_epochs(loss: Any) -> int:
     return getattr(loss, "first_epochs", 0)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses.maps import at_least_float32, map_shapes, require_as_many_stages
+from kd.losses.maps import at_least_float32, map_shapes
+from kd.losses.pairs import require
 
 
 def sp(student: Output, teacher: Output, batch: Batch) -> Tensor:
@@ -25,7 +26,7 @@ def sp(student: Output, teacher: Output, batch: Batch) -> Tensor:
     Raises:
         ValueError: a network gave no maps.
     """
-    require_as_many_stages("sp", map_shapes(student.maps[-1:]), map_shapes(teacher.maps[-1:]))
+    require("sp", map_shapes(student.maps), map_shapes(teacher.maps))
     with torch.autocast(student.logits.device.type, enabled=False):
         return (_similarity(teacher.maps[-1]) - _similarity(student.maps[-1])).square().mean()
 

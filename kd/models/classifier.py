@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,8 +62,33 @@ class Classifier(nn.Module):
         like = next(self.parameters())
         size = (1, self.in_channels, self.image_size, self.image_size)
         with evaluating(self):
-            maps = self(torch.zeros(size, dtype=like.dtype, device=like.device), maps=True).maps
+            maps = self.forward(torch.zeros(size, dtype=like.dtype, device=like.device), maps=True).maps  # past hooks
         return tuple(tuple(map_.shape[1:]) for map_ in maps)
+
+
+class Ensemble(nn.Module):
+    """Several teachers as one: `Output` with the log of their mean probabilities as logits [B, K].
+
+    Losses see each of them by itself, see `kd.losses.objective.EnsembleObjective`.
+    """
+
+    def __init__(self, members: list[Classifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Output:
+        return self.together(self.each(images))
+
+    def each(self, images: Tensor, maps: bool = False) -> list[Output]:
+        """What every one says."""
+        return [member(images, maps=maps) for member in self.members]
+
+    @staticmethod
+    def together(outputs: list[Output]) -> Output:
+        """The log of the mean probability, [B, K]; the ensemble has no feature of its own, [B, 0]."""
+        logs = torch.stack([output.logits.float().log_softmax(1) for output in outputs])
+        logits = logs.logsumexp(0) - math.log(len(outputs))
+        return Output(logits, logits.new_empty(len(logits), 0))
 
 
 class LogitsOnly(nn.Module):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kd.losses.maps import at_least_float32, conv, linear, map_shapes, pool_to_smaller, require_as_many_stages
+from kd.losses.maps import at_least_float32, conv, linear, map_shapes, pool_to_smaller
+from kd.losses.pairs import as_many_stages
 
 CPU = torch.device("cpu")
 
@@ -47,12 +48,12 @@ def test_unlike_numbers_of_stages_are_refused_with_both_shapes():
     with pytest.raises(
         ValueError, match=r"^mine: 1 stages of the student \[4x3x2\] .* 2 of the teacher \[8x3x2, 16x1x1\]; .*$"
     ):
-        require_as_many_stages("mine", student, teacher)
+        as_many_stages("mine", student, teacher)
     with pytest.raises(ValueError, match=r"^mine: needs at least 1 stages, student \[\], teacher \[\]; .*$"):
-        require_as_many_stages("mine", (), ())
+        as_many_stages("mine", (), ())
     with pytest.raises(ValueError, match=r"^mine: needs at least 2 stages, student \[4x3x2\]"):
-        require_as_many_stages("mine", student, student, at_least=2)
-    require_as_many_stages("mine", teacher, teacher, at_least=2)
+        as_many_stages("mine", student, student, at_least=2)
+    as_many_stages("mine", teacher, teacher, at_least=2)
 
 
 LAYERS = {

@@ -56,7 +56,7 @@ def data_file(wildcards):
 
 
 def teacher_weights(wildcards):
-    return f"{ROOT}/{run_at(wildcards).teacher.path}/weights.pt"
+    return [f"{ROOT}/{teacher.path}/weights.pt" for teacher in run_at(wildcards).teachers]
 
 
 def run_settings(wildcards):
@@ -104,8 +104,8 @@ def trial_files(wildcards):
 def trial_inputs(wildcards):
     """The data and, where the method has one, the teacher; neither depends on what is searched."""
     run = run_of(tuning_at(wildcards).settings, tuning_at(wildcards).seed)
-    teacher = {} if run.teacher is None else {"teacher": f"{ROOT}/{run.teacher.path}/weights.pt"}
-    return {"data": f"{ROOT}/{run.data_path}", **teacher}
+    teachers = [f"{ROOT}/{teacher.path}/weights.pt" for teacher in run.teachers or ()]
+    return {"data": f"{ROOT}/{run.data_path}", "teachers": teachers}
 
 
 def check_gpus():

@@ -34,7 +34,7 @@ rule train:
 use rule train as distill with:
     input:
         data=data_file,
-        teacher=teacher_weights,
+        teachers=teacher_weights,
     wildcard_constraints:
         run=RUN_KIND["distill"],
 

@@ -11,7 +11,7 @@ with job(snakemake.log[0]) as say:
         run,
         folder,
         data_file=Path(snakemake.input.data),
-        teacher_weights=Path(snakemake.input.teacher) if run.teacher else None,
+        teacher_weights=[Path(weights) for weights in snakemake.input.get("teachers", [])],
         compute=compute_of(snakemake),
         tracker=tracker_of(snakemake, run, folder, say),
         log=Path(snakemake.log[0]),

@@ -7,12 +7,12 @@ from kd.tuning import trial
 
 with job(snakemake.log[0]) as say:
     tuning, folder = Tuning(**snakemake.params.tuning, trials=0), Path(snakemake.output[0]).parent
-    data, teacher = Path(snakemake.input.data), snakemake.input.get("teacher")
+    data, teachers = Path(snakemake.input.data), [Path(weights) for weights in snakemake.input.get("teachers", [])]
 
     def objective(suggestion):
         run, where = tuning.run(suggestion), folder / "run"
         tracker = tracker_of(snakemake, run, where, say)
         log = Path(snakemake.log[0])
-        return run_step(run, where, data, teacher and Path(teacher), compute_of(snakemake), tracker, log)["accuracy"]
+        return run_step(run, where, data, teachers, compute_of(snakemake), tracker, log)["accuracy"]
 
     trial(folder.parent / "optuna.log", tuning.name, tuning.space, int(snakemake.wildcards.number), folder, objective)

@@ -1,0 +1,41 @@
+"""What a network sees of a colour image: all of it, its luminance, or its chrominance (cross-modal transfer).
+
+Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, section 4.2 transfers from luminance to
+chrominance in Lab; here it is the linear YCbCr of ITU-R BT.601.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kd.config import ConfigError
+from kd.data.augment import Augment
+
+# rows over (R, G, B), and the spread of natural images along them relative to that of a colour
+MIXES = {
+    "luminance": (((0.299, 0.587, 0.114),), 1.0),
+    "chrominance": (((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)), 0.25),
+}
+
+
+def channels(view: str, of_image: int) -> int:
+    """Channels that are left of an image. Raises ConfigError for part of an image without colours."""
+    if view == "rgb":
+        return of_image
+    if of_image != 3:
+        raise ConfigError(f"view: got {view!r}; images of {of_image} channel(s) have no colours: take view: rgb")
+    return len(MIXES[view][0])
+
+
+def mix(view: str, images: Tensor, std: Tensor) -> Tensor:
+    """Normalised colour images [B, 3, H, W] -> [B, C, H, W] with mean 0 and a spread of about 1."""
+    rows, spread = MIXES[view]
+    weight = torch.tensor(rows, device=images.device) * (std / (std.mean() * spread))
+    mixed = torch.einsum("dc,bchw->bdhw", weight.to(images.dtype), images)
+    return mixed.contiguous(memory_format=torch.channels_last)
+
+
+def look_through(view: str, network: nn.Module, augment: Augment) -> None:
+    """From now on the network turns every batch to its view first; its state dict stays what it is."""
+    network.register_forward_pre_hook(lambda module, inputs: (mix(view, inputs[0], augment.std), *inputs[1:]))

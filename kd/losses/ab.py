@@ -1,0 +1,89 @@
+"""Activation boundaries (AB).
+
+Heo, Lee, Yun, Choi, Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, AAAI 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.batch import Batch, LossContext, Output
+from kd.losses.maps import at_least_float32, connector
+from kd.losses.pairs import require
+from kd.models.classifier import frozen
+
+
+class AB(nn.Module):
+    """Puts the student's neurons on the side of the activation boundary where the teacher's are, in a first stage, [B]:
+
+        L = 3/1000 sum over stages i = 1..n of 2^(i - n) sum_chw max(0, m - b s)^2        b = 1 where t > 0, else -1
+
+    with the margin m, the teacher's map t and s = BN(conv(F_s)), the student's map behind a connector
+    (`maps.connector`). Student and connectors learn from it alone for `first_epochs`, at the first learning rate; in
+    the main stage it is 0, so its published weight, 1, has no effect unless `keep` is on. The stem's map is left out.
+
+    Departure: the paper and CRD's code compare maps before a stage's last ReLU, normalised for a wide residual network.
+    Here a residual network, VGG or ShuffleNet gives its maps after that ReLU, a wide residual network before
+    normalisation. For the teacher the ReLU makes no difference, as t > 0 holds before and after it; the boundaries of a
+    wide residual teacher do shift. For the student it makes one: a neuron that is off shows 0 rather than something
+    negative, and no gradient passes. Therefore every stage has a connector, whose output takes either sign and whose
+    gradient reaches the neurons that are on; the original code has none where the two shapes agree.
+
+    Args:
+        context: the shapes of the maps, the generator of the initial weights.
+        first_epochs: epochs of the first stage.
+        margin: m.
+        connectors: at `all` stages or, as in the original code, only where the shapes are `unequal`.
+        keep: the loss stays on in the main stage, its connectors as the first stage left them.
+
+    Raises:
+        ValueError: the networks have different numbers of stages, no convolution relates two sizes, or a setting is out
+            of range.
+    """
+
+    def __init__(
+        self,
+        context: LossContext,
+        *,
+        first_epochs: int = 30,
+        margin: float = 1.0,
+        connectors: Literal["all", "unequal"] = "all",
+        keep: bool = False,
+    ) -> None:
+        super().__init__()
+        if first_epochs < 0:
+            raise ValueError(f"ab: first_epochs must be at least 0; got {first_epochs!r}")
+        if not margin > 0:
+            raise ValueError(f"ab: margin must be above 0; got {margin!r}")
+        if connectors not in ("all", "unequal"):
+            raise ValueError(f"ab: connectors must be one of all, unequal; got {connectors!r}")
+        pairs = (context.student_maps[1:], context.teacher_maps[1:])
+        require("ab", context.student_maps, context.teacher_maps)
+        self.first_epochs, self.margin, self.keep = first_epochs, margin, keep
+        drawn = {"generator": context.generator, "device": context.labels.device}
+        self.connectors = nn.ModuleList(
+            nn.Identity() if connectors == "unequal" and s == t else connector("ab", s, t, **drawn)
+            for s, t in zip(*pairs, strict=True)
+        )
+
+    def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """Loss per sample, [B], of the student and the connectors."""
+        with torch.autocast(batch.index.device.type, enabled=False):
+            stages = zip(student.maps[1:], teacher.maps[1:], self.connectors, strict=True)
+            total = 0.0
+            for student_map, teacher_map, connect in stages:
+                connected = connect(at_least_float32(student_map))
+                side = torch.where(teacher_map > 0, connected, -connected)
+                total = total / 2 + F.relu(self.margin - side).pow(2).flatten(1).sum(1)
+        return total * 3 / 1000
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """Zeros, [B]; with `keep`, the loss per sample, [B], of the student alone."""
+        if not self.keep:
+            return torch.zeros(len(batch.index), device=batch.index.device)
+        with frozen(self.connectors):
+            return self.first_stage(student, teacher, batch)

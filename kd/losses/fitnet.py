@@ -1,0 +1,46 @@
+"""FitNet: a hint on one intermediate map.
+
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio, FitNets: Hints for Thin Deep Nets, ICLR 2015.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.batch import Batch, LossContext, Output
+from kd.losses.maps import at_least_float32, connector
+from kd.losses.pairs import require
+
+
+class FitNet(nn.Module):
+    """Mean squared error between the regressed map of the student and the teacher's, [B]:
+
+        L = 1/(C H W) ||relu(BN(conv(F_s))) - F_t||^2
+
+    The regressor is learned with the student; its convolution follows from the two shapes (`maps.connector`). The
+    published weight is 100. As in CRD's code, which it belongs to, hint and cross entropy are minimised together (the
+    paper trains on the hint first), and the regressor ends in a ReLU, so that what is negative in a teacher's map
+    (wide residual networks) stays out of reach.
+
+    Args:
+        context: the shapes of the maps, the generator of the initial weights.
+        layer: which map, counted from 0, the stem's.
+
+    Raises:
+        ValueError: a network has no such map, or no convolution relates the two sizes.
+    """
+
+    def __init__(self, context: LossContext, *, layer: int = 2) -> None:
+        super().__init__()
+        require("fitnet", context.student_maps, context.teacher_maps, layer=layer)
+        self.layer = layer
+        shapes = context.student_maps[layer], context.teacher_maps[layer]
+        self.regressor = connector("fitnet", *shapes, generator=context.generator, device=context.labels.device)
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """Loss per sample, [B]."""
+        with torch.autocast(batch.index.device.type, enabled=False):
+            regressed = F.relu(self.regressor(at_least_float32(student.maps[self.layer])))
+            return (regressed - at_least_float32(teacher.maps[self.layer])).pow(2).flatten(1).mean(1)

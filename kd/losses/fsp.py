@@ -1,0 +1,69 @@
+"""Flow of solution procedure (FSP).
+
+Yim, Joo, Bae, Kim, A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning,
+CVPR 2017.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Batch, LossContext, Output
+from kd.losses.maps import at_least_float32, pool_to_smaller
+from kd.losses.pairs import require
+
+
+def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
+    """Mean over positions of the products of channels: maps [B, C, H, W] and [B, C', H', W'] -> [B, C', C].
+
+    Of maps that differ in size, the larger is average-pooled beforehand.
+    """
+    bottom, top = (x.flatten(2) for x in pool_to_smaller(bottom, top))
+    return top @ bottom.mT / bottom.shape[2]
+
+
+class FSP(nn.Module):
+    """Squared difference of the matrices G between neighbouring maps, the stem's included, in a first stage, [B]:
+
+        L = sum over i of 1/(C_i C_{i+1}) || G(F_s,i, F_s,i+1) - G(F_t,i, F_t,i+1) ||^2
+
+    The student learns from it alone for `first_epochs`, at the first learning rate; its head, which it does not reach,
+    waits. In the main stage it is 0, as in the paper and CRD's code, so its published weight, 50, has no effect unless
+    `keep` is on. It has nothing to learn itself.
+
+    Args:
+        context: the shapes of the maps.
+        first_epochs: epochs of the first stage.
+        keep: the loss stays on in the main stage.
+
+    Raises:
+        ValueError: the networks have different numbers of maps or of channels, or first_epochs is below 0.
+    """
+
+    def __init__(self, context: LossContext, *, first_epochs: int = 30, keep: bool = False) -> None:
+        super().__init__()
+        if first_epochs < 0:
+            raise ValueError(f"fsp: first_epochs must be at least 0; got {first_epochs!r}")
+        require("fsp", context.student_maps, context.teacher_maps)
+        self.first_epochs, self.keep = first_epochs, keep
+
+    def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """Loss per sample, [B]."""
+        with torch.autocast(batch.index.device.type, enabled=False):
+            flows = zip(_flows(student.maps), _flows(teacher.maps), strict=True)
+            return sum((s - t).pow(2).mean(dim=(1, 2)) for s, t in flows)
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """Zeros, [B]; with `keep`, the loss per sample, [B]."""
+        if not self.keep:
+            return torch.zeros(len(batch.index), device=batch.index.device)
+        return self.first_stage(student, teacher, batch)
+
+
+def _flows(maps: tuple[Tensor, ...]) -> list[Tensor]:
+    """The matrices of neighbouring maps, each [B, C_{i+1}, C_i]."""
+    raised = [at_least_float32(map_) for map_ in maps]
+    return [fsp_matrix(bottom, top) for bottom, top in pairwise(raised)]

@@ -1,0 +1,132 @@
+"""Knowledge review (ReviewKD).
+
+Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd.batch import Batch, LossContext, Output
+from kd.losses.maps import at_least_float32, conv
+from kd.losses.pairs import require
+
+Size = tuple[int, int]  # H, W
+
+
+def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """HCL: squared error over a pyramid of average pools, per sample: [B, C, H, W] twice -> [B].
+
+    Mean squared errors of the maps themselves and of their pools to 4x4, 2x2 and 1x1, as far as these are smaller,
+    weighted 1, 1/2, 1/4, ... by their order and divided by the sum of the weights.
+    """
+    height = student_map.shape[2]
+    total, weights, weight = _squared_error(student_map, teacher_map), 1.0, 1.0
+    for size in (4, 2, 1):
+        if size < height:
+            weight /= 2
+            pooled = (F.adaptive_avg_pool2d(map_, size) for map_ in (student_map, teacher_map))
+            total = total + weight * _squared_error(*pooled)
+            weights += weight
+    return total / weights
+
+
+class ReviewKD(nn.Module):
+    """Every level of the teacher is learned by the student's level fused with all deeper ones, [B].
+
+    The levels are the stages' maps, without the stem's, and the penultimate feature as a map of 1x1. From the deepest
+    on, attention-based fusion (`Fusion`) joins a level with what the deeper ones gave and brings it to the teacher's
+    shape; the losses are `hierarchical_context_loss`, summed over the levels. All of it learns with the student, in
+    batches of at least two.
+
+    The published weights are, with cross entropy at weight 1: ResNet-56 to 20 0.6; ResNet-110 to 32 1; ResNet-32x4 to
+    ShuffleNetV2 8; WRN-40-2 and ResNet-32x4 to their other students 5. There the weight also rises linearly from 0 over
+    the first 20 epochs, which is the training loop's to do and not done here.
+
+    Departure: the authors' teacher gives its maps before a stage's last ReLU (normalised for a wide residual network),
+    their student after it. Here both are what the networks' `stages` return.
+
+    Args:
+        context: shapes of maps and features, the generator of the initial weights.
+        max_mid_width: the fused maps are as wide as the student's feature, at most so wide.
+
+    Raises:
+        ValueError: the networks have different numbers of stages, or max_mid_width is below 1.
+    """
+
+    def __init__(self, context: LossContext, *, max_mid_width: int = 512) -> None:
+        super().__init__()
+        if max_mid_width < 1:
+            raise ValueError(f"reviewkd: max_mid_width must be at least 1; got {max_mid_width!r}")
+        student_maps, teacher_maps = context.student_maps[1:], context.teacher_maps[1:]
+        require("reviewkd", context.student_maps, context.teacher_maps)
+        mid_width = min(max_mid_width, context.student_dim)
+        self.fusions = nn.ModuleList()
+        widths = [*(c for c, _, _ in student_maps), context.student_dim]
+        levels = [*teacher_maps, (context.teacher_dim, 1, 1)]
+        for width, (out_width, *out_size) in reversed(list(zip(widths, levels, strict=True))):
+            deepest = not len(self.fusions)
+            self.fusions.append(Fusion(width, mid_width, out_width, tuple(out_size), context, deepest=deepest))
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """Loss per sample, [B]."""
+        with torch.autocast(batch.index.device.type, enabled=False):
+            total, fused = 0.0, None
+            for level, target, fusion in zip(_levels(student), _levels(teacher), self.fusions, strict=True):
+                reviewed, fused = fusion(level, fused)
+                total = total + hierarchical_context_loss(reviewed, target)
+        return total
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion (ABF) of a level x with the fused map y of the deeper levels.
+
+        x' = BN(conv1x1(x))        (a, b) = sigmoid(conv1x1([x', y]))        fused = a x' + b y
+        out = BN(conv3x3(fused))
+
+    y is resized to the size of x, fused to `out_size`, both to the nearest neighbour; a and b are maps of one channel.
+    The deepest level has no y: fused = x'.
+    """
+
+    def __init__(
+        self, width: int, mid_width: int, out_width: int, out_size: Size, context: LossContext, *, deepest: bool
+    ) -> None:
+        super().__init__()
+        device, drawn = context.labels.device, {"generator": context.generator, "device": context.labels.device}
+        self.out_size = out_size
+        self.transform = conv(width, mid_width, 1, bias=False, **drawn)
+        self.transform_norm = nn.BatchNorm2d(mid_width, device=device)
+        self.attention = None if deepest else conv(2 * mid_width, 2, 1, **drawn)
+        self.out = conv(mid_width, out_width, 3, padding=1, bias=False, **drawn)
+        self.out_norm = nn.BatchNorm2d(out_width, device=device)
+        with torch.no_grad():  # torch's ±1/sqrt(fan in) becomes the authors' ±sqrt(3 / fan in)
+            for layer in (self.transform, self.out):
+                layer.weight.mul_(math.sqrt(3))
+
+    def forward(self, level: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Level [B, C, H, W], fused map of the deeper ones [B, mid, H', W'] -> out and fused, both of `out_size`."""
+        fused = self.transform_norm(self.transform(level))
+        if self.attention is not None:
+            deeper = _resize(deeper, level.shape[2:])
+            attention = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()
+            fused = attention[:, :1] * fused + attention[:, 1:] * deeper
+        fused = _resize(fused, self.out_size)
+        return self.out_norm(self.out(fused)), fused
+
+
+def _levels(output: Output) -> list[Tensor]:
+    """The penultimate feature as a map, then the stages' maps, the deepest first."""
+    return [at_least_float32(level) for level in (output.feature[:, :, None, None], *output.maps[:0:-1])]
+
+
+def _resize(x: Tensor, size: Size) -> Tensor:
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="nearest")
+
+
+def _squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over all but the samples: [B]."""
+    return (a - b).pow(2).flatten(1).mean(1)
