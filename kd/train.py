@@ -94,7 +94,9 @@ def train(
         row = journal.log(epoch + 1, epochs, sums.take())
         remedy = "lower training.lr, or check the weights in objective"
         require_sound_loss(row, journal.history, "loss", remedy)
-        require_learning(epoch + 1, epochs, row["train_accuracy"], len(data.classes), "its training accuracy", remedy)
+        hits = [earlier["train_accuracy"] for earlier in journal.history]
+        seen = journal.counts["student_steps"] * run.training.batch_size
+        require_learning(epoch + 1, epochs, seen, hits, len(data.classes), "its training accuracy", remedy)
 
 
 def _context(student, teacher, data: Data, labels: Tensor, generator: torch.Generator) -> LossContext | None:
