@@ -94,7 +94,8 @@ def test_a_run_whose_images_are_of_one_class_stops(store: Path, tmp_path: Path, 
         execute(tiny_run("ssdkd"), store, tmp_path)
 
 
-def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr("kd.diagnosis.ENOUGH", 100)
     with pytest.raises(Unhealthy, match=r"does not learn: its training accuracy.*lower training.lr"):
         execute(tiny_run("scratch", training__lr=1e-12, training__epochs=12), store, tmp_path / "a")
     slow = {"distillation__training__lr": 1e-12, "distillation__training__epochs": 12}
