@@ -120,7 +120,8 @@ def distil(
                 if learning % math.ceil(training.epochs / GAPS) == 0:
                     noted |= _gap(buffer, data, student, teacher, GAP_BATCHES * training.batch_size)
         row = journal.log(epoch + 1, epochs, noted if learning >= 0 else {})
-        _require_health(run, row, journal.history, course, num_classes, learning + 1)
+        seen = counts["student_steps"] * training.batch_size
+        _require_health(run, row, journal.history, course, num_classes, learning + 1, seen)
     return describe(buffer, data, teacher) | course.arrays()
 
 
@@ -152,6 +153,7 @@ def _require_health(
     course: Course,
     num_classes: int,
     learned: int,
+    seen: int,
 ) -> None:
     """Raise Unhealthy for losses that run away, a generator that has collapsed, a student that learns nothing."""
     if "inversion_loss" in row:
@@ -164,8 +166,9 @@ def _require_health(
         remedy = "lower distillation.training.lr, or look at the synthetic images (inversion.bn, inversion.oh)"
         require_sound_loss(row, history, "loss", remedy)
         epochs = run.distillation.training.epochs
+        hits = [earlier["agreement"] for earlier in history if "agreement" in earlier]
         what = "its agreement with the teacher on drawn samples"
-        require_learning(learned, epochs, row["agreement"], num_classes, what, remedy)
+        require_learning(learned, epochs, seen, hits, num_classes, what, remedy)
 
 
 class Course:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 PATIENCE = 10  # epochs that a student has before it must be better than chance; a fifth of the schedule if that is more
+ENOUGH = 5_000  # samples that it must have seen: few steps on a small buffer prove nothing
 COLLAPSED_SHARE = 0.9  # of one class among the stored images
 COLLAPSED_STD = 1.0  # grey levels of 255, over the images of a batch, mean over pixels
 DIVERGED = 1000.0  # times the smallest loss so far
@@ -42,12 +43,16 @@ def require_varied_images(epoch: int, top_share: float, image_std: float, num_cl
         )
 
 
-def require_learning(epoch: int, epochs: int, agreement: float, num_classes: int, what: str, remedy: str) -> None:
+def require_learning(
+    epoch: int, epochs: int, seen: int, hits: list[float], num_classes: int, what: str, remedy: str
+) -> None:
     """Raise Unhealthy when a student is no better than chance although it had its time.
 
-    epoch: epochs that it has behind it, of `epochs`; agreement: share of samples that it puts into the right class.
+    epoch: epochs that it has behind it, of `epochs`; seen: samples in them; hits: share of the samples that it put
+    into the right class, by epoch, of which the last PATIENCE count.
     """
-    if epoch >= max(PATIENCE, epochs / 5) and agreement < 1.1 / num_classes:
+    agreement = sum(hits[-PATIENCE:]) / len(hits[-PATIENCE:])
+    if epoch >= max(PATIENCE, epochs / 5) and seen >= ENOUGH and agreement < 1.2 / num_classes:
         raise Unhealthy(
             f"epoch {epoch}: the student does not learn: {what} is {100 * agreement:.1f} %, chance is "
             f"{100 / num_classes:.3g} %; {remedy}"

@@ -104,10 +104,12 @@ def train(
                 journal.counts["student_steps"] += 1
         row = journal.log(epoch + 1, epochs, sums.take())
         remedy = "lower training.lr, or check the weights in objective"
-        require_sound_loss(row, journal.history[first:], "loss", remedy)
-        if epoch >= first:
-            learned, what = epoch + 1 - first, "its training accuracy"
-            require_learning(learned, run.training.epochs, row["train_accuracy"], len(data.classes), what, remedy)
+        main = journal.history[first:]
+        require_sound_loss(row, main, "loss", remedy)
+        if main:
+            hits, seen = [row["train_accuracy"] for row in main], len(main) * per_epoch * run.training.batch_size
+            what = "its training accuracy"
+            require_learning(len(main), run.training.epochs, seen, hits, len(data.classes), what, remedy)
 
 
 def _objective(

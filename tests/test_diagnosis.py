@@ -44,13 +44,21 @@ def test_a_collapsed_generator_is_named_with_its_settings() -> None:
 
 
 def test_a_student_has_time_before_it_must_be_better_than_chance() -> None:
-    require_learning(9, 30, 0.1, 10, "its accuracy", "lower lr")
-    require_learning(39, 200, 0.1, 10, "its accuracy", "lower lr")
-    require_learning(40, 200, 0.12, 10, "its accuracy", "lower lr")
+    require_learning(9, 30, 10_000, [0.1] * 9, 10, "its accuracy", "lower lr")
+    require_learning(39, 200, 10_000, [0.1] * 39, 10, "its accuracy", "lower lr")
+    require_learning(40, 200, 10_000, [0.13] * 40, 10, "its accuracy", "lower lr")
     with pytest.raises(Unhealthy, match=r"epoch 10: .* its accuracy is 10.0 %, chance is 10 %; lower lr"):
-        require_learning(10, 30, 0.1, 10, "its accuracy", "lower lr")
+        require_learning(10, 30, 10_000, [0.1] * 10, 10, "its accuracy", "lower lr")
     with pytest.raises(Unhealthy, match=r"epoch 40"):
-        require_learning(40, 200, 0.1, 10, "its accuracy", "lower lr")
+        require_learning(40, 200, 10_000, [0.1] * 40, 10, "its accuracy", "lower lr")
+
+
+def test_few_samples_and_single_bad_epochs_prove_nothing() -> None:
+    """14 images, two steps of 16 an epoch: three hits of 32 are chance, and no reason to stop."""
+    require_learning(13, 60, 416, [0.094] * 13, 10, "its accuracy", "lower lr")
+    require_learning(20, 60, 10_000, [0.3] * 19 + [0.05], 10, "its accuracy", "lower lr")
+    with pytest.raises(Unhealthy):
+        require_learning(20, 60, 10_000, [0.9] * 10 + [0.05] * 10, 10, "its accuracy", "lower lr")
 
 
 def test_a_state_that_is_not_finite_does_not_replace_the_last_good_one(tmp_path: Path) -> None:
@@ -86,7 +94,8 @@ def test_a_run_whose_images_are_of_one_class_stops(store: Path, tmp_path: Path, 
         execute(tiny_run("ssdkd"), store, tmp_path)
 
 
-def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr("kd.diagnosis.ENOUGH", 100)
     with pytest.raises(Unhealthy, match=r"does not learn: its training accuracy.*lower training.lr"):
         execute(tiny_run("scratch", training__lr=1e-12, training__epochs=12), store, tmp_path / "a")
     slow = {"distillation__training__lr": 1e-12, "distillation__training__epochs": 12}

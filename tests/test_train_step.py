@@ -233,7 +233,7 @@ def test_learning_rate_falls_along_a_cosine():
 def test_learning_rate_is_set_in_every_group():
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [p], "lr": 9.0} for p in parameters])
-    set_lr(optimizer, TRAINING, 5)
+    set_lr(optimizer, 0.05)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.05])
 
 
