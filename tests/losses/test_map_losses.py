@@ -342,7 +342,10 @@ def test_networks_without_maps_are_refused(name):
 def test_kdsvd_refuses_one_stage_and_unlike_channels():
     with pytest.raises(ValueError, match=r"^kdsvd: needs at least 2 stages, .*$"):
         call(kdsvd, maps(STUDENT[:2], 0), maps(SAME_CHANNELS[:2], 1))
-    with pytest.raises(ValueError, match=r"^kdsvd: maps of \[3, 5\] channels .* \[4, 2\] in the teacher; choose networks of equal width$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^kdsvd: maps of \[3, 5\] channels .* \[4, 2\] in the teacher; choose networks of equal width$",
+    ):
         call(kdsvd, maps(STUDENT, 0), maps(WIDER, 1))
     with pytest.raises(ValueError, match=r"^kdsvd: the teacher's map \(3, 3, 3\) has no 4 singular vectors; .*$"):
         call(kdsvd, maps(STUDENT, 0), maps(SAME_CHANNELS, 1), k=4)
