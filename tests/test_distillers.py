@@ -1,0 +1,226 @@
+"""Every distiller in a whole run, first stages, ensembles and views, at tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, tiny_run
+from PIL import Image
+from test_run import COMPUTE, execute, store  # noqa: F401
+from torch import nn
+
+from kd.batch import Batch, Output
+from kd.checkpoint import Checkpoint, Stopped
+from kd.config import ConfigError
+from kd.data import views
+from kd.data.augment import Augment
+from kd.data.prepare import prepare
+from kd.data.raw import Source
+from kd.files import read_json
+from kd.losses.objective import EnsembleObjective
+from kd.models import build
+from kd.models.classifier import Ensemble
+from kd.reading import read_yaml
+from kd.run import run_step
+
+METHODS = {
+    name: method
+    for name, method in read_yaml(ROOT / "config/config.yaml")["methods"].items()
+    if method["kind"] == "distill"
+}
+QUICK = {"training__epochs": 1, "scale": 0.1}
+
+
+def quick(method: str, seed: int = 0, **changes):
+    """One epoch on a tenth of the digits, teacher and student of equal widths; one epoch of a first stage."""
+    for loss in ("ab", "ft", "fsp"):
+        if loss in METHODS[method]["objective"]:
+            changes.setdefault(f"objective__{loss}__first_epochs", 1)
+    return tiny_run(method, seed, teacher__model="wrn_10_1", **QUICK, **changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_with_data_makes_a_run(method: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
+    run = quick(method)
+    teacher = run.teacher
+    if not (store / teacher.path / "weights.pt").exists():
+        execute(teacher, store, store / teacher.path)
+    metrics = execute(run, store, tmp_path)
+    assert metrics["teacher_accuracy"] > 50
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert len(history) == 1 + any(loss in run.objective for loss in ("ab", "ft", "fsp"))
+    assert history["loss"].notna().all()
+    assert ("crd_bound" in history) == ("crd" in run.objective)
+
+
+def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    """FT's paraphraser learns in the first stage alone, the student and the translator in the second alone."""
+    seen: list[tuple[float, dict, dict]] = []
+    original = Checkpoint.stop_or_save
+
+    def watch(self: Checkpoint, parts: dict) -> None:
+        copied = [
+            {name: value.clone() for name, value in parts[part].named_parameters()} for part in ("student", "objective")
+        ]
+        seen.append((parts["optimizer"].param_groups[0]["lr"], *copied))
+        original(self, parts)
+
+    monkeypatch.setattr(Checkpoint, "stop_or_save", watch)
+    run = quick("ft", objective__ft__first_epochs=2, objective__ft__first_lr=0.003)
+    execute(run, store, tmp_path)
+    steps = len(seen) // 3
+    assert [lr for lr, _, _ in seen] == [0.003] * 2 * steps + [0.1] * steps
+    start, boundary = seen[0], seen[2 * steps]
+
+    def moved(before: dict, after: dict) -> set[str]:
+        return {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+
+    assert moved(start[1], boundary[1]) == set(), "the student has no part in the first stage"
+    assert moved(start[2], boundary[2]) == {"encoder", "decoder"}
+    assert moved(boundary[2], seen[-1][2]) == {"translator"}
+    assert any(not torch.equal(value, seen[-1][1][name]) for name, value in boundary[1].items())
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 6])  # in the first stage, at its end, after it (two steps an epoch)
+def test_a_run_in_two_stages_resumes_exactly(stop_at: int, store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    run = quick("ab", objective__ab__first_epochs=2, training__epochs=2)
+    execute(run, store, tmp_path / "whole")
+    original, calls = Checkpoint.stop_or_save, []
+
+    def stop(self: Checkpoint, parts: dict) -> None:
+        calls.append(True)
+        if len(calls) == stop_at:
+            self.stopping = 15
+        original(self, parts)
+
+    monkeypatch.setattr(Checkpoint, "stop_or_save", stop)
+    with pytest.raises(Stopped):
+        execute(run, store, tmp_path / "killed")
+    monkeypatch.setattr(Checkpoint, "stop_or_save", original)
+    execute(run, store, tmp_path / "killed")
+    for name in ("metrics.json", "history.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+# ----------------------------------------------------------------------------------------------------------- ensembles
+
+
+def test_an_ensemble_is_the_mean_over_its_teachers_objectives() -> None:
+    class Loss(nn.Module):
+        maps, first_epochs, first_lr, first = True, 0, None, False
+
+        def __init__(self, factor: float):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, student, teacher, batch):
+            return self.factor * (student.logits - teacher.logits).abs().sum(1)
+
+        def logged(self):
+            return {"x": torch.tensor(self.factor)}
+
+    objective = EnsembleObjective([Loss(1.0), Loss(3.0)])
+    student = Output(torch.zeros(2, 3), torch.zeros(2, 0))
+    teachers = [Output(torch.full((2, 3), value), torch.zeros(2, 0)) for value in (1.0, 2.0)]
+    batch = Batch(torch.zeros(2), torch.zeros(2), torch.arange(2), torch.ones(2))
+    assert objective(student, teachers, batch).tolist() == [(3 * 1 + 3 * 3 * 2) / 2] * 2
+    assert objective.logged()["x"] == 2.0
+
+
+def test_an_ensemble_classifies_by_its_mean_probability() -> None:
+    members = [build("wrn_10_1", num_classes=4, image_size=8).eval() for _ in range(3)]
+    images = torch.randn(5, 3, 8, 8)
+    expected = torch.stack([member(images).logits.softmax(1) for member in members]).mean(0)
+    torch.testing.assert_close(Ensemble(members)(images).logits.softmax(1), expected)
+
+
+@pytest.mark.parametrize("method", ["kd", "crd", "at"])
+def test_a_student_learns_from_teachers_of_several_kinds(method: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
+    names = ["resnet8", "wrn_10_1", "wrn_10_1"]
+    run = tiny_run(method, teacher__model=names, **QUICK)
+    assert [(teacher.model, teacher.seed) for teacher in run.teachers] == [
+        *(("resnet8", 0), ("wrn_10_1", 0), ("wrn_10_1", 1))
+    ]
+    assert "/resnet8+wrn_10_1+wrn_10_1--wrn_10_1/" in run.path or "resnet8" in run.path
+    for teacher in run.teachers:
+        execute(teacher, store, store / teacher.path)
+    alone = [read_json(store / teacher.path / "metrics.json")["accuracy"] for teacher in run.teachers]
+    metrics = execute(run, store, tmp_path)
+    assert metrics["teacher_accuracy"] >= min(alone)
+    single = tiny_run(method, teacher__model="resnet8", **QUICK)
+    assert single.digest != run.digest
+
+
+# --------------------------------------------------------------------------------------------------------------- views
+
+
+def test_views_are_linear_in_the_image_and_leave_out_what_they_say() -> None:
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
+    augment = Augment(mean, std, 0, False)
+    grey = torch.full((1, 3, 2, 2), 0.7)
+    colour = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    lifted = colour + 0.1
+    normal = {name: augment.normalise(image) for name, image in (("c", colour), ("l", lifted))}
+    chroma, luma = (
+        {key: views.mix(view, x, std) for key, x in normal.items()} for view in ("chrominance", "luminance")
+    )
+    assert chroma["c"].shape == (1, 2, 2, 2)
+    assert luma["c"].shape == (1, 1, 2, 2)
+    torch.testing.assert_close(chroma["c"], chroma["l"], rtol=0, atol=1e-5)  # more light is no other colour
+    torch.testing.assert_close(luma["l"] - luma["c"], torch.full((1, 1, 2, 2), 0.1 / 0.25))
+    red, green, blue = colour[0]
+    zero = 0.299 * mean[0] + 0.587 * mean[1] + 0.114 * mean[2]
+    torch.testing.assert_close(luma["c"][0, 0], (0.299 * red + 0.587 * green + 0.114 * blue - zero) / 0.25)
+    torch.testing.assert_close(
+        views.mix("chrominance", augment.normalise(grey), std),
+        views.mix("chrominance", augment.normalise(grey * 0), std),
+    )
+
+
+def test_a_network_looks_through_its_view_and_keeps_its_state_dict() -> None:
+    augment = Augment(torch.zeros(3), torch.ones(3), 0, False)
+    plain = build("resnet8", num_classes=3, in_channels=2, image_size=8).eval()
+    names = set(plain.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    expected = plain(views.mix("chrominance", images, augment.std), maps=True)
+    views.look_through("chrominance", plain, augment)
+    actual = plain(images, maps=True)
+    assert torch.equal(actual.logits, expected.logits)
+    assert len(actual.maps) == 4
+    assert plain.map_shapes()[0] == (16, 8, 8)
+    assert set(plain.state_dict()) == names
+
+
+def test_luminance_teaches_chrominance(tmp_path: Path) -> None:
+    """On colour images of a folder: classes differ in brightness and in hue."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        for number, colour in enumerate(((200, 40, 40), (90, 160, 90))):
+            folder = tmp_path / f"images/{split}/class{number}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(np.array(colour) + rng.normal(0, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    where = {"dataset__name": "folder", "dataset__root": str(tmp_path / "images")}
+    fast = {"training__batch_size": 16, "teacher__training__batch_size": 16, "training__epochs": 3}
+    changes = {**where, **fast, "teacher__training__epochs": 3}
+    run = tiny_run("kd", teacher__view="luminance", student__view="chrominance", **changes)
+    assert (run.view, run.teacher.view) == ("chrominance", "luminance")
+    results = tmp_path / "results"
+    data = results / run.data_path
+    data.parent.mkdir(parents=True)
+    prepare(run.dataset, data, Source(str(tmp_path / "images"), results, download=False))
+    run_step(run.teacher, results / run.teacher.path, data, [], COMPUTE)
+    metrics = run_step(run, results / run.path, data, [results / run.teacher.path / "weights.pt"], COMPUTE)
+    assert torch.load(results / run.teacher.path / "weights.pt")["stem.0.weight"].shape[1] == 1
+    assert torch.load(results / run.path / "weights.pt")["stem.weight"].shape[1] == 2
+    assert metrics["teacher_accuracy"] == metrics["accuracy"] == 100.0
+
+
+def test_grey_images_have_no_colours_to_show(store: Path, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match=r"view: got 'luminance'; images of 1 channel\(s\) have no colours"):
+        execute(tiny_run("scratch", student__view="luminance"), store, tmp_path)
