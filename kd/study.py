@@ -259,7 +259,8 @@ class _Expansion:
             chosen["scale"] = scale
         known = self.study.get("teachers", {})
         teachers = [known.get(name, {}) for name in teacher_models(pair[0])]
-        own = merge({}, *teachers, self.methods[method], self.ablations[ablation], override)
+        student = self.study.get("students", {}).get(pair[1], {})
+        own = merge({}, *teachers, student, self.methods[method], self.ablations[ablation], override)
         if wide := sorted(set(own) & set(STUDY_WIDE)):
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
