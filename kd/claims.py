@@ -138,9 +138,10 @@ def claims_markdown(judged: pd.DataFrame) -> str:
         parts.append(f"**{name}: {first.claim_verdict}.** {first.says}\n")
         lines = ["| compared | measure | wanted | measured (95 % interval) | n | test |", "|---|---|---|---|---|---|"]
         for row in tests.itertuples():
-            measured = f"{row.mean:+.2f}" if row.measure.endswith("difference") else f"{row.mean:.3f}"
+            form = "+.2f" if row.measure.endswith("difference") else ".3f"
+            measured = format(row.mean, form) if row.n else ""
             if row.n > 1:
-                measured += f" ({row.low:.4g} to {row.high:.4g})"
+                measured += f" ({row.low:{form}} to {row.high:{form}})"
             lines.append(
                 f"| {row.of} against {row.to} | {row.measure} | {row.wanted} | {measured} | {row.n} | {row.verdict} |"
             )

@@ -137,5 +137,5 @@ def test_the_verdicts_are_written_down():
     ]
     text = claims_markdown(judge(claim(*tests), frame))
     assert "**c: holds.** Something." in text
-    assert "| ssdkd, 10 % against ssdkd, none, 10 % | accuracy, difference | above 0 | +6.00 (3.516 to 8.484) |" in text
-    assert "| seconds, ratio | below 2 | 1.000 (1 to 1) | 3 | holds |" in text
+    assert "| ssdkd, 10 % against ssdkd, none, 10 % | accuracy, difference | above 0 | +6.00 (+3.52 to +8.48) |" in text
+    assert "| seconds, ratio | below 2 | 1.000 (1.000 to 1.000) | 3 | holds |" in text
