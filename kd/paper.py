@@ -52,8 +52,14 @@ def markdown(table: pd.DataFrame, title: str) -> str:
     lines = [f"### {title}, by pairs", "", *_grid(table, " ± ", "↑", "↓")]
     shares = relative_improvement(table)
     if len(shares):
-        lines += ["", "Relative improvement over KD, % (what a method adds to KD, as a share of what KD adds to the student):"]
-        lines += ["", "| method | " + " | ".join(f"{t} → {s}" for t, s in shares.index) + " | mean (95 % interval) | median |"]
+        lines += [
+            "",
+            "Relative improvement over KD, % (what a method adds to KD, as a share of what KD adds to the student):",
+        ]
+        lines += [
+            "",
+            "| method | " + " | ".join(f"{t} → {s}" for t, s in shares.index) + " | mean (95 % interval) | median |",
+        ]
         lines += ["|---" * (len(shares) + 3) + "|"]
         for method, values in shares.items():
             found = interval(values.dropna())

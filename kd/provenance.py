@@ -55,7 +55,7 @@ def run_code(run: Run) -> str:
 
 def report_code() -> str:
     """Digest of the code that makes tables and figures."""
-    return _digest_modules(frozenset({"kd.report", "kd.claims"}))
+    return _digest_modules(frozenset({"kd.report", "kd.claims", "kd.paper"}))
 
 
 def data_code(dataset: Dataset) -> str:

@@ -141,8 +141,8 @@ def _number(value: float, form: str) -> str:
 
 
 def figure(view: str, summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
-    """The figure of an experiment, by its view: scale, modules or methods."""
-    draw = {"scale": _scale_figure, "modules": _bars_figure, "methods": _bars_figure}[view]
+    """The figure of an experiment, by its view: scale, modules, methods or pairs."""
+    draw = {"scale": _scale_figure, "modules": _bars_figure, "methods": _bars_figure, "pairs": _pairs_figure}[view]
     return draw(summary, results, title)
 
 
@@ -206,6 +206,35 @@ def _bars_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> An
     right.set_xlabel("seconds")
     right.margins(x=0.15)
     left.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    return figure
+
+
+def _pairs_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
+    """Paired difference of each method to the first one: a point per pair of networks, a bar for their mean."""
+    first = summary.iloc[0]
+    rest = summary[summary["difference"].notna()] if "difference" in summary else summary.iloc[:0]
+    methods = list(dict.fromkeys(_labels(rest.assign(teacher="", student=""))))
+    rest = rest.assign(label=_labels(rest.assign(teacher="", student="")))
+    pairs = list(dict.fromkeys(zip(rest["teacher"], rest["student"], strict=True)))
+    figure, axis = _pyplot().subplots(figsize=(9, 1.8 + 0.36 * len(methods)), layout="constrained")
+    for colour, pair in zip(_colours(len(pairs)), pairs, strict=True):
+        rows = rest[(rest["teacher"] == pair[0]) & (rest["student"] == pair[1])]
+        places = [len(methods) - 1 - methods.index(label) for label in rows["label"]]
+        axis.errorbar(
+            rows["difference"], places, xerr=rows["difference_se"], fmt="o", color=colour, label=" → ".join(pair)
+        )
+    for place, method in enumerate(reversed(methods)):
+        mean = rest.loc[rest["label"] == method, "difference"].mean()
+        axis.plot(mean, place, "|", color="black", markersize=18, markeredgewidth=2)
+    axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(methods)), methods[::-1])
+    axis.set_xlabel(
+        f"paired difference in accuracy to {first['method']}, points (± standard error; bar: mean over pairs)"
+    )
+    axis.grid(axis="x", alpha=0.3)
+    if pairs:
+        axis.legend(fontsize=8, loc="best")
     figure.suptitle(title)
     return figure
 

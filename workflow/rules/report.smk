@@ -2,6 +2,11 @@
 CAPTIONS = "../report"
 
 
+def by_pair():
+    """Experiments whose view is the papers' table, methods by pairs."""
+    return [name for name, experiment in STUDY.experiments.items() if experiment["view"] == "pairs"]
+
+
 rule collect:
     """One tidy table of all runs."""
     input:
@@ -28,6 +33,7 @@ rule tables:
         table=report(f"{FOLDER}/table.md", caption=f"{CAPTIONS}/table.rst", category="Tables"),
         claims=[f"{FOLDER}/claims.csv"] if STUDY.claims else [],
         csv=[f"{FOLDER}/tables/{name}.csv" for name in STUDY.experiments],
+        paper=[f"{FOLDER}/tables/{name}-by-pair.{ending}" for name in by_pair() for ending in ("csv", "tex")],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-tables.txt",
     conda:
