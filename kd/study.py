@@ -129,15 +129,14 @@ def _read_study(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _over(study: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Changes merged over a study. A null takes out what is there; among settings it is a value like any other."""
+    """Changes merged over a study. A null takes out what may be there; among settings it is a value like any other."""
     merged = merge(study, changes)
     for key in set(study) & set(changes):
         if changes[key] is None:
             del merged[key]
         elif key != "settings" and isinstance(study[key], dict) and isinstance(changes[key], dict):
-            for name in set(study[key]) & set(changes[key]):
-                if changes[key][name] is None:
-                    del merged[key][name]
+            for name in [name for name, value in changes[key].items() if value is None]:
+                del merged[key][name]
     return merged
 
 
