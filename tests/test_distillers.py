@@ -40,7 +40,7 @@ def quick(method: str, seed: int = 0, **changes):
     for loss in ("ab", "ft", "fsp"):
         if loss in METHODS[method]["objective"]:
             changes.setdefault(f"objective__{loss}__first_epochs", 1)
-    return tiny_run(method, seed, teacher__model="wrn_10_1", **QUICK, **changes)
+    return tiny_run(method, seed, teacher__model="wrn_10_1", **{**QUICK, **changes})
 
 
 @pytest.mark.parametrize("method", METHODS)
