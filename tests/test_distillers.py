@@ -15,7 +15,7 @@ from torch import nn
 
 from kd.batch import Batch, Output
 from kd.checkpoint import Checkpoint, Stopped
-from kd.config import ConfigError
+from kd.config import ConfigError, Run
 from kd.data import views
 from kd.data.augment import Augment
 from kd.data.prepare import prepare
@@ -43,13 +43,17 @@ def quick(method: str, seed: int = 0, **changes):
     return tiny_run(method, seed, teacher__model="wrn_10_1", **{**QUICK, **changes})
 
 
+def with_teachers(run: Run, store: Path, folder: Path) -> dict[str, float]:  # noqa: F811
+    """The run, once its teachers are there."""
+    for teacher in run.teachers:
+        execute(teacher, store, store / teacher.path)  # at once, where it is complete
+    return execute(run, store, folder)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_with_data_makes_a_run(method: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
     run = quick(method)
-    teacher = run.teacher
-    if not (store / teacher.path / "weights.pt").exists():
-        execute(teacher, store, store / teacher.path)
-    metrics = execute(run, store, tmp_path)
+    metrics = with_teachers(run, store, tmp_path)
     assert metrics["teacher_accuracy"] > 50
     history = pd.read_csv(tmp_path / "history.csv")
     assert len(history) == 1 + any(loss in run.objective for loss in ("ab", "ft", "fsp"))
@@ -71,7 +75,8 @@ def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, t
 
     monkeypatch.setattr(Checkpoint, "stop_or_save", watch)
     run = quick("ft", objective__ft__first_epochs=2, objective__ft__first_lr=0.003)
-    execute(run, store, tmp_path)
+    with_teachers(run, store, tmp_path)
+    seen = seen[-3 * 2 :]
     steps = len(seen) // 3
     assert [lr for lr, _, _ in seen] == [0.003] * 2 * steps + [0.1] * steps
     start, boundary = seen[0], seen[2 * steps]
@@ -88,7 +93,7 @@ def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, t
 @pytest.mark.parametrize("stop_at", [3, 4, 6])  # in the first stage, at its end, after it (two steps an epoch)
 def test_a_run_in_two_stages_resumes_exactly(stop_at: int, store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
     run = quick("ab", objective__ab__first_epochs=2, training__epochs=2)
-    execute(run, store, tmp_path / "whole")
+    with_teachers(run, store, tmp_path / "whole")
     original, calls = Checkpoint.stop_or_save, []
 
     def stop(self: Checkpoint, parts: dict) -> None:
@@ -146,10 +151,8 @@ def test_a_student_learns_from_teachers_of_several_kinds(method: str, store: Pat
         *(("resnet8", 0), ("wrn_10_1", 0), ("wrn_10_1", 1))
     ]
     assert "/resnet8+wrn_10_1+wrn_10_1--wrn_10_1/" in run.path or "resnet8" in run.path
-    for teacher in run.teachers:
-        execute(teacher, store, store / teacher.path)
+    metrics = with_teachers(run, store, tmp_path)
     alone = [read_json(store / teacher.path / "metrics.json")["accuracy"] for teacher in run.teachers]
-    metrics = execute(run, store, tmp_path)
     assert metrics["teacher_accuracy"] >= min(alone)
     single = tiny_run(method, teacher__model="resnet8", **QUICK)
     assert single.digest != run.digest
@@ -213,7 +216,7 @@ def test_luminance_teaches_chrominance(tmp_path: Path) -> None:
     results = tmp_path / "results"
     data = results / run.data_path
     data.parent.mkdir(parents=True)
-    prepare(run.dataset, data, Source(str(tmp_path / "images"), results, download=False))
+    prepare(run.dataset, data, Source(tmp_path / "images", results, download=False))
     run_step(run.teacher, results / run.teacher.path, data, [], COMPUTE)
     metrics = run_step(run, results / run.path, data, [results / run.teacher.path / "weights.pt"], COMPUTE)
     assert torch.load(results / run.teacher.path / "weights.pt")["stem.0.weight"].shape[1] == 1
