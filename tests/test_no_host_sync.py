@@ -184,11 +184,14 @@ WITH_DATA = {"training__epochs": 1, "training__batch_size": 16}
         ("crd", {"objective__crd__positive": "relax"}),
         ("crd", {"objective__crd__negatives_from": "other_indices", "objective__crd__estimator": "infonce"}),
         ("crd-kd", {"precision": "bf16", "training__nesterov": True, "scale": 0.7}),
+        ("crd", {"objective__crd__memory": "queue"}),
+        *((name, {}) for name in ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "dkd", "dist", "reviewkd")),
+        *((name, {f"objective__{name}__first_epochs": 1}) for name in ("ab", "ft", "fsp")),
     ],
 )
 def test_no_step_with_real_data_waits(method, changes, device, tmp_path):
     journal = go(tiny_run(method, **{**WITH_DATA, **changes}), device, tmp_path)
-    assert journal.phases == ["training"]
+    assert set(journal.phases) == {"training"}
     assert journal.counts["student_steps"] >= 2
 
 

@@ -28,14 +28,19 @@ def channels(view: str, of_image: int) -> int:
     return len(MIXES[view][0])
 
 
-def mix(view: str, images: Tensor, std: Tensor) -> Tensor:
-    """Normalised colour images [B, 3, H, W] -> [B, C, H, W] with mean 0 and a spread of about 1."""
+def weights(view: str, std: Tensor) -> Tensor:
+    """[C, 3]: what turns images normalised by `std` [3] to their view, of mean 0 and a spread of about 1."""
     rows, spread = MIXES[view]
-    weight = torch.tensor(rows, device=images.device) * (std / (std.mean() * spread))
-    mixed = torch.einsum("dc,bchw->bdhw", weight.to(images.dtype), images)
+    return torch.tensor(rows, device=std.device) * (std / (std.mean() * spread))
+
+
+def mix(images: Tensor, weight: Tensor) -> Tensor:
+    """Normalised colour images [B, 3, H, W] -> [B, C, H, W]."""
+    mixed = torch.einsum("dc,bchw->bdhw", weight, images)
     return mixed.contiguous(memory_format=torch.channels_last)
 
 
 def look_through(view: str, network: nn.Module, augment: Augment) -> None:
     """From now on the network turns every batch to its view first; its state dict stays what it is."""
-    network.register_forward_pre_hook(lambda module, inputs: (mix(view, inputs[0], augment.std), *inputs[1:]))
+    weight = weights(view, augment.std)
+    network.register_forward_pre_hook(lambda module, inputs: (mix(inputs[0], weight), *inputs[1:]))
