@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kd.models.classifier import Classifier
+
 
 class Batch(NamedTuple):
     """What a training step learns from; all tensors on one device, B samples."""
@@ -38,3 +40,4 @@ class LossContext:
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
     student_maps: tuple[tuple[int, int, int], ...] = ()  # (C, H, W) of each of the student's intermediate maps
     teacher_maps: tuple[tuple[int, int, int], ...] = ()  # of the teacher's
+    teacher: Classifier | None = None  # for losses that reuse parts of it

@@ -122,7 +122,7 @@ def _make(
     if run.kind == "datafree":
         drawn = datafree.distil(run, data, student, teacher, generator, journal, checkpoint)
     else:
-        train(run, data, student, teacher, generator, journal, checkpoint)
+        student = train(run, data, student, teacher, generator, journal, checkpoint)
     with journal.phase("evaluation", device):
         metrics = evaluate(student, data.score, data.augment, teacher)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}

@@ -59,8 +59,8 @@ def train(
     generator: torch.Generator,
     journal: Journal,
     checkpoint: Checkpoint,
-) -> None:
-    """Train the student on the run's fraction of the real data; with a teacher, distil.
+) -> nn.Module:
+    """Train the student on the run's fraction of the real data; with a teacher, distil. Gives back what it has become.
 
     Losses with a first stage have it before the schedule begins, at its first learning rate or their own `first_lr`.
     A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, Unhealthy for a run that leads nowhere.
@@ -99,7 +99,7 @@ def train(
                 checkpoint.stop_or_save(parts)
                 batch = loader.next()
                 step = train_step(student, asked, objective, batch, optimizer, run.precision)
-                hits = step.student.logits.argmax(1) == batch.labels
+                hits = objective.answers(step.student).argmax(1) == batch.labels
                 sums.add(step.loss.mean(), hits.float().mean(), *objective.logged().values())
                 journal.counts["student_steps"] += 1
         row = journal.log(epoch + 1, epochs, sums.take())
@@ -110,6 +110,7 @@ def train(
             hits, seen = [row["train_accuracy"] for row in main], len(main) * per_epoch * run.training.batch_size
             what = "its training accuracy"
             require_learning(len(main), run.training.epochs, seen, hits, len(data.classes), what, remedy)
+    return objective.adopt(student, teacher)
 
 
 def _objective(
@@ -128,6 +129,7 @@ def _objective(
                 generator=generator,
                 student_maps=student.map_shapes(),
                 teacher_maps=member.map_shapes(),
+                teacher=member,
             ),
         )
         for member in (teacher.members if isinstance(teacher, Ensemble) else [teacher])

@@ -23,7 +23,7 @@ from kd.data.raw import Source
 from kd.files import read_json
 from kd.losses.objective import EnsembleObjective
 from kd.models import build
-from kd.models.classifier import Ensemble
+from kd.models.classifier import Ensemble, Reusing
 from kd.reading import read_yaml
 from kd.run import run_step
 
@@ -40,7 +40,7 @@ def quick(method: str, seed: int = 0, **changes):
     for loss in ("ab", "ft", "fsp"):
         if loss in METHODS[method]["objective"]:
             changes.setdefault(f"objective__{loss}__first_epochs", 1)
-    return tiny_run(method, seed, teacher__model="wrn_10_1", **{**QUICK, **changes})
+    return tiny_run(method, seed, **{"teacher__model": "wrn_10_1", **QUICK, **changes})
 
 
 def with_teachers(run: Run, store: Path, folder: Path) -> dict[str, float]:  # noqa: F811
@@ -109,6 +109,39 @@ def test_a_run_in_two_stages_resumes_exactly(stop_at: int, store: Path, tmp_path
     execute(run, store, tmp_path / "killed")
     for name in ("metrics.json", "history.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+# --------------------------------------------------------------------------------------------- the teacher's classifier
+
+
+@pytest.mark.parametrize("teacher_name", ["resnet8", "wrn_10_2", "vgg8", "mobilenetv2_half"])
+def test_a_student_classifies_with_its_teachers_pooling_and_head(teacher_name: str) -> None:
+    """Built from the equation: head_t(pool_t(projector(F_s))), nothing of the teacher's stages left."""
+    torch.manual_seed(0)
+    sizes = {"num_classes": 3, "image_size": 16}
+    teacher, student = build(teacher_name, **sizes).eval(), build("wrn_10_1", **sizes).eval()
+    width = teacher.map_shapes()[-1][0]
+    projector = nn.Conv2d(64, width, 1)
+    images = torch.randn(2, 3, 16, 16)
+    last = nn.functional.adaptive_avg_pool2d(student(images, maps=True).maps[-1], min(4, teacher.map_shapes()[-1][1]))
+    reusing = Reusing(student, projector, teacher).eval()
+    torch.testing.assert_close(reusing(images).logits, teacher.head(teacher.pool(projector(last))))
+    kept = sum(p.numel() for p in reusing.parameters()) - sum(
+        p.numel() for p in [*student.parameters(), *projector.parameters()]
+    )
+    assert kept < 0.35 * sum(p.numel() for p in teacher.parameters())
+
+
+def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(store: Path, tmp_path: Path) -> None:  # noqa: F811
+    run = quick("simkd", training__epochs=6, scale=1.0)
+    metrics = with_teachers(run, store, tmp_path)
+    assert metrics["accuracy"] > 50
+    weights = torch.load(tmp_path / "weights.pt")
+    assert {name.split(".")[0] for name in weights} == {"student", "projector", "teacher"}
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert history["train_accuracy"].iloc[-1] > 0.5, "by the teacher's classifier"
+    with pytest.raises(ConfigError, match=r"objective.simkd: takes over the classifier of one teacher; got 2"):
+        with_teachers(quick("simkd", teacher__model=["wrn_10_1", "resnet8"]), store, tmp_path / "two")
 
 
 # ----------------------------------------------------------------------------------------------------------- ensembles

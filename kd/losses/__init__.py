@@ -30,6 +30,7 @@ LOSSES: dict[str, str] = {
     "nst": "kd.losses.nst:nst",
     "kdsvd": "kd.losses.kdsvd:kdsvd",
     "reviewkd": "kd.losses.reviewkd:ReviewKD",
+    "simkd": "kd.losses.simkd:SimKD",
     # in two stages
     "ab": "kd.losses.ab:AB",
     "ft": "kd.losses.ft:FT",

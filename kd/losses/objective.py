@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.config import ConfigError
 from kd.losses import LOSSES
 
 
@@ -44,6 +45,17 @@ class Objective(nn.Module):
                 total = total + loss.first_stage(student, teacher, batch)
         return total
 
+    def answers(self, student: Output) -> Tensor:
+        """The logits [B, K] that count: the student's, or those of a loss that classifies in its place."""
+        return next((loss.logits for loss in self.losses.values() if hasattr(loss, "logits")), student.logits)
+
+    def adopt(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module:
+        """The network that the student has become: itself, or what a loss makes of it."""
+        for loss in self.losses.values():
+            if hasattr(loss, "adopt"):
+                return loss.adopt(student, teacher)
+        return student
+
     @property
     def first_epochs(self) -> int:
         """Epochs of the first stage; 0 where no loss has one."""
@@ -63,13 +75,17 @@ class Objective(nn.Module):
 class EnsembleObjective(nn.Module):
     """The mean over teachers of an objective each, [B] (Tian et al., CRD, ICLR 2020, section 4.3).
 
-    Every teacher has losses of its own: embeddings, memory banks, regressors.
+    Every teacher has losses of its own: embeddings, memory banks, regressors. Raises ConfigError for a loss by which
+    the student takes over parts of its teacher.
     """
 
     maps = True
 
     def __init__(self, objectives: list[Objective]):
         super().__init__()
+        for name, loss in objectives[0].losses.items():
+            if hasattr(loss, "adopt"):
+                raise ConfigError(f"objective.{name}: takes over the classifier of one teacher; got {len(objectives)}")
         self.members = nn.ModuleList(objectives)
         self.first = False
 
@@ -80,6 +96,12 @@ class EnsembleObjective(nn.Module):
     @property
     def first_lr(self) -> float | None:
         return self.members[0].first_lr
+
+    def answers(self, student: Output) -> Tensor:
+        return student.logits
+
+    def adopt(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module:
+        return student
 
     def logged(self) -> dict[str, Tensor]:
         """Means over the teachers."""

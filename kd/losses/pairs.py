@@ -17,7 +17,7 @@ def require(name: str, student: Shapes, teacher: Shapes, **settings: Any) -> Non
     """
     if name in ("at", "nst", "vid", "reviewkd", "kdsvd", "ab"):
         as_many_stages(name, student[1:], teacher[1:], at_least=2 if name == "kdsvd" else 1)
-    if name in ("sp", "ft"):
+    if name in ("sp", "ft", "simkd"):
         as_many_stages(name, student[-1:], teacher[-1:])
     if name == "fsp":
         as_many_stages(name, student, teacher, at_least=2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kd.batch import Output
 
@@ -20,6 +22,7 @@ class Classifier(nn.Module):
     """
 
     head: nn.Linear
+    maps_are_signed = False  # whether the last map has not been through a ReLU yet
 
     def __init__(self, *, in_channels: int, image_size: int) -> None:
         super().__init__()
@@ -89,6 +92,49 @@ class Ensemble(nn.Module):
         logs = torch.stack([output.logits.float().log_softmax(1) for output in outputs])
         logits = logs.logsumexp(0) - math.log(len(outputs))
         return Output(logits, logits.new_empty(len(logits), 0))
+
+
+class Reusing(Classifier):
+    """A student whose last map goes through a projector into its teacher's pooling and head (SimKD).
+
+    The rest of the teacher is left out. Weights: `student.*` (its own head among them, unused), `projector.*`,
+    `teacher.*`.
+    """
+
+    def __init__(self, student: Classifier, projector: nn.Module, teacher: Classifier) -> None:
+        super().__init__(in_channels=student.in_channels, image_size=student.image_size)
+        self.student, self.projector = student, projector
+        self.teacher = copy.deepcopy(teacher)
+        self.size = teacher.map_shapes()[-1][1:]
+        called: set[nn.Module] = set()
+        children = dict(self.teacher.named_children())
+        hooks = [child.register_forward_hook(lambda module, *_: called.add(module)) for child in children.values()]
+        with evaluating(self.teacher):
+            like = next(self.teacher.parameters())
+            self.teacher.pool(like.new_zeros((1, *teacher.map_shapes()[-1])))
+        for hook in hooks:
+            hook.remove()
+        for name, child in children.items():
+            if child not in called and child is not self.teacher.head:
+                delattr(self.teacher, name)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.teacher.head
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        *earlier, last = self.student.stages(self._seen(images))
+        size = tuple(min(pair) for pair in zip(last.shape[2:], self.size, strict=True))
+        return [*earlier, self.projector(F.adaptive_avg_pool2d(last, size))]
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Through the student's view, if it has one: its hooks do not run when its stages are asked directly."""
+        for hook in self.student._forward_pre_hooks.values():
+            (images, *_) = hook(self.student, (images,))
+        return images
+
+    def pool(self, last: Tensor) -> Tensor:
+        return self.teacher.pool(last)
 
 
 class LogitsOnly(nn.Module):

@@ -36,6 +36,8 @@ class WideResNet(Classifier):
     16w x 32 x 32, 32w x 16 x 16, 64w x 8 x 8. Penultimate feature: 64w.
     """
 
+    maps_are_signed = True
+
     def __init__(self, *, depth: int, width: int, num_classes: int, in_channels: int, image_size: int) -> None:
         super().__init__(in_channels=in_channels, image_size=image_size)
         blocks = (depth - 4) // 6

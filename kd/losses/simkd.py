@@ -1,0 +1,64 @@
+"""Simple knowledge distillation (SimKD): the student learns the teacher's last map and reuses its classifier.
+
+Chen, Mei, Zhang, Wang, Feng, Chen, Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Batch, LossContext, Output
+from kd.losses.maps import at_least_float32, conv, pool_to_smaller
+from kd.losses.pairs import require
+from kd.models.classifier import Classifier, Reusing
+
+
+class SimKD(nn.Module):
+    """Squared error between the teacher's last map and the student's behind a projector, [B]:
+
+        L = 1/(C H W) ||projector(F_s) - F_t||^2
+
+    The projector (1x1, 3x3 and 1x1 convolution, each with batch normalisation and ReLU) stays part of the student,
+    which classifies by the teacher's own pooling and last layer: `adopt` gives that network. It alone is scored and
+    saved. Of two sizes, the larger map is averaged to the smaller. The published objective is this loss alone, weight
+    1. Where the teacher's map is not behind a ReLU (WRN), the projector does without its last one.
+
+    Args:
+        context: shapes of the maps, the teacher, the generator of the initial weights.
+        factor: the projector's inner width is the teacher's divided by this.
+
+    Raises:
+        ValueError: a network gives no maps, or factor is out of range.
+    """
+
+    def __init__(self, context: LossContext, *, factor: int = 2) -> None:
+        super().__init__()
+        require("simkd", context.student_maps, context.teacher_maps)
+        width, teacher_width = context.student_maps[-1][0], context.teacher_maps[-1][0]
+        if not 1 <= factor <= teacher_width:
+            raise ValueError(f"simkd: factor must be from 1 to {teacher_width}; got {factor!r}")
+        inner, drawn = teacher_width // factor, {"generator": context.generator, "device": context.labels.device}
+        layers: list[nn.Module] = []
+        for kernel, before, after in ((1, width, inner), (3, inner, inner), (1, inner, teacher_width)):
+            layers += [conv(before, after, kernel, padding=kernel // 2, bias=False, **drawn)]
+            layers += [nn.BatchNorm2d(after, device=context.labels.device), nn.ReLU()]
+        if context.teacher.maps_are_signed:
+            layers.pop()
+        self.projector = nn.Sequential(*layers)
+        self._teacher = (context.teacher,)  # no part of this loss's state
+        self.logits: Tensor | None = None
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """Loss per sample, [B]; `logits` are what the student says with the teacher's classifier, without gradient."""
+        with torch.autocast(batch.index.device.type, enabled=False):
+            mine, theirs = (at_least_float32(output.maps[-1]) for output in (student, teacher))
+            mine, theirs = pool_to_smaller(mine, theirs)
+            projected = self.projector(mine)
+            with torch.no_grad():
+                self.logits = self._teacher[0].head(self._teacher[0].pool(projected))
+        return (projected - theirs).square().mean((1, 2, 3))
+
+    def adopt(self, student: Classifier, teacher: Classifier) -> Classifier:
+        """The student as it classifies from now on."""
+        return Reusing(student, self.projector, teacher)
