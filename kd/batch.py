@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-
-    from kd.models.classifier import Classifier
+    from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
@@ -40,4 +38,4 @@ class LossContext:
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
     student_maps: tuple[tuple[int, int, int], ...] = ()  # (C, H, W) of each of the student's intermediate maps
     teacher_maps: tuple[tuple[int, int, int], ...] = ()  # of the teacher's
-    teacher: Classifier | None = None  # for losses that reuse parts of it
+    teacher: nn.Module | None = None  # for losses that reuse parts of it

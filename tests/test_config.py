@@ -153,8 +153,26 @@ def _keys(value):
 
 def test_defaults_are_valid_with_every_method():
     validate(DEFAULTS, SCHEMA, "config.yaml")
+    same_widths = {"student": {"model": DEFAULTS["teacher"]["model"]}}  # some distillers need them
     for override in DEFAULTS["methods"].values():
-        validate(merge(DEFAULTS, override), SCHEMA, "config.yaml")
+        validate(merge(DEFAULTS, same_widths, override), SCHEMA, "config.yaml")
+
+
+def test_a_pair_that_a_loss_cannot_relate_is_refused_by_name():
+    fsp = {"kind": "distill", "objective": {"fsp": {"weight": 50.0}}}
+    with pytest.raises(ConfigError, match=r"^x: objective\.fsp: maps of .* \(wrn_16_2 -> wrn_16_1\)$"):
+        validate(merge(DEFAULTS, fsp), SCHEMA, "x")
+    ensemble = {"teacher": {"model": ["wrn_16_1", "wrn_16_2"]}}
+    with pytest.raises(ConfigError, match=r"^x: objective\.fsp: maps of .* \(wrn_16_2 -> wrn_16_1\)$"):
+        validate(merge(DEFAULTS, fsp, ensemble), SCHEMA, "x")
+    off = {"objective": {"fsp": {"weight": 0.0}}}
+    validate(merge(DEFAULTS, fsp, off, {"objective": {"ce": {"weight": 1.0}}}), SCHEMA, "x")
+
+
+def test_data_free_methods_have_one_teacher():
+    ensemble = {"kind": "datafree", "teacher": {"model": ["wrn_16_1", "wrn_16_2"]}}
+    with pytest.raises(ConfigError, match="x: teacher.model: got 2 networks; data-free distillation has one teacher"):
+        validate(merge(DEFAULTS, ensemble), SCHEMA, "x")
 
 
 # ----------------------------------------------------------------------------------------------------------- merging
