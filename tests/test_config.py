@@ -171,7 +171,7 @@ def test_a_pair_that_a_loss_cannot_relate_is_refused_by_name():
 
 def test_data_free_methods_have_one_teacher():
     ensemble = {"kind": "datafree", "teacher": {"model": ["wrn_16_1", "wrn_16_2"]}}
-    with pytest.raises(ConfigError, match="x: teacher.model: got 2 networks; data-free distillation has one teacher"):
+    with pytest.raises(ConfigError, match=r"teacher\.model: got 2 networks; data-free"):
         validate(merge(DEFAULTS, ensemble), SCHEMA, "x")
 
 
