@@ -32,6 +32,12 @@ STUDY: dict[str, Any] = {
         "data": {"pairs": [PAIR], "methods": ["scratch", "kd", "crd"], "seeds": [0]},
         "scale": {"view": "scale", "pairs": [PAIR], "methods": ["ssdkd"], "scales": [0.3, 0.6], "seeds": [0, 1]},
     },
+    "claims": {
+        "larger-is-better": {
+            "says": "A larger {buffer} is better.",
+            "tests": [{"of": {"method": "ssdkd", "scale": 0.6}, "to": {"method": "ssdkd", "scale": 0.3}, "above": 0}],
+        }
+    },
 }
 STUDY["settings"] = {key: value for key, value in TINY.items() if key != "methods"}
 
@@ -120,6 +126,9 @@ def test_whole_study_then_only_what_is_new(project: Path) -> None:
     assert len(results) == 7
     assert results["accuracy"].between(0, 100).all()
     table = (folder / "table.md").read_text()
+    assert "A larger {buffer} is better." in table
+    assert "| ssdkd, 60 % against ssdkd, 30 % | accuracy, difference | above 0 |" in table
+    assert len(pd.read_csv(folder / "claims.csv")) == 1
     assert table.count("| resnet8 → wrn_10_1 |") == 3 + 2
     assert re.search(r"\d+\.\d\d ± \d+\.\d\d", table)
     for name in ("data", "scale", "synthetic-images", "synthetic-histograms"):
