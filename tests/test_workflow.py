@@ -29,7 +29,7 @@ STUDY: dict[str, Any] = {
         "no-modulation": {"modulation": {"diversity": 0.0, "gamma": 0.0}},
     },
     "experiments": {
-        "data": {"pairs": [PAIR], "methods": ["scratch", "kd", "crd"], "seeds": [0]},
+        "data": {"view": "pairs", "pairs": [PAIR], "methods": ["scratch", "kd", "crd"], "seeds": [0]},
         "scale": {"view": "scale", "pairs": [PAIR], "methods": ["ssdkd"], "scales": [0.3, 0.6], "seeds": [0, 1]},
     },
     "claims": {
@@ -129,7 +129,9 @@ def test_whole_study_then_only_what_is_new(project: Path) -> None:
     assert "A larger {buffer} is better." in table
     assert "| ssdkd, 60 % against ssdkd, 30 % | accuracy, difference | above 0 |" in table
     assert len(pd.read_csv(folder / "claims.csv")) == 1
-    assert table.count("| resnet8 → wrn_10_1 |") == 3 + 2
+    assert table.count("| resnet8 → wrn_10_1 |") == 3 + 2 + 2, "a row per group; heads of methods by pairs, of shares"
+    assert (folder / "tables/data-by-pair.tex").read_text().startswith("\\begin{tabular}{lc}")
+    assert list(pd.read_csv(folder / "tables/data-by-pair.csv")["method"]) == ["scratch", "kd", "crd"]
     assert re.search(r"\d+\.\d\d ± \d+\.\d\d", table)
     for name in ("data", "scale", "synthetic-images", "synthetic-histograms"):
         for ending in ("png", "svg"):
