@@ -16,12 +16,15 @@ class Unhealthy(FloatingPointError):
 
 
 def require_sound_loss(row: dict[str, float], history: list[dict[str, float]], name: str, remedy: str) -> None:
-    """Raise Unhealthy when a logged loss is not finite, or a thousand times what it was once."""
+    """Raise Unhealthy when a logged loss is not finite, or a thousand times what it was once.
+
+    A loss that has been 0 or below, as likelihoods may be, has no such measure.
+    """
     value = row[name]
     if not math.isfinite(value):
         raise Unhealthy(f"epoch {row['epoch']:.0f}: {name} is {value}; {remedy}")
-    smallest = min((abs(earlier[name]) for earlier in history if name in earlier), default=0.0)
-    if abs(value) > DIVERGED * smallest > 0:
+    smallest = min((earlier[name] for earlier in history if name in earlier), default=0.0)
+    if value > DIVERGED * smallest > 0:
         raise Unhealthy(f"epoch {row['epoch']:.0f}: {name} is {value:.4g}, and was {smallest:.4g}; {remedy}")
 
 

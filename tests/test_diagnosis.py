@@ -32,6 +32,8 @@ def test_a_loss_may_grow_but_not_a_thousandfold() -> None:
     with pytest.raises(Unhealthy, match=r"epoch 4: loss is 501, and was 0.5; lower lr"):
         require_sound_loss({"epoch": 4.0, "loss": 501.0}, history, "loss", "lower lr")
     require_sound_loss({"epoch": 4.0, "loss": 1.0}, [{"loss": 0.0}], "loss", "a loss of 0 is no measure")
+    require_sound_loss({"epoch": 4.0, "loss": -3.0}, [{"loss": 0.001}], "loss", "a likelihood may pass through 0")
+    require_sound_loss({"epoch": 5.0, "loss": 3.0}, [{"loss": 0.001}, {"loss": -3.0}], "loss", "and back")
 
 
 def test_a_collapsed_generator_is_named_with_its_settings() -> None:
