@@ -32,6 +32,19 @@ def evaluate(student: nn.Module, split: Split, augment: Augment, teacher: nn.Mod
     return metrics
 
 
+def correlation_difference(student: nn.Module, teacher: nn.Module, split: Split, augment: Augment) -> Tensor:
+    """How the student's logits correlate across classes, minus how the teacher's do, [K, K], float64 (Tian et al., CRD,
+    ICLR 2020, figure 3). A class whose logit never changes correlates with none."""
+    matrices = [_correlation(predict(network, split.images, augment).double()) for network in (student, teacher)]
+    return matrices[0] - matrices[1]
+
+
+def _correlation(logits: Tensor) -> Tensor:
+    """Pearson's, of columns: [N, K] -> [K, K]."""
+    unit = F.normalize(logits - logits.mean(0), dim=0)
+    return unit.T @ unit
+
+
 def predict(model: nn.Module, images: Tensor, augment: Augment) -> Tensor:
     """Logits [N, K] of uint8 images [N, C, S, S], not augmented, in eval mode, float32."""
     with evaluating(model):

@@ -266,6 +266,23 @@ def _tiles(images: np.ndarray) -> np.ndarray:
     return picture[..., 0] if channels == 1 else picture
 
 
+def correlations(matrices: dict[str, np.ndarray]) -> Any:
+    """Differences of logit correlations [K, K], a panel per method, all on one scale (CRD's figure)."""
+    columns = min(6, math.ceil(math.sqrt(len(matrices))))
+    rows = -(-len(matrices) // columns)
+    figure, axes = _pyplot().subplots(
+        rows, columns, figsize=(2.6 * columns + 0.8, 2.8 * rows), layout="constrained", squeeze=False
+    )
+    limit = max(1e-6, *(np.quantile(np.abs(matrix), 0.99) for matrix in matrices.values()))
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (label, matrix) in zip(axes.flat, matrices.items(), strict=False):
+        shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.set_title(f"{label}\nmean |difference| {np.abs(matrix).mean():.3f}", fontsize=8)
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="student - teacher")
+    return figure
+
+
 def histograms(sets: dict[str, dict[str, np.ndarray]], classes: list[str]) -> Any:
     """Class and confidence histograms of the synthetic set, a line per run; the teacher's view of stored images."""
     figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")

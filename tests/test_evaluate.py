@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from kd.batch import Output
 from kd.data.augment import Augment
 from kd.data.dataset import Split
-from kd.evaluate import evaluate, predict
+from kd.evaluate import correlation_difference, evaluate, predict
 
 AUGMENT = Augment(torch.zeros(1), torch.ones(1), 2, True)  # scoring must not crop or flip
 
@@ -113,3 +114,16 @@ def test_half_precision_logits_are_raised_to_float32():
             return Output(images.mean((2, 3)).bfloat16(), None)
 
     assert predict(Half(), split([0, 1]).images, AUGMENT).dtype == torch.float32
+
+
+def test_the_difference_of_correlations_is_numpys():
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.randn(40, 4, generator=generator) for _ in range(2)]
+    images = split([0] * 40)
+    actual = correlation_difference(Table(tables[0]), Table(tables[1]), images, AUGMENT)
+    expected = np.corrcoef(tables[0].numpy(), rowvar=False) - np.corrcoef(tables[1].numpy(), rowvar=False)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=1e-6)
+    assert correlation_difference(Table(tables[0]), Table(tables[0]), images, AUGMENT).abs().max() == 0
+    constant = tables[0].clone()
+    constant[:, 2] = 1.0
+    assert correlation_difference(Table(constant), Table(tables[1]), images, AUGMENT).isfinite().all()

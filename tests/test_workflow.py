@@ -133,7 +133,7 @@ def test_whole_study_then_only_what_is_new(project: Path) -> None:
     assert (folder / "tables/data-by-pair.tex").read_text().startswith("\\begin{tabular}{lc}")
     assert list(pd.read_csv(folder / "tables/data-by-pair.csv")["method"]) == ["scratch", "kd", "crd"]
     assert re.search(r"\d+\.\d\d ± \d+\.\d\d", table)
-    for name in ("data", "scale", "synthetic-images", "synthetic-histograms"):
+    for name in ("data", "scale", "correlations", "synthetic-images", "synthetic-histograms"):
         for ending in ("png", "svg"):
             assert (folder / f"figures/{name}.{ending}").stat().st_size > 1000
     _check_mlflow(project, results)

@@ -70,6 +70,8 @@ def run_digest(wildcards):
 def report_files():
     """What the study ends with."""
     names = [f"figures/{name}.png" for name in STUDY.experiments]
+    if distilled_runs():
+        names.append("figures/correlations.png")
     if datafree_runs():
         names += [f"figures/synthetic-{name}.png" for name in ("images", "histograms", "course")]
     return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
@@ -80,8 +82,18 @@ def run_outputs(name):
 
 
 def datafree_runs():
-    """The runs whose synthetic images are shown, by label: first pair, scale and seed of each method and ablation."""
-    rows = STUDY.table[STUDY.table["kind"] == "datafree"]
+    """The runs whose synthetic images are shown, by label."""
+    return firsts("datafree")
+
+
+def distilled_runs():
+    """The runs with real data whose logits' correlations are shown, by label."""
+    return firsts("distill")
+
+
+def firsts(kind):
+    """First pair, scale and seed of each method and ablation of a kind: label -> path."""
+    rows = STUDY.table[STUDY.table["kind"] == kind]
     rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path")
     return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
 

@@ -67,6 +67,24 @@ rule figure:
         "../scripts/figure.py"
 
 
+rule correlations_figure:
+    """Where students' logits correlate otherwise than their teachers'."""
+    input:
+        [f"{ROOT}/{path}/correlations.npz" for path in distilled_runs().values()],
+    output:
+        png=report(f"{FOLDER}/figures/correlations.png", caption=f"{CAPTIONS}/correlations.rst", category="Figures"),
+        svg=f"{FOLDER}/figures/correlations.svg",
+    log:
+        f"{ROOT}/logs/report/{STUDY.name}-correlations.txt",
+    conda:
+        "../../environment.yml"
+    params:
+        labels=list(distilled_runs()),
+        code=report_code(),
+    script:
+        "../scripts/correlations_figure.py"
+
+
 rule synthetic_figures:
     """What the generators made: images, classes, the teacher's confidence."""
     input:

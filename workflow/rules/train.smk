@@ -35,6 +35,9 @@ use rule train as distill with:
     input:
         data=data_file,
         teachers=teacher_weights,
+    output:
+        *RUN_FILES.values(),
+        f"{ROOT}/runs/{{run}}/correlations.npz",
     wildcard_constraints:
         run=RUN_KIND["distill"],
 
@@ -42,6 +45,7 @@ use rule train as distill with:
 use rule distill as datafree with:
     output:
         *RUN_FILES.values(),
+        f"{ROOT}/runs/{{run}}/correlations.npz",
         f"{ROOT}/runs/{{run}}/synthetic.npz",
     wildcard_constraints:
         run=RUN_KIND["datafree"],
