@@ -701,3 +701,25 @@ def test_the_published_studies_hold_what_they_promise(name):
     assert {claim[0] for claim in study.claims} == {claim[0] for claim in small.claims} == set("abcd")
     assert set(small.table["experiment"]) == set(study.table["experiment"])
     assert set(small.table["teacher"]) == {"wrn_16_1"}
+
+
+@pytest.mark.parametrize("name", ["crd-cifar100", "crd-scale", "crd-modules", "crd-transfer"])
+def test_crds_studies_hold_what_they_promise(name):
+    study, small = (
+        load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name, "quick": quick}) for quick in (False, True)
+    )
+    assert set(small.table["experiment"]) <= set(study.table["experiment"])
+    assert set(small.table["student"]) == {"resnet8"}
+    if name == "crd-cifar100":
+        assert len(study.table[["teacher", "student"]].drop_duplicates()) == 13
+        assert len(set(study.table["method"])) == 20
+        slow = {run.model for run in study.runs.values() if run.teacher and run.training.lr == 0.01}
+        assert slow == {"mobilenetv2_half", "shufflenetv1", "shufflenetv2"}
+    if name == "crd-scale":
+        assert set(study.table["scale"]) == {1.0, 0.5, 0.2, 0.1, 0.05, 0.01}
+        assert all(run.teacher.scale == 1.0 for run in study.runs.values() if run.teacher)
+    if name == "crd-transfer":
+        assert {len(run.teachers) for run in study.runs.values() if run.teachers} == {1, 2, 4}
+        assert {(run.teacher.view, run.view) for run in study.runs.values() if run.teacher} == {
+            *(("rgb", "rgb"), ("luminance", "chrominance"))
+        }
