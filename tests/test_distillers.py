@@ -149,7 +149,7 @@ def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(sto
 
 def test_an_ensemble_is_the_mean_over_its_teachers_objectives() -> None:
     class Loss(nn.Module):
-        maps, first_epochs, first_lr, first = True, 0, None, False
+        maps, first_epochs, first_lr, first, losses = True, 0, None, False, {}
 
         def __init__(self, factor: float):
             super().__init__()

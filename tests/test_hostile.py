@@ -238,7 +238,12 @@ def delete(random: Random, content: dict) -> str:
 
 
 def rename(random: Random, content: dict) -> str:
-    box, key = pick(random, content, lambda box, key: isinstance(box, dict) and isinstance(key, str) and len(key) > 1)
+    def is_word(box: Any, key: Any) -> bool:
+        return isinstance(box, dict) and isinstance(key, str) and len(key) > 1
+
+    if not any(is_word(box, key) for box, key, _ in places(content)):  # earlier mutations have left none
+        return add_key(random, content)
+    box, key = pick(random, content, is_word)
     at = random.randrange(len(key) - 1)
     typos = (
         key[:at] + key[at + 1 :],

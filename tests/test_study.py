@@ -166,7 +166,8 @@ def test_settings_come_from_defaults_study_method_ablation_experiment(load):
 
 def test_methods_of_config_yaml_are_there_and_a_study_changes_them(load):
     known = read_yaml(ROOT / "config/config.yaml")["methods"]
-    study = load(experiments={"a": experiment(methods=list(known))}, methods=...)
+    same_widths = [["wrn_16_1", "wrn_16_1"]]  # some distillers need them
+    study = load(experiments={"a": experiment(pairs=same_widths, methods=list(known))}, methods=...)
     assert list(study.table["method"]) == list(known)
     study = load(experiments={"a": experiment(methods=["ssdkd"])}, methods={"ssdkd": {"replay": {"beta": 0.77}}})
     [run] = [study.runs[path] for path in study.students]

@@ -520,7 +520,7 @@ MISSING = "(missing)"
 MISTAKES: list[tuple[str, str, Any, str]] = [
     # method, key, what is written there, what the line says
     ("kd", "training.schedule", "cosin", "training.schedule: got 'cosin'; did you mean 'cosine'?"),
-    ("kd", "teacher.training.schedule", "cosin", "teacher: training.schedule: got 'cosin'; did you mean 'cosine'?"),
+    ("kd", "teachers.0.training.schedule", "cosin", "teachers: training.schedule: got 'cosin'; did you mean 'cosine'?"),
     ("kd", "training.lr", -0.1, "training.lr: got -0.1; allowed: > 0"),
     ("kd", "training.lr", "fast", "training.lr: got 'fast' (text); allowed: number"),
     ("kd", "training.lr", "1e-3", "training.lr: got '1e-3' (text); allowed: number"),
@@ -540,12 +540,14 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     ("kd", "objective.ce", 1.0, "objective.ce: got 1.0 (number)"),
     ("kd", "objective.ce.weight", -1.0, "objective.ce.weight: got -1.0"),
     ("kd", "objective.kd.temperature", "hot", "objective.kd.temperature: got 'hot' (text); allowed: number"),
-    ("kd", "objective.dkd", {"weight": 1.0}, "objective.dkd: unknown loss"),
-    ("kd", "teacher", MISSING, "teacher"),
-    ("kd", "teacher", "resnet8", "teacher: got 'resnet8' (text)"),
-    ("kd", "teacher.training", MISSING, "training"),
-    ("kd", "teacher.kind", "distill", "teacher"),
-    ("kd", "teacher.objective", "ce", "objective: got 'ce' (text)"),
+    ("kd", "objective.ddk", {"weight": 1.0}, "objective.ddk: unknown loss; did you mean 'dkd'?"),
+    ("kd", "teachers", MISSING, "teachers"),
+    ("kd", "teachers", "resnet8", "teachers: got 'resnet8' (text)"),
+    ("kd", "teachers.0", "resnet8", "teachers: got 'resnet8' (text)"),
+    ("kd", "teachers", [], "teachers: got"),
+    ("kd", "teachers.0.training", MISSING, "training"),
+    ("kd", "teachers.0.kind", "distill", "teacher"),
+    ("kd", "teachers.0.objective", "ce", "objective: got 'ce' (text)"),
     ("kd", "kind", "distil", "kind: got 'distil'; did you mean 'distill'?"),
     ("kd", "kind", "train", "kind"),
     ("kd", "kind", "datafree", "kind"),
@@ -563,7 +565,7 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     ("ssdkd", "replay.replacement", "old", "replay.replacement: got 'old'"),
     ("ssdkd", "distillation", None, "distillation"),
     ("ssdkd", "distillation.training.lr", -1, "distillation.training.lr: got -1"),
-    ("ssdkd", "teacher", MISSING, "teacher"),
+    ("ssdkd", "teachers", MISSING, "teachers"),
 ]
 
 
@@ -596,11 +598,11 @@ def test_a_mistake_in_settings_by_hand_ends_in_one_line(
     *sections, last = key.split(".")
     section = settings
     for name in sections:
-        section = section[name]
+        section = section[int(name) if name.isdecimal() else name]
     if value == MISSING:
         del section[last]
     else:
-        section[last] = value
+        section[int(last) if last.isdecimal() else last] = value
     file = tmp_path / "wrong.yaml"
     file.write_text(yaml.safe_dump(settings))
     assert command_line.main(["run", "--settings", str(file)]) == 1

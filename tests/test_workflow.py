@@ -32,12 +32,12 @@ STUDY: dict[str, Any] = {
         "data": {"view": "pairs", "pairs": [PAIR], "methods": ["scratch", "kd", "crd"], "seeds": [0]},
         "scale": {"view": "scale", "pairs": [PAIR], "methods": ["ssdkd"], "scales": [0.3, 0.6], "seeds": [0, 1]},
     },
-    "claims": {
-        "larger-is-better": {
-            "says": "A larger {buffer} is better.",
-            "tests": [{"of": {"method": "ssdkd", "scale": 0.6}, "to": {"method": "ssdkd", "scale": 0.3}, "above": 0}],
-        }
-    },
+}
+CLAIMS = {
+    "larger-is-better": {
+        "says": "A larger {buffer} is better.",
+        "tests": [{"of": {"method": "ssdkd", "scale": 0.6}, "to": {"method": "ssdkd", "scale": 0.3}, "above": 0}],
+    }
 }
 STUDY["settings"] = {key: value for key, value in TINY.items() if key != "methods"}
 
@@ -117,7 +117,7 @@ def test_settings_on_the_command_line(project: Path) -> None:
 
 def test_whole_study_then_only_what_is_new(project: Path) -> None:
     """The thread end to end: runs, tables, figures, MLflow, report; then nothing to do; then only what changed."""
-    write_study(project)
+    write_study(project, claims=CLAIMS)
     done = snakemake(project, "--cores", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "profile profiles/default" in done.stderr, "picked up by itself"
@@ -143,15 +143,17 @@ def test_whole_study_then_only_what_is_new(project: Path) -> None:
     assert report.returncode == 0, report.stderr
     assert (folder / "report.html").stat().st_size > 100_000
 
-    write_study(project, settings={"compute": {"checkpoint_seconds": 5.0}, "tracking": {"enabled": False}})
+    write_study(
+        project, claims=CLAIMS, settings={"compute": {"checkpoint_seconds": 5.0}, "tracking": {"enabled": False}}
+    )
     assert runs_of(planned(project)) == {}, "how a run is computed is no part of it"
-    write_study(project, experiments={"scale": {"seeds": [0, 1, 2]}})
+    write_study(project, claims=CLAIMS, experiments={"scale": {"seeds": [0, 1, 2]}})
     assert runs_of(planned(project)) == {"datafree": 2}, "a new seed runs at both scales, nothing else"
-    write_study(project, methods={"crd": {"objective": {"crd": {"tau": 0.1}}}})
+    write_study(project, claims=CLAIMS, methods={"crd": {"objective": {"crd": {"tau": 0.1}}}})
     assert runs_of(planned(project)) == {"distill": 1}, "a loss's setting reruns the runs that use it"
-    write_study(project, settings={"teacher": {"training": {"epochs": 3}}})
+    write_study(project, claims=CLAIMS, settings={"teacher": {"training": {"epochs": 3}}})
     assert runs_of(planned(project)) == {"train": 1, "distill": 2, "datafree": 4}, "another teacher, other students"
-    write_study(project, name="second", title="Shares every run")
+    write_study(project, claims=CLAIMS, name="second", title="Shares every run")
     assert runs_of(planned(project, study="second")) == {}, "equal settings are one run, also across studies"
 
 

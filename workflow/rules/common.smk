@@ -77,6 +77,11 @@ def report_files():
     return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
 
 
+def by_pair():
+    """Experiments whose view is the papers' table, methods by pairs."""
+    return [name for name, experiment in STUDY.experiments.items() if experiment["view"] == "pairs"]
+
+
 def run_outputs(name):
     return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
 

@@ -2,11 +2,6 @@
 CAPTIONS = "../report"
 
 
-def by_pair():
-    """Experiments whose view is the papers' table, methods by pairs."""
-    return [name for name, experiment in STUDY.experiments.items() if experiment["view"] == "pairs"]
-
-
 rule collect:
     """One tidy table of all runs."""
     input:
