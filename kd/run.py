@@ -40,8 +40,8 @@ def run_step(
 ) -> dict[str, float]:
     """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
 
-    metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), with a teacher correlations.npz,
-    for data-free runs synthetic.npz, and last of all run.json (settings, code, environment, seconds, counts). Returns
+    metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), with teacher and data
+    correlations.npz, for data-free runs synthetic.npz, and last of all run.json (settings, code, environment, seconds, counts). Returns
     the content of metrics.json.
 
     One process works on a folder at a time; another one waits (or raises Busy), and takes what it then finds complete.
@@ -79,7 +79,7 @@ def finished(folder: Path, identity: str) -> dict[str, float] | None:
         return None
     kind = record["settings"]["kind"]
     files = ["weights.pt", "history.csv"] + ["synthetic.npz"] * (kind == "datafree")
-    files += ["correlations.npz"] * (kind != "train")
+    files += ["correlations.npz"] * (kind == "distill")
     return metrics if all((folder / name).exists() for name in files) else None
 
 
@@ -135,7 +135,7 @@ def _make(
     checkpoint.guard()
     if drawn is not None:
         write_atomically(folder / "synthetic.npz", lambda file: np.savez_compressed(file, **drawn))
-    if teacher is not None:
+    if run.kind == "distill":
         small = correlations.astype(np.float16)  # for a figure
         write_atomically(folder / "correlations.npz", lambda file: np.savez_compressed(file, difference=small))
     weights = {name: value.cpu() for name, value in student.state_dict().items()}

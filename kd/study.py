@@ -183,7 +183,11 @@ class _Expansion:
     """Turns experiments into rows; each distinct combination of settings is validated once."""
 
     def __init__(self, base: dict[str, Any], study: dict[str, Any], path: Path, check: Checker, given: dict):
-        self.base, self.study, self.path, self.check, self.given = base, study, path, check, given
+        self.study, self.path, self.check = study, path, check
+        self.wide = {key: base[key] for key in STUDY_WIDE}  # not copied for every run
+        self.base, self.given = (
+            {key: value for key, value in settings.items() if key not in STUDY_WIDE} for settings in (base, given)
+        )
         self.runs: dict[str, Run] = {}
         self.datasets: dict[str, Dataset] = {}
         self.roots: dict[str, str | None] = {}
@@ -263,7 +267,7 @@ class _Expansion:
         if wide := sorted(set(own) & set(STUDY_WIDE)):
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
-        settings = merge(self.base, own, self.given, chosen)
+        settings = merge(self.base, own, self.given, chosen) | self.wide
         self.check(settings, f"{self.path}: {where} ({method}, {ablation})")
         return settings
 

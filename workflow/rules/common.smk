@@ -24,6 +24,7 @@ ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
 DATASETS = STUDY.datasets  # path below ROOT -> Dataset
+PANELS = 24  # of a figure that shows one run each
 
 
 def run_at(wildcards):
@@ -97,9 +98,9 @@ def distilled_runs():
 
 
 def firsts(kind):
-    """First pair, scale and seed of each method and ablation of a kind: label -> path."""
+    """First pair, scale and seed of each method and ablation of a kind, as many as a figure can show: label -> path."""
     rows = STUDY.table[STUDY.table["kind"] == kind]
-    rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path")
+    rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
     return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
 
 

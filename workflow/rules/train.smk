@@ -45,7 +45,6 @@ use rule train as distill with:
 use rule distill as datafree with:
     output:
         *RUN_FILES.values(),
-        f"{ROOT}/runs/{{run}}/correlations.npz",
         f"{ROOT}/runs/{{run}}/synthetic.npz",
     wildcard_constraints:
         run=RUN_KIND["datafree"],
