@@ -41,8 +41,8 @@ def run_step(
     """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
 
     metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), with teacher and data
-    correlations.npz, for data-free runs synthetic.npz, and last of all run.json (settings, code, environment, seconds, counts). Returns
-    the content of metrics.json.
+    correlations.npz, for data-free runs synthetic.npz, and last of all run.json (settings, code, environment, seconds,
+    counts). Returns the content of metrics.json.
 
     One process works on a folder at a time; another one waits (or raises Busy), and takes what it then finds complete.
     Raises ConfigError for a device that is not there, FloatingPointError when the loss is not finite, Stopped after
