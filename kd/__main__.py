@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from kd.config import Compute, ConfigError, Run, kind_of, shown
+from kd.config import Compute, Run
+from kd.messages import ConfigError, kind_of, shown
 from kd.provenance import ROOT
 from kd.reading import parse_yaml, read_yaml
 

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
 import hashlib
-import importlib.util
 import json
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Literal
 
-from kd.losses import LOSSES
-
-
-class ConfigError(ValueError):
-    """A user's mistake in a configuration; each line of the message names the key, what came and what is allowed.
-
-    Whatever came, a line is printable and of bearable length.
-    """
-
-    def __init__(self, message: str):
-        super().__init__("\n".join(_bearable(line) for line in message.split("\n")))
-
-
-def _bearable(line: str) -> str:
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    return line if len(line) <= 900 else f"{line[:600]} ... {line[-280:]}"
-
+from kd.losses import LOSSES, loss_settings
+from kd.messages import ConfigError, kind_of, wanted_kind
 
 # ------------------------------------------------------------------------------------------------------------ shapes
 # Field names equal the keys of config/config.yaml and of its schema (a test compares them); values live only there.
@@ -413,63 +395,3 @@ def teacher_models(model: str | list[str]) -> list[str]:
 def active(objective: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The terms of an objective whose weight is not 0: weight 0 is how a term is switched off."""
     return {name: terms for name, terms in objective.items() if terms["weight"] != 0}
-
-
-# ------------------------------------------------------------------------------------------------------------ messages
-
-
-@cache
-def loss_settings(name: str) -> dict[str, str]:
-    """Keyword arguments of a loss with their annotations, read from its source without importing torch."""
-    module, attribute = LOSSES[name].split(":")
-    spec = importlib.util.find_spec(module)
-    tree = ast.parse(Path(spec.origin).read_text())
-    node = next(item for item in tree.body if getattr(item, "name", None) == attribute)
-    if isinstance(node, ast.ClassDef):
-        node = next(item for item in node.body if getattr(item, "name", None) == "__init__")
-    return {item.arg: ast.unparse(item.annotation) if item.annotation else "" for item in node.args.kwonlyargs}
-
-
-def wanted_kind(value: Any, annotation: str) -> str:
-    """What an annotation allows, in words, where `value` is something else; empty where it fits or cannot be told."""
-    if annotation.startswith("Literal["):
-        allowed = ast.literal_eval(f"[{annotation[8:-1]}]")
-        return "" if value in allowed else ", ".join(map(str, allowed))
-    names = _known_kinds(annotation)
-    if any(isinstance(value, KINDS[name]) and (name == "bool" or not isinstance(value, bool)) for name in names):
-        return ""
-    words = {"float": "number", "int": "integer", "str": "text", "bool": "boolean", "None": "null"}
-    return " or ".join(words[name] for name in names)
-
-
-KINDS = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
-
-
-@cache
-def _known_kinds(annotation: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in annotation.split("|"))
-    return names if all(name in KINDS for name in names) else ()
-
-
-def suggest(came: str, allowed: list[str]) -> str:
-    """What is allowed, the nearest name first when there is one."""
-    near = difflib.get_close_matches(came, allowed, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(allowed) or 'nothing here'}"
-
-
-def kind_of(value: Any) -> str:
-    """A value and its YAML type in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    names = {bool: "boolean", int: "integer", float: "number", str: "text"}
-    return f"{shown(value)} ({names.get(type(value), type(value).__name__)})"
-
-
-def shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

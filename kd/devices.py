@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from kd import slots
-from kd.config import Compute, ConfigError
+from kd.config import Compute
+from kd.messages import ConfigError
 
 
 @contextmanager

@@ -27,6 +27,7 @@ NOT_FOLLOWED = frozenset(
         "kd.models",
         "kd.data",
         "kd.config",
+        "kd.messages",
         "kd.reading",
         "kd.checkpoint",
         "kd.journal",

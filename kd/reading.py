@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kd.config import ConfigError, kind_of, shown
+from kd.messages import ConfigError, kind_of, shown
 
 DEEPEST = 50  # levels of a file
 REPEATED = 100_000  # values that aliases may add to a file

@@ -14,10 +14,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from kd.config import Compute, ConfigError, Run
+from kd.config import Compute, Run
 from kd.data.raw import Source
 from kd.files import write_atomically
 from kd.lease import TakenOver
+from kd.messages import ConfigError
 from kd.study import Study
 
 

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from kd.config import Compute, ConfigError
+from kd.config import Compute
+from kd.messages import ConfigError
 
 POLL_SECONDS = 0.005
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from kd.claims import require_runs
-from kd.config import Compute, ConfigError, Dataset, Run, digest, merge, run_of, suggest, teacher_models
+from kd.config import Compute, Dataset, Run, digest, merge, run_of, teacher_models
+from kd.messages import ConfigError, suggest
 from kd.reading import parse_yaml, read_yaml
 from kd.validation import Checker, schema_faults
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from kd.config import ConfigError
 from kd.files import read_json, write_atomically, write_json
+from kd.messages import ConfigError
 from kd.study import nested
 
 METRIC = "accuracy"  # on the validation split

@@ -12,22 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kd import models
-from kd.config import (
-    LARGEST,
-    ConfigError,
-    Run,
-    active,
-    kind_of,
-    loss_settings,
-    merge,
-    shown,
-    suggest,
-    teacher_models,
-    wanted_kind,
-)
+from kd.config import LARGEST, Run, active, merge, teacher_models
 from kd.data import DATASETS
-from kd.losses import LOSSES
+from kd.losses import LOSSES, loss_settings
 from kd.losses.pairs import require
+from kd.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.models.shapes import map_shapes
 from kd.reading import read_yaml
 

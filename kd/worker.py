@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from kd.config import Compute, ConfigError, Run
+from kd.config import Compute, Run
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.files import read_json
 from kd.lease import Busy, Lease, TakenOver
+from kd.messages import ConfigError
 from kd.run import run_step
 
 POLL_SECONDS = 1.0

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kd.claims import claims_markdown, interval, judge, paired_p, pairs, require_runs
-from kd.config import ConfigError
+from kd.messages import ConfigError
 
 FULL, NONE = {"method": "ssdkd", "scale": 0.1}, {"method": "ssdkd", "ablation": "none", "scale": 0.1}
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from kd import config
-from kd.config import ConfigError, Run, digest, merge, run_of, slug
+from kd.config import Run, digest, merge, run_of, slug
+from kd.messages import ConfigError
 from kd.reading import read_yaml
 from kd.validation import validate
 

@@ -15,13 +15,14 @@ from torch import nn
 
 from kd.batch import Batch, Output
 from kd.checkpoint import Checkpoint, Stopped
-from kd.config import ConfigError, Run
+from kd.config import Run
 from kd.data import views
 from kd.data.augment import Augment
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.files import read_json
 from kd.losses.objective import EnsembleObjective
+from kd.messages import ConfigError
 from kd.models import build
 from kd.models.classifier import Ensemble, Reusing
 from kd.reading import read_yaml

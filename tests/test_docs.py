@@ -37,7 +37,8 @@ def test_a_loss_added_as_the_docs_say(tmp_path: Path) -> None:
 import sys, yaml
 from pathlib import Path
 from kd import losses
-from kd.config import ConfigError, merge, run_of
+from kd.config import merge, run_of
+from kd.messages import ConfigError
 from kd.reading import read_yaml
 from kd.validation import validate
 content = yaml.safe_load(Path("settings.yaml").read_text())

@@ -22,7 +22,8 @@ import yaml
 from conftest import PAIR, ROOT, TINY, tiny_run
 
 from kd.__main__ import main
-from kd.config import ConfigError, Run, merge
+from kd.config import Run, merge
+from kd.messages import ConfigError
 from kd.provenance import run_code
 from kd.reading import read_yaml
 from kd.state import plan, status
@@ -639,7 +640,7 @@ import resource, sys, time
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (12, 12))
-from kd.config import ConfigError
+from kd.messages import ConfigError
 from kd.study import load_study
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:

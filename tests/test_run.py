@@ -15,9 +15,10 @@ import torch
 from conftest import ROOT, tiny_run
 
 from kd import models
-from kd.config import Compute, ConfigError, Run
+from kd.config import Compute, Run
 from kd.data.prepare import prepare
 from kd.data.raw import Source
+from kd.messages import ConfigError
 from kd.run import run_step
 
 COMPUTE = Compute.by_hand(device="cpu", checkpoint_seconds=3600.0)

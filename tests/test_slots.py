@@ -24,7 +24,8 @@ import torch
 from conftest import ROOT
 
 from kd import devices, slots
-from kd.config import Compute, ConfigError
+from kd.config import Compute
+from kd.messages import ConfigError
 from kd.slots import lease, visible_gpus
 
 # Each byte of the common standard input is a job: lease a slot, keep it for some time, write down when that was. Times

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kd.config import ConfigError, merge
+from kd.config import merge
+from kd.messages import ConfigError
 from kd.reading import read_yaml
 from kd.study import COLUMNS, FULL, load_study
 

@@ -9,8 +9,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from kd.config import ConfigError
 from kd.files import read_json, write_json
+from kd.messages import ConfigError
 from kd.reading import read_yaml
 from kd.tuning import best, trial
 

@@ -7,9 +7,9 @@ import sys
 from http.client import HTTPException
 from typing import Any
 
-from kd.config import ConfigError
 from kd.data.raw import Source
 from kd.lease import Lease
+from kd.messages import ConfigError
 from kd.torchvision_compat import import_torchvision
 
 

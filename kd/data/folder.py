@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from kd.config import ConfigError, Dataset
+from kd.config import Dataset
 from kd.data.raw import RawData, Source, chosen
+from kd.messages import ConfigError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "test")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd.config import ConfigError, suggest
+from kd.messages import ConfigError, suggest
 
 
 class RawData(NamedTuple):

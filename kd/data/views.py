@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kd.config import ConfigError
 from kd.data.augment import Augment
+from kd.messages import ConfigError
 
 # rows over (R, G, B), and the spread of natural images along them relative to that of a colour
 MIXES = {

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kd.config import ConfigError
 from kd.losses.kd import kl_divergence
+from kd.messages import ConfigError
 
 Statistics = list[tuple[Tensor, Tensor]]  # per BatchNorm layer: mean [C] and biased variance [C]
 

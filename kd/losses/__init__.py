@@ -11,6 +11,11 @@ the settings a study may give; validation reads them from the file without impor
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+
 LOSSES: dict[str, str] = {
     "ce": "kd.losses.ce:ce",
     # on logits
@@ -36,3 +41,15 @@ LOSSES: dict[str, str] = {
     "ft": "kd.losses.ft:FT",
     "fsp": "kd.losses.fsp:FSP",
 }
+
+
+@cache
+def loss_settings(name: str) -> dict[str, str]:
+    """Keyword arguments of a loss with their annotations, read from its source without importing torch."""
+    module, attribute = LOSSES[name].split(":")
+    spec = importlib.util.find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_text())
+    node = next(item for item in tree.body if getattr(item, "name", None) == attribute)
+    if isinstance(node, ast.ClassDef):
+        node = next(item for item in node.body if getattr(item, "name", None) == "__init__")
+    return {item.arg: ast.unparse(item.annotation) if item.annotation else "" for item in node.args.kwonlyargs}

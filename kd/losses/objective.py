@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
-from kd.config import ConfigError
 from kd.losses import LOSSES
+from kd.messages import ConfigError
 
 
 class Objective(nn.Module):

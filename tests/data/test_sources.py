@@ -21,11 +21,12 @@ import torch
 from conftest import ROOT, tiny_run
 from PIL import Image
 
-from kd.config import ConfigError, Dataset, Run
+from kd.config import Dataset, Run
 from kd.data import DATASETS, cifar, fashion_mnist
 from kd.data.dataset import load
 from kd.data.prepare import _mean_std, prepare
 from kd.data.raw import Source
+from kd.messages import ConfigError
 from kd.torchvision_compat import import_torchvision
 
 ARCHIVES = [ROOT.parent / f"shared/data/cifar100-webp.part{part}.tar.gz" for part in (1, 2)]

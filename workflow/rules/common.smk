@@ -5,7 +5,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from kd import slots
-from kd.config import ConfigError, run_of
+from kd.config import run_of
+from kd.messages import ConfigError
 from kd.files import read_json
 from kd.provenance import data_code, report_code, run_code
 from kd.script import close_study, open_study
