@@ -45,16 +45,17 @@ def paired_p(differences: pd.Series) -> float:
 
 
 def pairs(table: pd.DataFrame, test: dict[str, Any]) -> pd.DataFrame:
-    """The runs that a test compares: a row per teacher, student and seed, columns with the suffixes _of and _to.
+    """The runs that a test compares: a row per teacher, student, scale and seed, columns with the suffixes _of and _to.
 
-    Experiments share runs; each counts once.
+    What a side names is no part of the pairing: runs at two scales are compared by naming them. Experiments share runs;
+    each counts once.
     """
     once = table.drop_duplicates(["teacher", "student", "method", "ablation", "scale", "seed"])
     sides = []
     for side in ("of", "to"):
         wanted = {"ablation": "full", **test[side]}
         sides.append(once[np.logical_and.reduce([_equal(once[key], value) for key, value in wanted.items()])])
-    keys = [key for key in ("teacher", "student", "seed") if key not in test["of"] and key not in test["to"]]
+    keys = [key for key in ("teacher", "student", "scale", "seed") if key not in test["of"] and key not in test["to"]]
     return sides[0].merge(sides[1], on=keys, suffixes=("_of", "_to"))
 
 
@@ -69,7 +70,7 @@ def require_runs(claims: dict[str, Any], table: pd.DataFrame, source: str) -> No
             if pairs(table, test).empty:
                 raise ConfigError(
                     f"{source}: claims.{name}.tests.{number}: no run of {shown(test['of'])} has a partner among "
-                    f"{shown(test['to'])} with the same teacher, student and seed; name what the experiments contain"
+                    f"{shown(test['to'])} with the same teacher, student, scale and seed; name what is run"
                 )
 
 

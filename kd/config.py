@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import PurePath
 from typing import Any, Literal
 
-from kd.losses import LOSSES, loss_settings
+from kd.losses import LOSSES, OF_TERMS, loss_settings
 from kd.messages import ConfigError, kind_of, wanted_kind
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -228,7 +228,7 @@ def _require(values: dict[str, Any], key: str, name: str) -> None:
 def _terms(loss: str, terms: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(terms, dict):
         raise ConfigError(f"objective.{loss}: got {kind_of(terms)}; a mapping is needed")
-    known = {"weight": "float", **(loss_settings(loss) if loss in LOSSES else {})}
+    known = OF_TERMS | (loss_settings(loss) if loss in LOSSES else {})
     return {key: _decimal(value) if known.get(key) == "float" else value for key, value in terms.items()}
 
 

@@ -89,7 +89,7 @@ def train(
     epochs = first + run.training.epochs
     while journal.counts["student_steps"] < epochs * per_epoch:
         epoch = journal.counts["student_steps"] // per_epoch
-        objective.first = epoch < first
+        objective.begin(epoch)
         lr = learning_rate(run.training, max(0, epoch - first))
         set_lr(optimizer, objective.first_lr or lr if objective.first else lr)
         if journal.counts["student_steps"] == first * per_epoch:

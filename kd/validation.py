@@ -14,7 +14,7 @@ from typing import Any
 from kd import models
 from kd.config import LARGEST, Run, active, merge, teacher_models
 from kd.data import DATASETS
-from kd.losses import LOSSES, loss_settings
+from kd.losses import LOSSES, OF_TERMS, loss_settings
 from kd.losses.pairs import require
 from kd.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.models.shapes import map_shapes
@@ -191,13 +191,15 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
         if name not in LOSSES:
             yield f"objective.{name}: unknown loss; {suggest(name, list(LOSSES))}"
             continue
-        known = loss_settings(name)
+        known = OF_TERMS | loss_settings(name)
         for key in values:
-            if key != "weight" and key not in known:
-                yield f"objective.{name}.{_plain(key)}: unknown key; {suggest(str(key), ['weight', *known])}"
-            elif key != "weight" and (wanted := wanted_kind(values[key], known[key])):
+            if key not in known:
+                yield f"objective.{name}.{_plain(key)}: unknown key; {suggest(str(key), list(known))}"
+            elif wanted := wanted_kind(values[key], known[key]):
                 hint = "; write 10.0, not 1e1" if isinstance(values[key], str) and _is_number(values[key]) else ""
                 yield f"objective.{name}.{key}: got {kind_of(values[key])}; allowed: {wanted}{hint}"
+        if isinstance(warmup := values.get("warmup"), int) and warmup < 0:
+            yield f"objective.{name}.warmup: got {shown(warmup)}; allowed: >= 0"
         for key in ("temperature", "tau"):
             if isinstance(value := values.get(key), int | float) and value <= 0:
                 yield f"objective.{name}.{key}: got {shown(value)}; allowed: > 0"

@@ -21,7 +21,7 @@ from kd.data.augment import Augment
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.files import read_json
-from kd.losses.objective import EnsembleObjective
+from kd.losses.objective import EnsembleObjective, Objective
 from kd.messages import ConfigError
 from kd.models import build
 from kd.models.classifier import Ensemble, Reusing
@@ -91,9 +91,18 @@ def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, t
     assert any(not torch.equal(value, seen[-1][1][name]) for name, value in boundary[1].items())
 
 
-@pytest.mark.parametrize("stop_at", [3, 4, 6])  # in the first stage, at its end, after it (two steps an epoch)
-def test_a_run_in_two_stages_resumes_exactly(stop_at: int, store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
-    run = quick("ab", objective__ab__first_epochs=2, training__epochs=2)
+STAGES, RISING = ("ab", {"objective__ab__first_epochs": 2}), ("dkd", {"objective__dkd__warmup": 3})
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "stop_at"),
+    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises
+        *((*STAGES, step) for step in (3, 4, 6)),
+        (*RISING, 3),
+    ],
+)
+def test_a_run_in_stages_resumes_exactly(method, changes, stop_at, store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    run = quick(method, training__epochs=2, **changes)
     with_teachers(run, store, tmp_path / "whole")
     original, calls = Checkpoint.stop_or_save, []
 
@@ -110,6 +119,20 @@ def test_a_run_in_two_stages_resumes_exactly(stop_at: int, store: Path, tmp_path
     execute(run, store, tmp_path / "killed")
     for name in ("metrics.json", "history.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_a_weight_rises_in_a_straight_line_from_the_end_of_the_first_stage() -> None:
+    objective = Objective({"ce": {"weight": 2.0}, "kd": {"weight": 8.0, "temperature": 1.0, "warmup": 4}}, None)
+    student, teacher = (Output(torch.randn(3, 5), torch.zeros(3, 0)) for _ in range(2))
+    batch = Batch(torch.zeros(3), torch.tensor([0, 1, 2]), torch.arange(3), torch.ones(3))
+    p, q = (output.logits.softmax(1) for output in (teacher, student))
+    ce, kd = -q[torch.arange(3), batch.labels].log(), (p * (p / q).log()).sum(1)
+    for epoch, weight in enumerate([2.0, 4.0, 6.0, 8.0, 8.0]):
+        objective.begin(epoch)
+        torch.testing.assert_close(objective(student, teacher, batch), 2 * ce + weight * kd)
+    objective.losses["kd"].first_epochs = 3
+    objective.begin(4)
+    assert objective.weight("kd") == 4.0
 
 
 # --------------------------------------------------------------------------------------------- the teacher's classifier

@@ -42,6 +42,8 @@ LOSSES: dict[str, str] = {
     "fsp": "kd.losses.fsp:FSP",
 }
 
+OF_TERMS = {"weight": "float", "warmup": "int"}  # settings of every term beside its loss's own
+
 
 @cache
 def loss_settings(name: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ def dkd(
 
     The authors choose beta by pair. On CIFAR-100 it is 8, but 6 from VGG-13 and from WRN-40-2 to another WRN, and 2
     from ResNet-56 and ResNet-110; the weight is 1, beside cross entropy of weight 1. They raise the weight linearly
-    over the first 20 epochs; here it is constant.
+    over the first 20 epochs (`warmup: 20`).
 
     Raises:
         ValueError: the temperature is not above 0.

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
-from kd.losses import LOSSES
+from kd.losses import LOSSES, OF_TERMS
 from kd.messages import ConfigError
 
 
 class Objective(nn.Module):
     """Sum over losses of weight * loss, one value per sample [B].
 
-    A loss with two stages has `first_epochs` and a `first_stage`, which answers as the loss does. While `first` is set,
-    these alone are summed, without weights.
+    A loss with two stages has `first_epochs` and a `first_stage`, which answers as the loss does. In that stage these
+    alone are summed, without weights. A term's `warmup` is the number of epochs, counted after that stage, over which
+    its weight rises in a straight line: the e-th has min(1, e / warmup) of it.
 
     Losses with state (memory banks, embeddings) are submodules: their parameters learn with the student's optimiser
     and all of their state is part of a checkpoint.
@@ -28,19 +29,28 @@ class Objective(nn.Module):
         super().__init__()
         self.maps = context is not None  # with data and a teacher, losses may ask for intermediate maps
         self.weights = {name: settings["weight"] for name, settings in terms.items()}
+        self.warmups = {name: settings.get("warmup", 0) for name, settings in terms.items()}
         self.losses: dict[str, Any] = {}
-        self.first = False
+        self.first, self.risen = False, 0
         for name, settings in sorted(terms.items()):  # the order of a sum changes its last bits
-            loss = build_loss(name, context, **{key: value for key, value in settings.items() if key != "weight"})
+            loss = build_loss(name, context, **{key: value for key, value in settings.items() if key not in OF_TERMS})
             self.losses[name] = loss
             if isinstance(loss, nn.Module):
                 self.add_module(name, loss)
+
+    def begin(self, epoch: int) -> None:
+        """To be called as an epoch, counted from 0, begins: which stage it is, and how far weights have risen."""
+        self.first, self.risen = epoch < self.first_epochs, epoch - self.first_epochs + 1
+
+    def weight(self, name: str) -> float:
+        """The weight of a term in this epoch."""
+        return self.weights[name] * min(1.0, self.risen / self.warmups[name] if self.warmups[name] else 1.0)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         total = torch.zeros(len(batch.index), device=batch.index.device)
         for name, loss in self.losses.items():
             if not self.first:
-                total = total + self.weights[name] * loss(student, teacher, batch)
+                total = total + self.weight(name) * loss(student, teacher, batch)
             elif _first_epochs(loss):
                 total = total + loss.first_stage(student, teacher, batch)
         return total
@@ -87,7 +97,14 @@ class EnsembleObjective(nn.Module):
             if hasattr(loss, "adopt"):
                 raise ConfigError(f"objective.{name}: takes over the classifier of one teacher; got {len(objectives)}")
         self.members = nn.ModuleList(objectives)
-        self.first = False
+
+    def begin(self, epoch: int) -> None:
+        for member in self.members:
+            member.begin(epoch)
+
+    @property
+    def first(self) -> bool:
+        return self.members[0].first
 
     @property
     def first_epochs(self) -> int:
@@ -109,8 +126,6 @@ class EnsembleObjective(nn.Module):
         return {name: torch.stack([each[name] for each in noted]).mean() for name in noted[0]}
 
     def forward(self, student: Output, teachers: list[Output], batch: Batch) -> Tensor:
-        for member in self.members:
-            member.first = self.first
         losses = [member(student, teacher, batch) for member, teacher in zip(self.members, teachers, strict=True)]
         return torch.stack(losses).mean(0)
 

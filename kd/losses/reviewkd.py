@@ -44,8 +44,8 @@ class ReviewKD(nn.Module):
     batches of at least two.
 
     The published weights are, with cross entropy at weight 1: ResNet-56 to 20 0.6; ResNet-110 to 32 1; ResNet-32x4 to
-    ShuffleNetV2 8; WRN-40-2 and ResNet-32x4 to their other students 5. There the weight also rises linearly from 0 over
-    the first 20 epochs, which is the training loop's to do and not done here.
+    ShuffleNetV2 8; WRN-40-2 and ResNet-32x4 to their other students 5. There the weight also rises linearly over
+    the first 20 epochs (`warmup: 20`).
 
     Departure: the authors' teacher gives its maps before a stage's last ReLU (normalised for a wide residual network),
     their student after it. Here both are what the networks' `stages` return.
