@@ -43,10 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     plan = commands.add_parser("plan", help="what a study would run, and what that costs")
     plan.add_argument("--write", type=Path, metavar="FILE", help="write the runs still to do, for `run --settings`")
     status = commands.add_parser("status", help="where a study stands, from its files alone")
+    tables = commands.add_parser("tables", help="tables and figures of a study's runs that are finished so far")
+    tables.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: results/studies/<study>/so-far)")
     sync = commands.add_parser("sync", help="send to MLflow what it missed while it was away")
     for command in (run, sync):
         command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
-    for command in (plan, status):
+    for command in (plan, status, tables):
         command.add_argument(
             "study", nargs="?", help="name or path, as --config study=...; default: as config.yaml says"
         )
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     given.arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return {"run": _run, "plan": _plan, "status": _status, "sync": _sync}[given.command](given)
+        return {"run": _run, "plan": _plan, "status": _status, "tables": _tables, "sync": _sync}[given.command](given)
     except ConfigError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
@@ -143,6 +145,15 @@ def _status(given: argparse.Namespace) -> int:
     from kd.state import status
 
     print(status(_study(given)))
+    return 0
+
+
+def _tables(given: argparse.Namespace) -> int:
+    from kd.publish import publish
+
+    study = _study(given)
+    folder = given.out or study.root / "studies" / study.name / "so-far"
+    print(f"{publish(study, folder)} of {len(study.students)} runs: {folder / 'table.md'}")
     return 0
 
 

@@ -51,7 +51,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
     """Methods by pairs: mean ± std, with an arrow where KD is better (↓) or worse (↑), and relative improvements."""
     lines = [f"### {title}, by pairs", "", *_grid(table, " ± ", "↑", "↓")]
     shares = relative_improvement(table)
-    if len(shares):
+    if shares.size:
         lines += [
             "",
             "Relative improvement over KD, % (what a method adds to KD, as a share of what KD adds to the student):",

@@ -34,6 +34,7 @@ NOT_FOLLOWED = frozenset(
         "kd.files",
         "kd.inversion",
         "kd.lease",
+        "kd.study",
     }
 )
 ALONE = frozenset({"kd.run"})  # counts itself, but what it imports is chosen by the run's kind
@@ -56,7 +57,7 @@ def run_code(run: Run) -> str:
 
 def report_code() -> str:
     """Digest of the code that makes tables and figures."""
-    return _digest_modules(frozenset({"kd.report", "kd.claims", "kd.paper"}))
+    return _digest_modules(frozenset({"kd.publish"}))
 
 
 def data_code(dataset: Dataset) -> str:

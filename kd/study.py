@@ -17,6 +17,7 @@ from kd.validation import Checker, schema_faults
 
 FULL = "full"  # the ablation that switches nothing off
 STUDY_WIDE = ("study", "quick", "results", "methods", "compute", "tracking")  # no part of a single run
+PANELS = 24  # of a figure that shows one run each
 COLUMNS = ["experiment", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "kind", "path"]
 
 
@@ -67,6 +68,12 @@ class Study:
     def students(self) -> list[str]:
         """Paths of the runs that the tables compare, each once."""
         return list(dict.fromkeys(self.table["path"]))
+
+    def examples(self, kind: str) -> dict[str, str]:
+        """First pair, scale and seed of each method and ablation of a kind, as many as a figure has: label -> path."""
+        rows = self.table[self.table["kind"] == kind]
+        rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
+        return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
 
 
 def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:

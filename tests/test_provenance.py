@@ -285,7 +285,7 @@ def test_the_record_names_versions():
 IMPORTS = """
 import json, sys
 import kd.claims, kd.config, kd.lease, kd.provenance, kd.reading, kd.report, kd.script, kd.slots, kd.state, kd.study
-import kd.paper, kd.validation
+import kd.paper, kd.publish, kd.validation
 from kd.config import Run
 for settings in json.load(sys.stdin):
     kd.provenance.run_code(Run.from_dict(settings))

@@ -25,7 +25,6 @@ ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
 DATASETS = STUDY.datasets  # path below ROOT -> Dataset
-PANELS = 24  # of a figure that shows one run each
 
 
 def run_at(wildcards):
@@ -72,9 +71,9 @@ def run_digest(wildcards):
 def report_files():
     """What the study ends with."""
     names = [f"figures/{name}.png" for name in STUDY.experiments]
-    if distilled_runs():
+    if STUDY.examples("distill"):
         names.append("figures/correlations.png")
-    if datafree_runs():
+    if STUDY.examples("datafree"):
         names += [f"figures/synthetic-{name}.png" for name in ("images", "histograms", "course")]
     return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
 
@@ -86,23 +85,6 @@ def by_pair():
 
 def run_outputs(name):
     return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
-
-
-def datafree_runs():
-    """The runs whose synthetic images are shown, by label."""
-    return firsts("datafree")
-
-
-def distilled_runs():
-    """The runs with real data whose logits' correlations are shown, by label."""
-    return firsts("distill")
-
-
-def firsts(kind):
-    """First pair, scale and seed of each method and ablation of a kind, as many as a figure can show: label -> path."""
-    rows = STUDY.table[STUDY.table["kind"] == kind]
-    rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
-    return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
 
 
 def tuning_folder(name):

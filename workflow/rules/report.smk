@@ -34,8 +34,9 @@ rule tables:
     conda:
         "../../environment.yml"
     params:
-        title=lambda wildcards: STUDY.title,  # text of the user: a function keeps Snakemake from formatting its braces
         code=report_code(),
+        # text of the user: functions keep Snakemake from formatting its braces
+        title=lambda wildcards: STUDY.title,
         experiments=lambda wildcards: STUDY.experiments,
         claims=lambda wildcards: STUDY.claims,
     script:
@@ -65,7 +66,7 @@ rule figure:
 rule correlations_figure:
     """Where students' logits correlate otherwise than their teachers'."""
     input:
-        [f"{ROOT}/{path}/correlations.npz" for path in distilled_runs().values()],
+        [f"{ROOT}/{path}/correlations.npz" for path in STUDY.examples("distill").values()],
     output:
         png=report(f"{FOLDER}/figures/correlations.png", caption=f"{CAPTIONS}/correlations.rst", category="Figures"),
         svg=f"{FOLDER}/figures/correlations.svg",
@@ -74,7 +75,7 @@ rule correlations_figure:
     conda:
         "../../environment.yml"
     params:
-        labels=list(distilled_runs()),
+        labels=list(STUDY.examples("distill")),
         code=report_code(),
     script:
         "../scripts/correlations_figure.py"
@@ -83,9 +84,9 @@ rule correlations_figure:
 rule synthetic_figures:
     """What the generators made: images, classes, the teacher's confidence."""
     input:
-        synthetic=[f"{ROOT}/{path}/synthetic.npz" for path in datafree_runs().values()],
-        records=[f"{ROOT}/{path}/run.json" for path in datafree_runs().values()],
-        histories=[f"{ROOT}/{path}/history.csv" for path in datafree_runs().values()],
+        synthetic=[f"{ROOT}/{path}/synthetic.npz" for path in STUDY.examples("datafree").values()],
+        records=[f"{ROOT}/{path}/run.json" for path in STUDY.examples("datafree").values()],
+        histories=[f"{ROOT}/{path}/history.csv" for path in STUDY.examples("datafree").values()],
     output:
         images=report(f"{FOLDER}/figures/synthetic-images.png", caption=f"{CAPTIONS}/images.rst", category="Figures"),
         histograms=report(
@@ -98,7 +99,7 @@ rule synthetic_figures:
     conda:
         "../../environment.yml"
     params:
-        labels=list(datafree_runs()),
+        labels=list(STUDY.examples("datafree")),
         code=report_code(),
     script:
         "../scripts/synthetic_figures.py"

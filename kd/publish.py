@@ -1,0 +1,107 @@
+"""A study's tables and figures: the files that the workflow ends with, or those of the runs that are finished so far.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kd import paper
+from kd.claims import claims_markdown, judge
+from kd.files import read_json, write_atomically
+from kd.messages import ConfigError
+from kd.report import (
+    collect,
+    correlations,
+    course,
+    figure,
+    histograms,
+    image_grid,
+    markdown,
+    save,
+    study_markdown,
+    summarise,
+)
+from kd.study import Study
+
+FINISHED = ("metrics.json", "run.json")
+
+
+def publish(study: Study, folder: Path) -> int:
+    """results.csv, table.md and figures of the runs that are finished; gives their number.
+
+    Raises ConfigError where there is none. Which code made a run is in the tables; whether it is today's is not asked.
+    """
+    done = {path for path in study.students if all((study.root / path / name).exists() for name in FINISHED)}
+    if not done:
+        raise ConfigError(f"{study.name}: no run is finished in {study.root}; `python -m kd status` says what is")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = collect(study.table[study.table["path"].isin(done)], study.root)
+    write_atomically(folder / "results.csv", lambda file: results.to_csv(file, index=False))
+    write_tables(results, study.title, study.experiments, study.claims, folder)
+    figures = folder / "figures"
+    for name, rows in results.groupby("experiment", sort=False):
+        experiment = study.experiments[name]
+        save(figure(experiment["view"], summarise(rows), rows, experiment["title"]), figures / f"{name}.png")
+    for kind, file, draw in (
+        ("distill", "correlations.npz", lambda files: correlations_figure(files, figures / "correlations.png")),
+        ("datafree", "synthetic.npz", lambda files: synthetic_figures(_folders(files), figures)),
+    ):
+        shown = {label: study.root / path / file for label, path in study.examples(kind).items() if path in done}
+        if shown := {label: path for label, path in shown.items() if path.exists()}:
+            draw(shown)
+    return len(done)
+
+
+def write_tables(
+    results: pd.DataFrame,
+    title: str,
+    experiments: dict[str, dict[str, Any]],
+    claims: dict[str, dict[str, Any]],
+    folder: Path,
+) -> None:
+    """table.md; per experiment tables/<name>.csv and, methods by pairs, -by-pair.csv and .tex; claims.csv.
+
+    Experiments without a run in `results` are left out; a claim's test without one is not decided.
+    """
+    parts, tables = [], folder / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    for name, rows in results.groupby("experiment", sort=False):
+        experiment = experiments[name]
+        summary = summarise(rows)
+        summary.to_csv(tables / f"{name}.csv", index=False)
+        parts.append(markdown(summary, experiment["title"]))
+        if experiment["view"] == "pairs":
+            table = paper.by_pair(rows)
+            parts.append(paper.markdown(table, experiment["title"]))
+            table.to_csv(tables / f"{name}-by-pair.csv", index=False)
+            (tables / f"{name}-by-pair.tex").write_text(paper.latex(table))
+    if claims:
+        judged = judge(claims, results)
+        judged.to_csv(folder / "claims.csv", index=False)
+        parts.append(claims_markdown(judged))
+    (folder / "table.md").write_text(study_markdown(title, parts, results))
+
+
+def correlations_figure(files: dict[str, Path], png: Path) -> None:
+    """From the correlations.npz of runs, by label."""
+    save(correlations({label: np.load(file)["difference"].astype(float) for label, file in files.items()}), png)
+
+
+def synthetic_figures(folders: dict[str, Path], figures: Path) -> None:
+    """From the folders of data-free runs, by label: synthetic-images, -histograms and -course."""
+    sets = {label: dict(np.load(folder / "synthetic.npz")) for label, folder in folders.items()}
+    histories = {label: pd.read_csv(folder / "history.csv") for label, folder in folders.items()}
+    classes = read_json(next(iter(folders.values())) / "run.json")["classes"]
+    save(image_grid(sets), figures / "synthetic-images.png")
+    save(histograms(sets, classes), figures / "synthetic-histograms.png")
+    save(course(sets, histories), figures / "synthetic-course.png")
+
+
+def _folders(files: dict[str, Path]) -> dict[str, Path]:
+    return {label: file.parent for label, file in files.items()}

@@ -1,0 +1,76 @@
+"""Tables and figures of a study from the runs that are finished, without Snakemake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import PAIR
+from test_state import loaded
+
+from kd.__main__ import main
+from kd.config import Compute
+from kd.data.raw import Source
+from kd.messages import ConfigError
+from kd.publish import publish
+from kd.study import Study
+from kd.worker import work_through
+
+EXPERIMENTS = {
+    "data": {"view": "pairs", "pairs": [PAIR], "methods": ["kd", "scratch", "sp"], "seeds": [0, 1]},
+    "free": {"pairs": [PAIR], "methods": ["ssdkd"], "scales": [0.5], "seeds": [0]},
+}
+CLAIMS = {
+    "sp-above-kd": {"says": "SP is above KD.", "tests": [{"of": {"method": "sp"}, "to": {"method": "kd"}, "above": 0}]},
+    "kd-at-all": {
+        "says": "KD is not a hundred points below.",
+        "tests": [{"of": {"method": "kd"}, "to": {"method": "scratch"}, "above": -100}],
+    },
+}
+
+
+def study_of(folder: Path) -> Study:
+    """Beside these experiments `extra` of `loaded`, whose runs no test makes."""
+    return loaded(folder, experiments=EXPERIMENTS, claims=CLAIMS)
+
+
+def finish(study: Study, methods: set[str]) -> None:
+    paths = study.table[study.table["method"].isin(methods) & (study.table["experiment"] != "extra")]["path"]
+    runs = [study.runs[path] for path in paths]
+    assert work_through(runs, study.root, Compute.by_hand(device="cpu"), Source(None, study.root, False)) == {}
+
+
+def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study, out = study_of(tmp_path), tmp_path / "out"
+    command = ["tables", str(tmp_path / "watched.yaml"), "--out", str(out), "--config", f"results={study.root}"]
+    assert main(command) == 1
+    assert "no run is finished" in capsys.readouterr().err
+    assert not out.exists()
+
+    finish(study, {"kd", "scratch"})
+    assert main(command) == 0
+    assert f"4 of {len(study.students)} runs" in capsys.readouterr().out
+    results = pd.read_csv(out / "results.csv")
+    assert sorted(zip(results["method"], results["seed"], strict=True)) == [
+        (method, seed) for method in ("kd", "scratch") for seed in (0, 1)
+    ]
+    text = (out / "table.md").read_text()
+    assert "sp-above-kd: not decided" in text
+    assert "kd-at-all: holds" in text
+    assert {file.name for file in out.rglob("*.png")} == {"data.png", "correlations.png"}
+    assert "\\begin{tabular}" in (out / "tables/data-by-pair.tex").read_text()
+
+    finish(study, {"sp", "ssdkd"})
+    assert publish(study, out) == 7
+    assert len(pd.read_csv(out / "results.csv")) == 7
+    assert {file.name for file in out.rglob("*.png")} >= {"free.png", "synthetic-images.png", "synthetic-course.png"}
+
+
+def test_by_default_they_lie_beside_the_workflows_own(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    finish(study, {"scratch"})
+    assert main(["tables", str(tmp_path / "watched.yaml"), "--config", f"results={study.root}"]) == 0
+    assert (study.root / "studies/watched/so-far/table.md").exists()
+    with pytest.raises(ConfigError, match="no run is finished"):
+        publish(loaded(tmp_path, given={"results": str(tmp_path / "elsewhere")}), tmp_path / "out")
