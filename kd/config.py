@@ -116,6 +116,7 @@ class Compute:
     threads: int
     checkpoint_seconds: float
     freeze_code: bool
+    pretrained: bool
     download: bool
     slots_per_gpu: int
     gpu: int
@@ -126,7 +127,8 @@ class Compute:
     def by_hand(cls, **given: Any) -> Compute:
         """Of a run without Snakemake, which alone asks for gpu, mem_mb and runtime."""
         values = {"device": "auto", "threads": 1, "checkpoint_seconds": 60.0, "slots_per_gpu": 1}
-        return cls(**values | {"freeze_code": False, "download": True, "gpu": 1, "mem_mb": 1, "runtime": 1} | given)
+        values |= {"freeze_code": False, "pretrained": True, "download": True}
+        return cls(**values | {"gpu": 1, "mem_mb": 1, "runtime": 1} | given)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kd import datafree, devices, models
+from kd import datafree, devices, models, pretrained
 from kd.checkpoint import Checkpoint, Stopped
 from kd.config import Compute, Run
 from kd.data import views
@@ -59,6 +59,10 @@ def run_step(
         if (metrics := finished(folder, identity)) is not None:
             checkpoint.remove()
             progress.say(f"already complete: accuracy {metrics['accuracy']:.2f} %")
+            return metrics
+        if compute.pretrained and (metrics := pretrained.take(run, folder, identity)) is not None:
+            checkpoint.remove()
+            progress.say(f"taken from the teachers that are kept: accuracy {metrics['accuracy']:.2f} %")
             return metrics
         with _end_noted(folder, progress), devices.lease(compute, progress.say) as device:
             with checkpoint, tracker or nullcontext() as sink:
