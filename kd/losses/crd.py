@@ -58,12 +58,14 @@ class CRD(nn.Module):
     With `memory: queue` either side keeps the last `negatives` embeddings instead, whatever the size of the data: the
     positive is the batch's own embedding on the other side, negatives are all entries of other classes (or samples).
 
-    `logged` holds `bound`, log K - L with L the mean loss of a side: by this much at least, the paper's eq. 10, teacher
-    and student share information (in nats, as far as the critic is optimal).
+    `logged` holds `bound`, log K - L with L the mean loss of a side and K the mean number of negatives. With negatives
+    of other indices and an optimal critic, teacher and student share at least so much information, in nats (the
+    paper's eq. 10); negatives of other classes are no draws from the product of the marginals, and it is no bound.
 
     Args:
         context: feature widths, the class of each of the M training samples, the generator of every random draw.
-        feat_dim: width of the embeddings.
+        embedding: `linear`, or `none`: the features themselves, which must be equally wide.
+        feat_dim: width of the linear embeddings.
         negatives: K per anchor, drawn with replacement, so K may exceed M; with a queue, its length.
         tau: temperature of the scores.
         momentum: share that a bank row keeps in an update; a queue has none.
@@ -73,13 +75,15 @@ class CRD(nn.Module):
         estimator: `nce` (the paper's) or `infonce`.
 
     Raises:
-        ValueError: a setting is out of range, or the training samples leave no negative to draw.
+        ValueError: a setting is out of range, features of unlike widths have no embedding, or the training samples
+            leave no negative to draw.
     """
 
     def __init__(
         self,
         context: LossContext,
         *,
+        embedding: Literal["linear", "none"] = "linear",
         feat_dim: int = 128,
         negatives: int = 16384,
         tau: float = 0.07,
@@ -90,6 +94,7 @@ class CRD(nn.Module):
         memory: Literal["bank", "queue"] = "bank",
     ) -> None:
         super().__init__()
+        _require_one_of("embedding", embedding, "linear", "none")
         _require(feat_dim >= 1, "feat_dim", feat_dim, "at least 1")
         _require(negatives >= 1, "negatives", negatives, "at least 1")
         _require(tau > 0, "tau", tau, "above 0")
@@ -118,11 +123,23 @@ class CRD(nn.Module):
             empty = torch.empty(size, device=context.labels.device)
             return empty.uniform_(-bound, bound, generator=context.generator)
 
-        for side, width in (("student", context.student_dim), ("teacher", context.teacher_dim)):
-            embedding = nn.Linear(width, feat_dim, device="meta")  # the global random state stays untouched
-            embedding.weight = nn.Parameter(uniform(feat_dim, width, bound=1 / math.sqrt(width)))
-            embedding.bias = nn.Parameter(uniform(feat_dim, bound=1 / math.sqrt(width)))
-            self.add_module(f"{side}_embedding", embedding)
+        widths = {"student": context.student_dim, "teacher": context.teacher_dim}
+        if embedding == "none":
+            alike = widths["student"] == widths["teacher"]
+            _require(
+                alike,
+                "embedding",
+                embedding,
+                "linear for features of unlike widths ({student}, {teacher})".format(**widths),
+            )
+            feat_dim = widths["student"]
+        for side, width in widths.items():
+            layer: nn.Module = nn.Identity()
+            if embedding == "linear":
+                layer = nn.Linear(width, feat_dim, device="meta")  # the global random state stays untouched
+                layer.weight = nn.Parameter(uniform(feat_dim, width, bound=1 / math.sqrt(width)))
+                layer.bias = nn.Parameter(uniform(feat_dim, bound=1 / math.sqrt(width)))
+            self.add_module(f"{side}_embedding", layer)
             self.register_buffer(f"{side}_bank", uniform(rows, feat_dim, bound=1 / math.sqrt(feat_dim / 3)))
             unset = torch.zeros((), device=context.labels.device)
             self.register_buffer(f"{side}_normaliser", unset)  # Z, 0 until the first batch sets it
@@ -164,7 +181,8 @@ class CRD(nn.Module):
                 )
             for side, anchor in anchors.items():
                 self.update(getattr(self, f"{side}_bank"), anchor, batch.index)
-            self.logged["bound"] = math.log(self.negatives) - loss.detach().mean() / 2
+            count = math.log(self.negatives) if self.memory == "bank" else drawn.sum(1).float().mean().log()
+            self.logged["bound"] = count - loss.detach().mean() / 2
         return loss
 
     def project(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:

@@ -60,17 +60,30 @@ def right_singular_vectors(x: Tensor, num: int) -> tuple[Tensor, Tensor]:
     No more than N or C of them: beyond lies the null space. Only the vectors carry a gradient, the damped one.
     """
     num = min(num, *x.shape[1:])
+    wide = x.shape[2] > x.shape[1]
     with torch.no_grad():
-        squares, vectors = torch.linalg.eigh(x.mT @ x)  # s^2, ascending
+        squares, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)  # s^2, ascending
         squares, vectors = squares.flip(1).clamp(min=0), vectors.flip(2)
-        top = vectors[:, :, :num]
         scale = squares[:, :1, None].clamp(min=torch.finfo(squares.dtype).tiny)
-        gaps = (squares[:, None, :num] - squares[:, :, None]) / scale  # [B, C, num]
-        response = gaps / (gaps.square() + DAMPING**2) / scale
+        if wide:  # from left to right vectors; those of (nearly) no length belong to the null space
+            known = squares[:, None] > torch.finfo(squares.dtype).eps * scale
+            vectors = torch.where(known, F.normalize(x.mT @ vectors, dim=1), 0.0)
+        top = vectors[:, :, :num]
+        response = _damped((squares[:, None, :num] - squares[:, :, None]) / scale) / scale  # [B, number of v, num]
+        beyond = _damped(squares[:, None, :num] / scale) / scale  # [B, 1, num], in the null space
     # First-order perturbation: dv_j = sum over i of v_i (v_i^T d(x^T x) v_j) / (s_j^2 - s_i^2). `change` is 0.
     change = x.mT @ (x @ top)
     change = change - change.detach()
-    return squares[:, :num].sqrt(), top + vectors @ (response * (vectors.mT @ change))
+    along = vectors.mT @ change
+    moved = vectors @ (response * along)
+    if wide:  # the null space needs no basis: it is what the vectors leave of the change
+        moved = moved + beyond * (change - vectors @ along)
+    return squares[:, :num].sqrt(), top + moved
+
+
+def _damped(gaps: Tensor) -> Tensor:
+    """1 / gaps without its pole."""
+    return gaps / (gaps.square() + DAMPING**2)
 
 
 def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:

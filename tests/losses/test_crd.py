@@ -397,6 +397,50 @@ def test_the_bound_is_log_k_minus_the_mean_loss_of_a_side():
     assert crd.logged["bound"].item() == pytest.approx(math.log(20) - loss.mean().item() / 2, rel=1e-6)
 
 
+def test_the_bound_of_a_queue_counts_the_negatives_that_it_offers():
+    crd = build(estimator="infonce", memory="queue", negatives=8)
+    for index in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        step(crd, torch.tensor(index), *features(4))
+    groups, index = crd.queue_group.clone(), torch.tensor([0, 2, 9])
+    loss = step(crd, index, *features(3))
+    offered = [sum(int(group != LABELS[i]) for group in groups) for i in index]
+    assert len(set(offered)) > 1
+    expected = math.log(sum(offered) / 3) - loss.mean().item() / 2
+    assert crd.logged["bound"].item() == pytest.approx(expected, rel=1e-6)
+
+
+# --- without an embedding ---
+
+
+def test_without_embedding_the_normalised_features_are_contrasted():
+    """As with embeddings that are the identity, and nothing beside the student learns."""
+    context = LossContext(STUDENT_DIM, STUDENT_DIM, LABELS, 4, generator())
+    bare = CRD(context, embedding="none", feat_dim=99, negatives=20)
+    assert list(bare.parameters()) == []
+    assert bare.student_bank.shape == (len(LABELS), STUDENT_DIM)
+    linear = CRD(context, feat_dim=STUDENT_DIM, negatives=20)
+    with torch.no_grad():
+        for layer in (linear.student_embedding, linear.teacher_embedding):
+            layer.weight.copy_(torch.eye(STUDENT_DIM))
+            layer.bias.zero_()
+    linear.load_state_dict(bare.state_dict(), strict=False)
+    student, teacher = (features(3, seed)[0] for seed in (1, 2))
+    student.requires_grad_()
+    losses = []
+    for crd in (bare, linear):
+        crd.generator.manual_seed(5)
+        losses.append(step(crd, torch.tensor([0, 2, 9]), student, teacher))
+    torch.testing.assert_close(losses[0], losses[1])
+    gradients = [torch.autograd.grad(loss.sum(), student)[0] for loss in losses]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0
+
+
+def test_features_of_unlike_widths_need_an_embedding():
+    with pytest.raises(ValueError, match=r"crd: embedding must be linear for features of unlike widths \(5, 6\)"):
+        build(embedding="none")
+
+
 # --- positives and negatives ---
 
 
