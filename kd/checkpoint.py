@@ -122,13 +122,13 @@ class Checkpoint:
         return False
 
     def _read(self, file: Path) -> dict[str, Any] | None:
-        data = file.read_bytes()
-        start = len(MAGIC) + 64
-        payload = memoryview(data)[start:]
-        if not data.startswith(MAGIC) or hashlib.sha256(payload).hexdigest().encode() != data[len(MAGIC) : start]:
+        if (payload := _payload(file)) is None:
             self.say(f"{file.name} is damaged and not used")
             return None
         content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        if content.get("halved"):
+            self.say(f"{file.name} has travelled in half precision: the run goes on from it, but not bit for bit")
+            content = _mapped(content, _to_float)
         if content["identity"] != self.identity:
             self.say(f"{file.name} was made with other settings or other code and is not used")
             return None
@@ -139,6 +139,37 @@ class Checkpoint:
         folder = self.files[0].parent
         for file in [*folder.glob("checkpoint*.pt"), *folder.glob(".checkpoint*.tmp")]:
             file.unlink(missing_ok=True)
+
+
+def halve(file: Path, to: Path) -> None:
+    """A copy of a checkpoint for a narrow way, its large float32 tensors in half precision.
+
+    A run goes on from it, but not bit for bit. Raises ValueError for a file that is damaged.
+    """
+    if (payload := _payload(file)) is None:
+        raise ValueError(f"{file} is damaged")
+    content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    buffer = io.BytesIO()
+    torch.save(_mapped(content, _to_half) | {"halved": True}, buffer)
+    write_atomically(to, lambda stream: _write(stream, buffer.getbuffer()))
+
+
+def _to_half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half() if tensor.dtype == torch.float32 and tensor.numel() > 1000 else tensor
+
+
+def _to_float(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def _mapped(content: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(content, torch.Tensor):
+        return change(content)
+    if isinstance(content, dict):
+        return {key: _mapped(value, change) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_mapped(value, change) for value in content)
+    return content
 
 
 class RandomState:
@@ -152,6 +183,15 @@ class RandomState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+
+
+def _payload(file: Path) -> memoryview | None:
+    """What a checkpoint holds behind its checksum; None where that differs."""
+    data = file.read_bytes()
+    start = len(MAGIC) + 64
+    payload = memoryview(data)[start:]
+    good = data.startswith(MAGIC) and hashlib.sha256(payload).hexdigest().encode() == data[len(MAGIC) : start]
+    return payload if good else None
 
 
 def _write(file: BinaryIO, payload: memoryview) -> None:

@@ -6,6 +6,7 @@ checksum). NAME follows from the settings of its run, so that a run finds what w
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kd.files import file_digest, read_json, write_atomically, write_json
 from kd.messages import ConfigError
 from kd.provenance import ROOT, run_code
 
-KEPT = ROOT / "results/reference/teachers"
+KEPT = Path(os.environ.get("KD_TEACHERS", ROOT / "results/reference/teachers"))
 RECORDED = ("settings", "git", "environment", "device", "seconds", "counts", "train_images", "classes", "finished")
 
 

@@ -32,8 +32,8 @@ from kd.study import Study
 FINISHED = ("metrics.json", "run.json")
 
 
-def publish(study: Study, folder: Path) -> int:
-    """results.csv, table.md and figures of the runs that are finished; gives their number.
+def publish(study: Study, folder: Path, figures: bool = True) -> int:
+    """results.csv, table.md and, if wanted, figures of the runs that are finished; gives their number.
 
     Raises ConfigError where there is none. Which code made a run is in the tables; whether it is today's is not asked.
     """
@@ -44,18 +44,23 @@ def publish(study: Study, folder: Path) -> int:
     results = collect(study.table[study.table["path"].isin(done)], study.root)
     write_atomically(folder / "results.csv", lambda file: results.to_csv(file, index=False))
     write_tables(results, study.title, study.experiments, study.claims, folder)
-    figures = folder / "figures"
+    if figures:
+        _figures(study, results, folder / "figures")
+    return len(done)
+
+
+def _figures(study: Study, results: pd.DataFrame, folder: Path) -> None:
     for name, rows in results.groupby("experiment", sort=False):
         experiment = study.experiments[name]
-        save(figure(experiment["view"], summarise(rows), rows, experiment["title"]), figures / f"{name}.png")
+        save(figure(experiment["view"], summarise(rows), rows, experiment["title"]), folder / f"{name}.png")
+    done = set(results["path"])
     for kind, file, draw in (
-        ("distill", "correlations.npz", lambda files: correlations_figure(files, figures / "correlations.png")),
-        ("datafree", "synthetic.npz", lambda files: synthetic_figures(_folders(files), figures)),
+        ("distill", "correlations.npz", lambda files: correlations_figure(files, folder / "correlations.png")),
+        ("datafree", "synthetic.npz", lambda files: synthetic_figures(_folders(files), folder)),
     ):
         shown = {label: study.root / path / file for label, path in study.examples(kind).items() if path in done}
         if shown := {label: path for label, path in shown.items() if path.exists()}:
             draw(shown)
-    return len(done)
 
 
 def write_tables(

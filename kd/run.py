@@ -53,8 +53,7 @@ def run_step(
         closing(Progress(run.path, log)) as progress,
         Lease(folder, progress.say, lambda: progress.position, wait) as lease,
     ):
-        made_from = "-".join(file_digest(path) for path in (data_file, *teacher_weights))
-        identity = f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
+        identity = identity_of(run, data_file, teacher_weights)
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lease.check)
         if (metrics := finished(folder, identity)) is not None:
             checkpoint.remove()
@@ -71,6 +70,12 @@ def run_step(
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
     return metrics
+
+
+def identity_of(run: Run, data_file: Path, teacher_weights: list[Path]) -> str:
+    """Of a run's settings, seed, code, data and teachers: a finished run or a checkpoint of another one is not used."""
+    made_from = "-".join(file_digest(path) for path in (data_file, *teacher_weights))
+    return f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
 
 
 def finished(folder: Path, identity: str) -> dict[str, float] | None:
@@ -116,10 +121,10 @@ def _make(
     progress.title = f"{run.path} on {device}"
     data = load(data_file, run.dataset, device)
     torch.manual_seed(run.seed)
-    student = _network(run, data, device)
+    student = network(run, data, device)
     teachers = []
     for described, weights in zip(run.teachers or (), teacher_weights, strict=True):
-        teachers.append(_network(described, data, device))
+        teachers.append(network(described, data, device))
         teachers[-1].load_state_dict(torch.load(weights, weights_only=True, map_location=device))
     teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
     if teacher is not None:
@@ -152,7 +157,7 @@ def _make(
     return metrics
 
 
-def _network(run: Run, data: Data, device: torch.device) -> nn.Module:
+def network(run: Run, data: Data, device: torch.device) -> nn.Module:
     """Built for what the run's view leaves of an image, to which it then turns every batch."""
     channels = views.channels(run.view, data.channels)
     network = models.build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)

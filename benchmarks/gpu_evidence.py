@@ -1,0 +1,651 @@
+"""The published tables on a GPU, a few minutes at a time: python benchmarks/gpu_evidence.py --minutes 9 --jobs 4
+
+Works through QUEUE, the runs in order of their value, on a machine that has torch, pandas, scipy and PyYAML and
+nothing of the workflow. It may be stopped at any moment, by the clock, a signal or a machine that goes away, and goes
+on another day, on another machine, from what it left in --out:
+
+    evidence.md      tables and verdicts of what is done so far, which bars are met, what is left
+    results.csv      a row per finished run, appended as it ends
+    state.00, ...    the records of finished runs, the teachers, and the state of unfinished runs, in parts
+
+Give the folder that these were brought to as --state the next time. Data sets may arrive in parts, too: --archives
+unpacks gzip tars (cifar10/train/<class>/..., one part or several, in one call or in several), and runs whose data set
+is not whole yet wait. Where there is no git history, --commit names a file that holds the commit.
+
+Teachers are kept in half precision in results/reference/teachers (or --teachers), and their students learn from the
+rounded weights from the start, so that a study gives the same numbers from a teacher just trained and from one brought.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+if find_spec("kd") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pandas as pd
+import yaml
+
+from kd.config import Run, merge
+from kd.files import read_json, write_atomically
+from kd.messages import ConfigError
+from kd.publish import publish
+from kd.report import collect
+from kd.study import Study, load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE = {"cifar10": 60_000, "cifar100": 60_000}  # images
+ENDINGS = (".webp", ".png")
+
+# A schedule for GPUs: 98 steps an epoch instead of 391. Predicted: 95.2 % and 76 % in about 100 s; measured: not yet.
+TEACHER = {"training": {"epochs": 120, "batch_size": 512, "lr": 0.4, "nesterov": True, "weight_decay": 0.0005}}
+WRN: dict[str, Any] = {"teacher": TEACHER, "training": TEACHER["training"]}
+RESNET = {**WRN, "precision": "bf16"}  # fills the GPU; its 16-20 PFLOP take minutes in float32
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs of one study that belong together: `given` as on the command line, `rows` of the study's table."""
+
+    title: str
+    study: str
+    rows: dict[str, Any]
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Seconds that a run may take, of wall-clock time per run where several share the GPU; accuracy by data set."""
+
+    what: str
+    rows: dict[str, Any]
+    seconds: float
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+
+def _pair(teacher: str, *students: str) -> dict[str, Any]:
+    return {"teacher": [teacher], "student": list(students)}
+
+
+AT_TEN = {"experiment": ["pairs"], "method": ["ssdkd", "fast10", "original"]}
+QUEUE = [
+    *(
+        Section(f"WRN-40-2 to WRN-16-1, {name}", name, {**AT_TEN, **_pair("wrn_40_2", "wrn_16_1")}, WRN)
+        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
+    ),
+    *(
+        Section(f"WRN-40-2 to other WRN, {name}", name, {**AT_TEN, **_pair("wrn_40_2", "wrn_16_2", "wrn_40_1")}, WRN)
+        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
+    ),
+    *(
+        Section(f"ResNet-34 to ResNet-18, {name}", name, {**AT_TEN, **_pair("resnet34", "resnet18")}, RESNET)
+        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
+    ),
+    Section(
+        "bf16 beside float32",
+        "ssdkd-cifar10",
+        {**AT_TEN, "method": ["ssdkd"], **_pair("wrn_40_2", "wrn_16_1")},
+        {**WRN, "precision": "bf16"},
+    ),
+    *(
+        Section(f"{title}, {name}", name, {"experiment": [experiment], **_pair("wrn_40_2", "wrn_16_1")}, WRN)
+        for title, experiment in (("Scales", "scale"), ("Modules", "modules"), ("Fast at 100 %", "full-scale"))
+        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
+    ),
+    Section(
+        "CRD, WRN-40-2 to WRN-16-2",
+        "crd-cifar100",
+        {"method": ["scratch", "kd", "crd", "crd-kd"], **_pair("wrn_40_2", "wrn_16_2")},
+    ),
+]
+BARS = [
+    Bar("SSD-KD, WRN-40-2 to WRN-16-1", {"method": ["ssdkd"], "scale": [0.1], **_pair("wrn_40_2", "wrn_16_1")}, 60),
+    Bar("SSD-KD, ResNet-34 to ResNet-18", {"method": ["ssdkd"], "scale": [0.1], **_pair("resnet34", "resnet18")}, 120),
+    Bar(
+        "teacher WRN-40-2", {"method": ["teacher"], "student": ["wrn_40_2"]}, 180, {"cifar10": 94.87, "cifar100": 75.83}
+    ),
+]
+# Fang et al., AAAI 2022, with teachers of their own: teacher, student alone, Fast10, in %.
+PUBLISHED = {
+    ("cifar10", "wrn_40_2", "wrn_16_1"): (94.87, 91.12, 89.29),
+    ("cifar10", "wrn_40_2", "wrn_40_1"): (94.87, 93.94, 92.51),
+    ("cifar10", "wrn_40_2", "wrn_16_2"): (94.87, 93.95, 92.45),
+    ("cifar10", "resnet34", "resnet18"): (95.70, 95.20, 94.05),
+    ("cifar100", "wrn_40_2", "wrn_16_1"): (75.83, 65.31, 54.02),
+    ("cifar100", "wrn_40_2", "wrn_40_1"): (75.83, 72.19, 63.91),
+    ("cifar100", "wrn_40_2", "wrn_16_2"): (75.83, 73.56, 65.12),
+    ("cifar100", "resnet34", "resnet18"): (78.05, 77.10, 74.34),
+}
+# The same queue in minutes on a CPU: the digits in place of CIFAR, the smallest networks, single epochs.
+MINIATURE: dict[str, Any] = {
+    "dataset": {"name": "digits", "image_size": 8, "pad": 1, "flip": False},
+    "teacher": {"training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "milestones": []}},
+    "training": {"epochs": 1, "batch_size": 64, "lr": 0.1, "milestones": []},
+    "inversion": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 1},
+    "replay": {"full_size": 200},
+    "distillation": {"passes": 1.0, "training": {"epochs": 2, "batch_size": 16, "lr": 0.05}},
+}
+SMALL = {"wrn_40_2": "wrn_10_2", "wrn_16_2": "resnet14", "wrn_40_1": "wrn_16_1", "wrn_16_1": "wrn_10_1"}
+SMALL |= {"resnet34": "resnet20", "resnet18": "resnet8"}
+
+
+# --------------------------------------------------------------------------------------------------------- what to do
+
+
+class Queue:
+    """The runs of QUEUE in order, and the studies that they are rows of. A run that two sections name is made once."""
+
+    def __init__(self, results: Path, miniature: bool):
+        self.studies: dict[str, Study] = {}
+        self.sections: list[tuple[str, list[Run]]] = []
+        self.asked: dict[str, list[str]] = {}  # study's key -> paths of its runs
+        for section in QUEUE:
+            key, study = self._study(section, results, miniature)
+            table = study.table[_matches(study.table, section.rows, miniature)]
+            runs = [study.runs[path] for path in dict.fromkeys(table.sort_values("seed", kind="stable")["path"])]
+            if not runs:
+                raise ConfigError(f"{section.study}: no run of section {section.title!r}; correct QUEUE")
+            known = {run.path for _, earlier in self.sections for run in earlier}
+            self.sections.append((section.title, [run for run in runs if run.path not in known]))
+            self.asked.setdefault(key, []).extend(run.path for run in runs)
+        students = [run for _, runs in self.sections for run in runs]
+        self.teachers = {teacher.path: teacher for run in students for teacher in run.teachers or ()}
+        self.runs = {run.path: run for run in students} | self.teachers
+
+    def _study(self, section: Section, results: Path, miniature: bool) -> tuple[str, Study]:
+        given: dict[str, Any] = {"study": section.study, "results": str(results), **section.given}
+        key = f"{section.study}-{given.get('precision', 'float32')}"
+        if key not in self.studies:
+            study = _load(given)
+            if miniature:
+                study = _load(merge(given, MINIATURE, {"study": str(_small(section.study, study))}))
+            self.studies[key] = study
+        return key, self.studies[key]
+
+    def next(self, done: set[str], datasets: set[str]) -> list[Run]:
+        """What to start now, most valuable first: all runs whose teachers are there, up to the first section that lacks
+        one; the missing teachers of that section where it is the next. Data sets that are not whole are left out."""
+        ready: list[Run] = []
+        for _, runs in self.sections:
+            runs = [run for run in runs if run.path not in done and run.dataset.name in datasets]
+            missing = [teacher for run in runs for teacher in run.teachers or () if teacher.path not in done]
+            if missing:
+                return ready or list({teacher.path: teacher for teacher in missing}.values())
+            ready += runs
+        return ready
+
+    def left(self, done: set[str]) -> list[Run]:
+        """All runs that are not done, teachers of unfinished students included."""
+        students = [run for _, runs in self.sections for run in runs if run.path not in done]
+        teachers = {teacher.path: teacher for run in students for teacher in run.teachers or ()}
+        return [teacher for path, teacher in teachers.items() if path not in done] + students
+
+    def section_of(self, run: Run) -> str:
+        return next((title for title, runs in self.sections if run in runs), "teachers")
+
+
+def _matches(table: pd.DataFrame, rows: dict[str, Any], miniature: bool) -> pd.Series:
+    if miniature:
+        rows = {key: [SMALL.get(value, value) for value in values] for key, values in rows.items()}
+    return pd.concat([table[key].isin(values) for key, values in rows.items()], axis=1).all(axis=1)
+
+
+def _load(given: dict[str, Any]) -> Study:
+    return load_study(ROOT / "config/config.yaml", ROOT / "workflow/schemas", given)
+
+
+def _small(name: str, study: Study) -> Path:
+    """A study that extends another: small networks and banks, one seed, no experiment whose networks are not small."""
+    experiments: dict[str, Any] = {}
+    for experiment, rows in study.table.groupby("experiment"):
+        found = rows[["teacher", "student"]].drop_duplicates().itertuples(index=False)
+        pairs = [[SMALL[teacher], SMALL[student]] for teacher, student in found if {teacher, student} <= set(SMALL)]
+        fits = pairs and "fsp" not in set(rows["method"])  # which needs equal widths
+        experiments[experiment] = {"pairs": pairs, "seeds": [0]} if fits else None
+    content: dict[str, Any] = {"extends": str(ROOT / f"config/studies/{name}.yaml"), "claims": None}
+    bank = {"objective": {"crd": {"negatives": 64, "feat_dim": 16}}}
+    content |= {"experiments": experiments, "methods": {"crd": bank, "crd-kd": bank}}
+    file = study.root / f"miniature/{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+# ------------------------------------------------------------------------------------------------------------ at work
+
+
+def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
+    """Start workers on what is next until all is done, the time is over, or no run can go on."""
+    results, tried = options.results, set()
+    while time.monotonic() < until:
+        keep_teachers(queue, options)
+        done = finished(queue, results)
+        todo = [run for run in queue.next(done, prepare(queue, options, done)) if run.path not in tried]
+        if not todo:
+            return
+        tried |= {run.path for run in todo}
+        for run in todo:  # a teacher's folder may hold records alone
+            for teacher in run.teachers or ():
+                if not (results / teacher.path / "weights.pt").exists():
+                    (results / teacher.path / "run.json").unlink(missing_ok=True)  # taken anew from those that are kept
+        say(f"{len(todo)} runs, first {todo[0].path}")
+        settings = results / "next.yaml"
+        write_atomically(
+            settings, lambda file, todo=todo: file.write(yaml.safe_dump({"runs": [r.as_dict() for r in todo]}).encode())
+        )
+        jobs = min(options.jobs, len(todo))
+        command = [sys.executable, "-P", "-m", "kd", "run", "--settings", str(settings), "--results", str(results)]
+        command += ["--jobs", str(jobs), "--slots-per-gpu", str(jobs), "--device", options.device, "--no-download"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "KD_TEACHERS": str(options.teachers)}
+        with (results / "work.log").open("a") as log:
+            workers = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            try:
+                while workers.poll() is None and time.monotonic() < until:
+                    time.sleep(0.5)
+                    append_results(queue, options)
+            finally:  # the clock, or a signal to this process: all workers save their state
+                workers.send_signal(signal.SIGTERM)
+                workers.wait()
+        append_results(queue, options)
+
+
+def finished(queue: Queue, results: Path) -> set[str]:
+    """Paths of runs whose record is there. A teacher counts when it is kept, too."""
+    return {
+        path
+        for path, run in queue.runs.items()
+        if (results / path / "run.json").exists() and (results / path / "metrics.json").exists()
+        if path not in queue.teachers or "taken_from" in read_json(results / path / "run.json")
+    }
+
+
+def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
+    """Round each new teacher to half precision, score it as it is then, and keep it; its run takes it from there."""
+    from kd import pretrained
+
+    for path, run in queue.teachers.items():
+        folder, kept = options.results / path, options.teachers / f"{pretrained.name_of(run)}.pt"
+        record = folder / "run.json"
+        if record.exists() and not kept.exists() and (folder / "weights.pt").exists():
+            pretrained.keep(run, folder, _rounded_metrics(run, folder, options), options.teachers)
+        data = options.results / run.data_path
+        if kept.exists() and data.exists() and not (record.exists() and "taken_from" in read_json(record)):
+            folder.mkdir(parents=True, exist_ok=True)
+            say(f"teacher {kept.name}: {_take(run, options):.2f} %")
+
+
+def _take(run: Run, options: argparse.Namespace) -> float:
+    """Let the teacher's own run adopt what is kept."""
+    from kd import pretrained
+    from kd.run import identity_of
+
+    identity = identity_of(run, options.results / run.data_path, [])
+    return pretrained.take(run, options.results / run.path, identity, options.teachers)["accuracy"]
+
+
+def _rounded_metrics(run: Run, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from kd.data.dataset import load
+    from kd.evaluate import evaluate
+    from kd.pretrained import halved
+    from kd.run import network
+
+    device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
+    data = load(options.results / run.data_path, run.dataset, device)
+    model = network(run, data, device)
+    model.load_state_dict(halved(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu")))
+    return read_json(folder / "metrics.json") | evaluate(model, data.score, data.augment)
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def unpack(archives: list[Path], data: Path) -> None:
+    """Each archive once, over what is there."""
+    for archive in archives:
+        mark = data / f".{archive.name}.unpacked"
+        if mark.exists():
+            continue
+        data.mkdir(parents=True, exist_ok=True)
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(data, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            raise ConfigError(f"--archives: {archive} cannot be unpacked ({error})") from None
+        mark.touch()
+        say(f"{archive.name} unpacked to {data}")
+
+
+def prepare(queue: Queue, options: argparse.Namespace, done: set[str]) -> set[str]:
+    """Prepare the data sets that are whole and needed; gives their names."""
+    from kd.data.prepare import prepare as prepare_data
+    from kd.data.raw import Source
+
+    names = set()
+    for run in queue.left(done):
+        name, file = run.dataset.name, options.results / run.data_path
+        root = options.data / name
+        if name in WHOLE and not file.exists() and images_in(root) < WHOLE[name]:
+            continue
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            prepare_data(run.dataset, file, Source(root if name in WHOLE else None, options.data, False))
+            say(f"{name} prepared")
+        names.add(name)
+    return names
+
+
+def images_in(root: Path) -> int:
+    return sum(1 for file in root.rglob("*") if file.suffix in ENDINGS)
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def append_results(queue: Queue, options: argparse.Namespace) -> None:
+    """A row for each run that is finished and has none yet."""
+    file = options.out / "results.csv"
+    rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["path"])
+    new = [path for path in queue.runs if path in finished(queue, options.results) - set(rows["path"])]
+    if not new:
+        return
+    found = [_row(queue, path, options.results) for path in new]
+    columns = list(rows) if len(rows) else list(COLUMNS)
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
+        if not len(rows):
+            writer.writeheader()
+        writer.writerows(found)
+
+
+COLUMNS = [
+    *("section", "study", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "precision"),
+    *("accuracy", "teacher_accuracy", "agreement"),
+    *("seconds_total", "seconds_inversion", "seconds_distillation", "seconds_training"),
+    *("images", "generator_steps", "student_steps", "peak_memory_mb"),
+    *("started", "finished", "device", "commit", "path"),
+]
+
+
+def _row(queue: Queue, path: str, results: Path) -> dict[str, Any]:
+    run, record = queue.runs[path], read_json(results / path / "run.json")
+    names = {
+        "dataset": run.dataset.label,
+        "teacher": run.teacher_names,
+        "student": run.model,
+        "method": "teacher",
+        "ablation": "full",
+    }
+    for key, paths in queue.asked.items():
+        if path in paths:
+            table = queue.studies[key].table
+            names |= {
+                "study": key,
+                **table[table["path"] == path].iloc[0][["teacher", "student", "method", "ablation"]],
+            }
+            break
+    one = pd.DataFrame([{"path": path, "scale": run.scale, "seed": run.seed}])
+    times = {key: record.get(key) for key in ("started", "finished")}
+    rest = {"section": queue.section_of(run), "precision": run.precision, **times, **names}
+    return {**collect(one, results).iloc[0].to_dict(), **rest}
+
+
+def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
+    """evidence.md: what is done, bars, and each study's tables as far as they go."""
+    done = finished(queue, options.results)
+    lines = ["# Evidence from a GPU", "", "| section | runs | done |", "|---|---|---|"]
+    lines += [f"| {title} | {len(runs)} | {sum(run.path in done for run in runs)} |" for title, runs in queue.sections]
+    lines += ["", *bars(options.out / "results.csv"), ""]
+    if (options.out / "steps.md").exists():
+        lines += [(options.out / "steps.md").read_text()]
+    for key, study in queue.studies.items():
+        folder = options.results / "studies" / key
+        try:
+            count = publish(study, folder, figures=False)
+        except ConfigError:  # nothing is finished
+            continue
+        lines += [f"<!-- {key}: {count} of {len(study.students)} runs -->", (folder / "table.md").read_text()]
+    write_atomically(options.out / "evidence.md", lambda file: file.write("\n".join(lines).encode()))
+
+
+def bars(results: Path) -> list[str]:
+    """Each bar against the time of a run and the wall-clock time per run; what was published beside ours."""
+    if not results.exists():
+        return []
+    rows = pd.read_csv(results)
+    lines = ["| bar | data | allowed | seconds of a run | wall-clock per run | accuracy % | runs | |", "|---" * 8 + "|"]
+    for bar in BARS:
+        chosen = rows[_matches(rows, bar.rows, False)]
+        for (dataset, device), group in chosen.groupby(["dataset", "device"]):
+            apart = _busy_seconds(group[["started", "finished"]].apply(pd.to_datetime)) / len(group)
+            seconds, accuracy = group["seconds_total"].mean(), group["accuracy"].mean()
+            wanted = bar.accuracy.get(dataset, 0.0)
+            met = "met" if min(apart, seconds) < bar.seconds and accuracy >= wanted else "MISSED"
+            allowed = f"{bar.seconds:g} s" + (f", {wanted} %" if wanted else "")
+            shown = f"{seconds:.1f} | {apart:.1f} | {accuracy:.2f} | {len(group)} | {met}, {device}"
+            lines.append(f"| {bar.what} | {dataset} | {allowed} | {shown} |")
+    lines += [
+        "",
+        "| pair | teacher %, ours (published) | Fast10 % at 10 %, ours (published, at 100 %) |",
+        "|---|---|---|",
+    ]
+    at_ten = rows[(rows["scale"] == 0.1) & (rows["method"] == "fast10")]
+    for key, group in at_ten.groupby(["dataset", "teacher", "student"]):
+        if key in PUBLISHED:
+            teacher, _, fast = PUBLISHED[key]
+            ours = f"{group['teacher_accuracy'].mean():.2f} ({teacher}) | {group['accuracy'].mean():.2f} ({fast})"
+            lines.append(f"| {', '.join(key)} | {ours} |")
+    return lines
+
+
+def _busy_seconds(times: pd.DataFrame) -> float:
+    """Length of the union of [started, finished]."""
+    total, end = 0.0, None
+    for start, finish in times.sort_values("started").itertuples(index=False):
+        start = start if end is None else max(start, end)
+        if finish > start:
+            total += (finish - start).total_seconds()
+        end = finish if end is None else max(end, finish)
+    return total
+
+
+# --------------------------------------------------------------------------------------------------- state that travels
+
+
+def pack(queue: Queue, options: argparse.Namespace) -> None:
+    """state.NN in --out, at most --limit-mb in all: records, then teachers, then the state of unfinished runs, first in
+    full and, where it does not fit, in half precision."""
+    for old in options.out.glob("state.[0-9][0-9]"):
+        old.unlink()
+    results, done = options.results, finished(queue, options.results)
+    parts = Parts(options.out, round(1e6 * options.part_mb), round(1e6 * options.limit_mb))
+    with tarfile.open(fileobj=parts, mode="w|") as tar:
+        for path in queue.runs:
+            if path in done:
+                for name in ("run.json", "metrics.json", "history.csv"):
+                    tar.add(results / path / name, f"results/{path}/{name}")
+        tar.add(options.out / "results.csv", "results.csv")
+        for path, run in queue.teachers.items():
+            if path in done:
+                for file in _kept(run, options.teachers):
+                    parts.add(tar, file, f"teachers/{file.name}")
+        for run in queue.left(done):
+            file = results / run.path / "checkpoint.pt"
+            if file.exists() and not parts.add(tar, file, f"results/{run.path}/checkpoint.pt"):
+                small = _half_checkpoint(file)
+                if not parts.add(tar, small, f"results/{run.path}/checkpoint.pt"):
+                    say(f"{run.path}: its state ({file.stat().st_size / 1e6:.0f} MB) stays behind; it will begin anew")
+    parts.close()
+    say(f"{parts.written / 1e6:.1f} MB of state in {parts.count} parts")
+
+
+def _kept(run: Run, folder: Path) -> Iterator[Path]:
+    from kd import pretrained
+
+    for ending in (".json", ".pt"):
+        yield folder / f"{pretrained.name_of(run)}{ending}"
+
+
+def _half_checkpoint(file: Path) -> Path:
+    """A copy of a checkpoint whose large float32 tensors are rounded: a run goes on from it, but not bit for bit."""
+    from kd.checkpoint import rewrite
+
+    small = file.with_name("checkpoint.half.pt")
+    rewrite(
+        file, small, lambda tensor: tensor.half() if tensor.is_floating_point() and tensor.numel() > 1000 else tensor
+    )
+    return small
+
+
+class Parts(io.RawIOBase):
+    """A stream cut into files of a size that travels."""
+
+    def __init__(self, folder: Path, part: int, limit: int):
+        self.folder, self.part, self.limit = folder, part, limit
+        self.written = self.count = 0
+        self.file: Any = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        rest = view
+        while len(rest):
+            if self.written % self.part == 0:
+                if self.file is not None:
+                    self.file.close()
+                self.file = (self.folder / f"state.{self.count:02}").open("wb")
+                self.count += 1
+            piece = rest[: self.part - self.written % self.part]
+            self.file.write(piece)
+            self.written += len(piece)
+            rest = rest[len(piece) :]
+        return len(view)
+
+    def add(self, tar: tarfile.TarFile, file: Path, name: str) -> bool:
+        """Add a file unless it would go beyond the limit."""
+        fits = self.written + file.stat().st_size + 20_000 < self.limit
+        if fits:
+            tar.add(file, name)
+        return fits
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        super().close()
+
+
+def restore(options: argparse.Namespace) -> None:
+    """What an earlier day left: its records and states to where they were, its teachers to those that are kept."""
+    files = sorted(options.state.glob("state.[0-9][0-9]")) if options.state else []
+    if not files:
+        if options.state:
+            raise ConfigError(f"--state: {options.state} holds no state.00; give the folder of an earlier --out")
+        return
+    whole = io.BytesIO(b"".join(file.read_bytes() for file in files))
+    try:
+        with tarfile.open(fileobj=whole) as tar:
+            for member in tar:
+                first, _, rest = member.name.partition("/")
+                target = {"results": options.results, "teachers": options.teachers}.get(first, options.out)
+                place = target / (rest or first)
+                if member.isfile() and not place.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(place, lambda file, member=member: file.write(tar.extractfile(member).read()))
+    except tarfile.TarError as error:
+        raise ConfigError(f"--state: {options.state} is not whole ({error}); bring all of its state.NN") from None
+    say(f"went on from {len(files)} parts of state")
+
+
+# ---------------------------------------------------------------------------------------------------------------- main
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=9.0, help="when to stop (default: 9)")
+    parser.add_argument("--jobs", type=int, default=4, help="runs at once (default: 4)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/gpu-evidence", help="tables, results, state")
+    parser.add_argument("--state", type=Path, help="--out of an earlier day")
+    parser.add_argument("--results", type=Path, default=ROOT / "results/gpu", help="where runs are made")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where data sets lie or are unpacked to")
+    parser.add_argument("--archives", type=Path, nargs="*", default=[], help="gzip tars of data sets")
+    parser.add_argument("--teachers", type=Path, default=ROOT / "results/reference/teachers", help="kept teachers")
+    parser.add_argument("--commit", type=Path, help="a file that holds the commit, where there is no git history")
+    parser.add_argument("--part-mb", type=float, default=15.0, help="size of a part of the state (default: 15)")
+    parser.add_argument("--limit-mb", type=float, default=60.0, help="size of the whole state (default: 60)")
+    parser.add_argument(
+        "--steps", action="store_true", help="first measure benchmarks/gpu_steps.py, where not done yet"
+    )
+    parser.add_argument("--miniature", action="store_true", help="the whole queue with tiny runs on the digits")
+    options = parser.parse_args(arguments)
+    for name in ("out", "results", "data", "teachers"):
+        setattr(options, name, getattr(options, name).resolve())
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when the queue is done, 3 while there is work left, 1 after a mistake or a failed run."""
+    options = parsed(arguments)
+    until = time.monotonic() + 60 * options.minutes
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    if options.commit:
+        os.environ["KD_COMMIT"] = options.commit.read_text().strip()
+    try:
+        for folder in (options.out, options.results):
+            folder.mkdir(parents=True, exist_ok=True)
+        restore(options)
+        unpack(options.archives, options.data)
+        queue = Queue(options.results, options.miniature)
+        try:
+            if options.steps:
+                import gpu_steps
+
+                gpu_steps.measure(options.out, until, options.miniature, options.device)
+            work(queue, options, until)
+        finally:
+            keep_teachers(queue, options)
+            append_results(queue, options)
+            write_evidence(queue, options)
+            pack(queue, options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    left = queue.left(finished(queue, options.results))
+    failed = [run for run in left if (read_or_none(options.results / run.path / "ended.json") or {}).get("error")]
+    for run in failed:
+        say(f"failed: {run.path}: {read_json(options.results / run.path / 'ended.json')['error']}")
+    say(f"{len(queue.runs) - len(left)} of {len(queue.runs)} runs are done")
+    return 1 if failed else 3 if left else 0
+
+
+def read_or_none(file: Path) -> Any:
+    return read_json(file) if file.exists() else None
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

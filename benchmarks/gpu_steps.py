@@ -1,0 +1,431 @@
+"""How fast kd's steps are on a GPU, and what each decision is worth there: python benchmarks/gpu_steps.py --out FOLDER
+
+Each part is a question with a prediction that was written before; its answer is appended to FOLDER/steps.json as it
+comes, so that a stopped run goes on, and FOLDER/steps.md shows them. It needs no data: random images cost the same.
+On a machine without a GPU the parts run on its CPU, small ones with --miniature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+if find_spec("kd") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parent))
+
+import torch
+from datafree import Folder, LiteralGenerator, LiteralInversion, hooks_of
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd import models
+from kd.batch import Batch
+from kd.config import Inversion, Modulation, Replay, Training, run_of
+from kd.data.augment import Augment
+from kd.files import write_json
+from kd.inversion.replay import ReplayBuffer
+from kd.inversion.synthesis import Synthesis
+from kd.losses.objective import Objective
+from kd.models.generator import Generator
+from kd.optim import sgd
+from kd.provenance import ROOT
+from kd.reading import read_yaml
+from kd.torchvision_compat import import_torchvision
+from kd.train import train_step
+
+MEAN, STD, CLASSES = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 10
+
+
+class Size:
+    """What is measured: the paper's sizes on a GPU, small ones in miniature."""
+
+    def __init__(self, miniature: bool):
+        self.pairs = [("wrn_10_1", "resnet8")] if miniature else [("wrn_40_2", "wrn_16_1"), ("resnet34", "resnet18")]
+        self.image, self.batch, self.stored = (8, 16, 64) if miniature else (32, 256, 5_000)
+        self.width, self.noise = (4, 8) if miniature else (64, 256)
+        self.steps, self.rounds = (2, 3) if miniature else (40, 20)
+        self.square = 128 if miniature else 8192
+        self.jobs = (1, 2) if miniature else (1, 2, 4, 8)
+        self.seconds = 1.0 if miniature else 8.0
+
+
+class World:
+    """Teacher, student, generator and a full buffer, as a data-free run holds them."""
+
+    def __init__(
+        self, pair: tuple[str, str], size: Size, device: torch.device, memory_format: Any = torch.channels_last
+    ):
+        torch.manual_seed(0)
+        self.size, self.device = size, device
+        defaults = read_yaml(ROOT / "config/config.yaml")
+        settings = defaults | defaults["methods"]["ssdkd"]
+        settings["dataset"] = {**settings["dataset"], "name": "cifar10", "image_size": size.image}
+        run = run_of(settings, 0)
+        self.inversion: Inversion = run.inversion
+        self.modulation: Modulation = run.modulation
+        self.replay: Replay = run.replay
+        self.training: Training = run.distillation.training
+        shape = {"num_classes": CLASSES, "in_channels": 3, "image_size": size.image}
+        self.teacher, self.student = (
+            models.build(name, **shape).to(device, memory_format=memory_format) for name in pair
+        )
+        self.teacher.eval().requires_grad_(False)
+        self.student.train()
+        self.random = torch.Generator(device).manual_seed(0)
+        mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
+        self.augment = Augment(mean, std, size.image // 8, True)
+        self.buffer = ReplayBuffer(size.stored, (3, size.image, size.image), CLASSES, self.replay, device)
+        images = torch.randint(256, (size.stored, 3, size.image, size.image), device=device).to(torch.uint8)
+        classes = torch.arange(size.stored, device=device) % CLASSES
+        self.buffer.add(images, classes, torch.ones(size.stored, device=device), self.random)
+        generator = Generator(size.noise, size.width, size.image, 3).to(device, memory_format=memory_format)
+        settings = {**vars(self.inversion), "batch_size": size.batch, "noise_dim": size.noise, "width": size.width}
+        self.inversion = Inversion(**settings)
+        self.synthesis = Synthesis(generator, self.inversion, self.modulation, self.augment, CLASSES, self.random)
+        self.objective = Objective({"kd": {"weight": 1.0, "temperature": 20.0}}, None)
+        self.optimizer = sgd([self.student], self.training)
+
+    def batch(self) -> Batch:
+        drawn = self.buffer.sample(self.size.batch, self.random)
+        images = self.augment(self.buffer.images[drawn.index], self.random)
+        return Batch(images, self.buffer.classes[drawn.index], drawn.index, drawn.weight)
+
+    def step(self, precision: str = "float32") -> None:
+        """One update of the student on images drawn from the buffer."""
+        train_step(self.student, self.teacher, self.objective, self.batch(), self.optimizer, precision)
+
+    def invert(self) -> Any:
+        return self.synthesis.epoch(self.teacher, self.student, self.buffer, adversarial=True)
+
+    def epoch(self, precision: str = "float32") -> None:
+        """An epoch of SSD-KD: one inversion, then passes * stored / batch student steps."""
+        made = self.invert()
+        self.buffer.add(made.images, made.classes, made.phi, self.random)
+        for _ in range(self.size.steps):
+            self.step(precision)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """Median of so many calls, after three that are not counted."""
+    times = []
+    for round_ in range(-3, rounds):
+        wait(device)
+        start = time.perf_counter()
+        call()
+        wait(device)
+        if round_ >= 0:
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """Of convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def ceiling(size: Size, device: torch.device) -> dict[str, Any]:
+    """8192-cubed bf16 product. Prediction: 790 TFLOP/s on an H200."""
+    a, b = (torch.randn(size.square, size.square, device=device).bfloat16() for _ in range(2))
+    ms = milliseconds(lambda: a @ b, device, size.rounds)
+    return {"ms": ms, "tflops": 2 * size.square**3 / ms / 1e9}
+
+
+def precision(size: Size, device: torch.device) -> dict[str, Any]:
+    """Student steps in float32 (tf32 convolutions) and bf16. Prediction: 1.0x for WRN, which the launches of its small
+    kernels bound, and 2x for the ResNets."""
+    answer = {}
+    for pair in size.pairs:
+        world = World(pair, size, device)
+        needed = flops(world.step)
+        for name in ("float32", "bf16"):
+            ms = milliseconds(lambda world=world, name=name: world.step(name), device, size.rounds)
+            answer[f"{' to '.join(pair)}, {name}"] = {"ms": ms, "tflops": needed / ms / 1e9}
+    return answer
+
+
+def memory_format(size: Size, device: torch.device) -> dict[str, Any]:
+    """channels_last beside contiguous, bf16 steps. Prediction: 1.3x for the ResNets, nothing for WRN."""
+    answer = {}
+    for pair in size.pairs:
+        for name, form in (("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)):
+            world = World(pair, size, device, form)
+            world.augment = _in_format(world.augment, form)
+            ms = milliseconds(lambda world=world: world.step("bf16"), device, size.rounds)
+            answer[f"{' to '.join(pair)}, {name}"] = {"ms": ms}
+    return answer
+
+
+def _in_format(augment: Augment, form: Any) -> Any:
+    """kd's augmentation gives channels_last itself."""
+    return lambda images, generator: augment(images, generator).contiguous(memory_format=form)
+
+
+def compiled(size: Size, device: torch.device) -> dict[str, Any]:
+    """torch.compile of both networks. Prediction: 1.5x for WRN, 1.1x for the ResNets, and 60 s to compile, which runs
+    of a minute do not earn back."""
+    answer: dict[str, Any] = {}
+    for pair in size.pairs:
+        world = World(pair, size, device)
+        eager = milliseconds(lambda world=world: world.step("bf16"), device, size.rounds)
+        start = time.perf_counter()
+        try:
+            world.teacher.compile()
+            world.student.compile()
+            world.step("bf16")
+            wait(device)
+        except Exception as error:  # of whatever kind: no compiler, an operator that it does not know
+            answer[" to ".join(pair)] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+            continue
+        took = time.perf_counter() - start
+        ms = milliseconds(lambda world=world: world.step("bf16"), device, size.rounds)
+        answer[" to ".join(pair)] = {"eager_ms": eager, "ms": ms, "ratio": eager / ms, "compile_s": took}
+    return answer
+
+
+def optimisers(size: Size, device: torch.device) -> dict[str, Any]:
+    """SGD's own step, fused beside foreach. Prediction: 2x, of a tenth of the step."""
+    world = World(size.pairs[0], size, device)
+    world.step()
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+    parameters = list(world.student.parameters())
+    answer = {}
+    for name in ("fused", "foreach"):
+        optimizer = torch.optim.SGD(parameters, **options, **{name: True})
+        answer[name] = {"ms": milliseconds(optimizer.step, device, size.rounds)}
+    return answer
+
+
+def literal_epoch(size: Size, device: torch.device) -> dict[str, Any]:
+    """An epoch beside the reference's way: hooks in all passes, PNG files, a value to the host at each step.
+    Prediction: 6x. Bar: 5x."""
+    pair = size.pairs[0]
+    world = World(pair, size, device)
+    a = milliseconds(world.epoch, device, 3)
+    literal = World(pair, size, device, torch.contiguous_format)
+    with tempfile.TemporaryDirectory() as folder, torch.device(device):
+        for number, image in enumerate(literal.buffer.images.cpu()):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(Path(folder, f"{number:05}.png"))
+        epoch = _literal(literal, Path(folder), device)
+        b = milliseconds(epoch, device, 3)
+    return {"kd_ms": a, "literal_ms": b, "ratio": b / a}
+
+
+def _literal(world: World, folder: Path, device: torch.device) -> Callable[[], None]:
+    transforms = import_torchvision().transforms
+    moving = [transforms.RandomCrop(world.size.image, padding=world.size.image // 8), transforms.RandomHorizontalFlip()]
+    files = Folder(folder, transforms.Compose([*moving, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]))
+    cpu = torch.Generator("cpu")
+    loader = DataLoader(files, world.size.batch, shuffle=True, drop_last=True, num_workers=0, generator=cpu)
+    hooks = hooks_of(world.teacher)
+    share = torch.full((CLASSES,), 1 / CLASSES, device=device)
+    generator = _literal_generator(world, device)
+    inversion = LiteralInversion(generator, world.inversion, share, world.random)
+    optimizer = torch.optim.SGD(world.student.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-4, foreach=False)
+
+    def batches() -> Iterator[Tensor]:
+        while True:
+            yield from (images for images, _ in loader)
+
+    endless = batches()
+
+    def epoch() -> None:
+        images, _, _ = inversion.epoch(world.teacher, hooks, world.student)
+        for number, image in enumerate(images.mul(255).byte().cpu()):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:05}.png")
+        for _ in range(world.size.steps):
+            batch = next(endless).to(device)
+            with torch.no_grad():
+                teacher = world.teacher(batch).logits
+            student = world.student(batch).logits
+            loss = F.kl_div((student / 20).log_softmax(1), (teacher / 20).softmax(1), reduction="batchmean") * 400
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return epoch
+
+
+def _literal_generator(world: World, device: torch.device) -> nn.Module:
+    """The literal form has the paper's sizes; another one stays as it is."""
+    plain = world.synthesis.generator.to(memory_format=torch.contiguous_format)
+    return LiteralGenerator(plain).to(device) if (world.size.noise, world.size.width) == (256, 64) else plain
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """A wait of the host for the device is an error inside."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def synchronisations(size: Size, device: torch.device) -> dict[str, Any]:
+    """Does anything in an epoch wait for the device? Prediction: nothing."""
+    answer = {}
+    for pair in size.pairs:
+        world = World(pair, size, device)
+        world.epoch()
+        try:
+            with no_waiting(device):
+                world.epoch()
+            answer[" to ".join(pair)] = {"waits": "none" if device.type == "cuda" else "not known on a CPU"}
+        except RuntimeError as error:
+            answer[" to ".join(pair)] = {"waits": str(error).splitlines()[0][:120]}
+    return answer
+
+
+def sharing(size: Size, device: torch.device) -> dict[str, Any]:
+    """Several processes on one GPU, each with its own run of the first pair: epochs per second of all together.
+    Prediction: 2 processes 1.9x, 4 processes 3x, 8 processes 3.5x."""
+    answer: dict[str, Any] = {}
+    for jobs in size.jobs:
+        command = [sys.executable, __file__, "--share", str(size.seconds), "--device", str(device)]
+        command += ["--miniature"] if size.square == 128 else []
+        workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(jobs)]
+        rates = [float(worker.communicate()[0]) for worker in workers]
+        answer[f"{jobs} processes"] = {"epochs_per_s": sum(rates), "ratio": sum(rates)}
+    alone = answer[f"{size.jobs[0]} processes"]["epochs_per_s"]
+    for found in answer.values():
+        found["ratio"] /= alone
+    return answer
+
+
+def epochs_per_second(size: Size, device: torch.device) -> float:
+    """In this process, for so many seconds from a common full second on, so that the processes measure together."""
+    world = World(size.pairs[0], size, device)
+    world.epoch()
+    wait(device)
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < size.seconds:
+        world.epoch()
+        wait(device)
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
+def utilisation(size: Size, device: torch.device) -> dict[str, Any]:
+    """An epoch in bf16 as a share of the measured bf16 rate. Prediction: ResNets 35 %, WRN 4 %. Bar: 30 % for the
+    ResNets."""
+    peak = ceiling(size, device)["tflops"]
+    answer = {}
+    for pair in size.pairs:
+        world = World(pair, size, device)
+        needed = flops(lambda world=world: world.epoch("bf16"))
+        ms = milliseconds(lambda world=world: world.epoch("bf16"), device, 5)
+        rate = needed / ms / 1e9
+        answer[" to ".join(pair)] = {"ms": ms, "pflop": needed / 1e15, "tflops": rate, "share": rate / peak}
+    return answer
+
+
+def profile(size: Size, device: torch.device) -> dict[str, Any]:
+    """Where an epoch's time goes: the operators that take the most. Prediction: convolutions 70 % for the ResNets; for
+    WRN the host, which launches kernels of a few microseconds."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    answer = {}
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    for pair in size.pairs:
+        world = World(pair, size, device)
+        world.epoch("bf16")
+        wait(device)
+        start = time.perf_counter()
+        with profiled(activities=activities) as found:
+            world.epoch("bf16")
+            wait(device)
+        events = sorted(found.key_averages(), key=lambda event: -getattr(event, key))[:12]
+        total = 1e6 * (time.perf_counter() - start)
+        answer[" to ".join(pair)] = {event.key[:60]: f"{100 * getattr(event, key) / total:.1f} %" for event in events}
+    return answer
+
+
+PARTS = (ceiling, utilisation, precision, synchronisations, literal_epoch, sharing, memory_format, optimisers)
+PARTS += (compiled, profile)
+
+
+def measure(out: Path, until: float, miniature: bool, device: str = "auto") -> None:
+    """All parts that steps.json does not have yet, while there is time."""
+    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    torch.set_num_threads(1)
+    size, file = Size(miniature), out / "steps.json"
+    answers = json.loads(file.read_text()) if file.exists() else {}
+    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
+    for part in PARTS:
+        if part.__name__ not in answers and time.monotonic() < until:
+            answers[part.__name__] = {"device": name, "torch": torch.__version__, **part(size, chosen)}
+            write_json(file, answers)
+            (out / "steps.md").write_text(markdown(answers))
+    if chosen.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def markdown(answers: dict[str, Any]) -> str:
+    lines = ["## Steps: decisions and bars", ""]
+    for part in PARTS:
+        if part.__name__ in answers:
+            found = dict(answers[part.__name__])
+            lines += [f"**{part.__name__}** ({found.pop('device')}, torch {found.pop('torch')}). {_prose(part)}", ""]
+            lines += [f"- {key}: {_shown(value)}" for key, value in found.items()] + [""]
+    return "\n".join(lines)
+
+
+def _prose(part: Callable) -> str:
+    return " ".join(part.__doc__.split())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--out", type=Path, default=Path("results/gpu-evidence"))
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--miniature", action="store_true")
+    parser.add_argument("--share", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = False  # as runs have it
+    if options.share:
+        torch.set_num_threads(1)
+        print(epochs_per_second(Size(options.miniature), torch.device(options.device)))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    measure(options.out, time.monotonic() + 60 * options.minutes, options.miniature, options.device)
+    print((options.out / "steps.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

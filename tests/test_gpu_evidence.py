@@ -1,0 +1,234 @@
+"""benchmarks/gpu_evidence.py in miniature: its whole queue, killed and gone on with elsewhere, and what travels."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, tiny_run
+from test_run import execute, store  # noqa: F401
+
+from kd.checkpoint import Checkpoint, halve
+from kd.messages import ConfigError
+
+SCRIPT = ROOT / "benchmarks/gpu_evidence.py"
+# As on a bare GPU machine: without the packages of the workflow.
+BARE = """
+import sys
+for name in ("snakemake", "mlflow", "optuna", "jsonschema"):
+    sys.modules[name] = None
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "jsonschema" else found(name, *rest)
+"""
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPT.parent))
+    yield importlib.import_module("gpu_evidence")
+    sys.path.remove(str(SCRIPT.parent))
+
+
+def start(folder: Path, **options: object) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(BARE)
+    (folder / "COMMIT").write_text("abc123\n")
+    given = {"minutes": 10, "jobs": 2, "device": "cpu", "out": folder / "out", "results": folder / "results"}
+    given |= {"data": folder / "data", "teachers": folder / "teachers", "commit": folder / "COMMIT", **options}
+    command = [sys.executable, str(SCRIPT), "--miniature"]
+    command += [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1", "GIT_DIR": "none"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def numbers(folder: Path) -> pd.DataFrame:
+    rows = pd.read_csv(folder / "out/results.csv").sort_values("path").reset_index(drop=True)
+    return rows[["path", "section", "method", "ablation", "scale", "accuracy", "agreement", "student_steps"]]
+
+
+def test_the_whole_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole")
+    said, _ = whole.communicate(timeout=900)
+    assert whole.returncode == 0, said
+    expected = numbers(tmp_path / "whole")
+    assert len(expected) == expected["path"].nunique() > 30
+
+    first = start(tmp_path / "first", part_mb=0.5)
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "first/out/results.csv").exists() or len(numbers(tmp_path / "first")) < 12:
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 128 + signal.SIGTERM, said
+    done = len(numbers(tmp_path / "first"))
+    parts = sorted((tmp_path / "first/out").glob("state.*"))
+    assert 12 <= done < len(expected)
+    assert len(parts) > 2
+    assert all(part.stat().st_size <= 500_000 for part in parts)
+    assert "| Scales, ssdkd-cifar10 |" in (tmp_path / "first/out/evidence.md").read_text()
+
+    second = start(tmp_path / "second", state=tmp_path / "first/out")
+    said, _ = second.communicate(timeout=900)
+    assert second.returncode == 0, said
+    assert f"{len(expected)} of {len(expected)} runs are done" in said
+    pd.testing.assert_frame_equal(numbers(tmp_path / "second"), expected)
+    log = (tmp_path / "second/results/work.log").read_text()
+    assert log.count("done: accuracy") == len(expected) - done, "what was done is not done again"
+    rows = pd.read_csv(tmp_path / "second/out/results.csv")
+    assert set(rows["commit"]) == {"abc123"}
+    text = (tmp_path / "second/out/evidence.md").read_text()
+    for title in ("At 10 % scale", "Modules at 10 % scale", "Data scales", "Teacher and student of one style"):
+        assert f"### {title}" in text
+
+
+def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path, monkeypatch) -> None:  # noqa: F811
+    """A student's teacher has the weights that travel, whether it was trained here or brought."""
+    options = script.parsed(
+        ["--miniature", "--device", "cpu", "--results", str(tmp_path), "--teachers", f"{tmp_path}/t"]
+    )
+    teacher = tiny_run("kd").teacher
+    data = tmp_path / teacher.data_path
+    data.parent.mkdir(parents=True)
+    data.symlink_to(store / teacher.data_path)
+    execute(teacher, store, tmp_path / teacher.path)
+    before = torch.load(tmp_path / teacher.path / "weights.pt", weights_only=True)
+    queue = type("Queue", (), {"teachers": {teacher.path: teacher}, "runs": {teacher.path: teacher}})
+    assert script.finished(queue, tmp_path) == set(), "not before it is kept"
+    script.keep_teachers(queue, options)
+    assert script.finished(queue, tmp_path) == {teacher.path}
+    after = torch.load(tmp_path / teacher.path / "weights.pt", weights_only=True)
+    for name, value in before.items():
+        assert torch.equal(after[name], value.half().float() if value.is_floating_point() else value)
+
+
+# --------------------------------------------------------------------------------------------------------- what travels
+
+
+def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, script, monkeypatch) -> None:
+    monkeypatch.setitem(script.WHOLE, "cifar10", 4)
+    for number in (1, 2):
+        with tarfile.open(tmp_path / f"part{number}.tar.gz", "w:gz") as tar:
+            for image in range(2):
+                name = f"cifar10/train/cat/{number}-{image}.webp"
+                tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    data = tmp_path / "data"
+    run = tiny_run("scratch", dataset__name="cifar10", dataset__image_size=32)
+    options = script.parsed(["--results", f"{tmp_path}/r", "--data", str(data)])
+    queue = type("Queue", (), {"left": staticmethod(lambda done: [run])})
+    script.unpack([tmp_path / "part1.tar.gz"], data)
+    assert script.images_in(data / "cifar10") == 2
+    assert script.prepare(queue, options, set()) == set()
+    asked = []
+    monkeypatch.setattr("kd.data.prepare.prepare", lambda dataset, file, source: asked.append(source.root))
+    script.unpack([tmp_path / "part1.tar.gz", tmp_path / "part2.tar.gz"], data)
+    assert script.prepare(queue, options, set()) == {"cifar10"}
+    assert asked == [data / "cifar10"]
+    (tmp_path / "torn.tar.gz").write_bytes((tmp_path / "part1.tar.gz").read_bytes()[:60])
+    with pytest.raises(ConfigError, match=r"torn\.tar\.gz cannot be unpacked"):
+        script.unpack([tmp_path / "torn.tar.gz"], data)
+
+
+def test_a_stream_in_parts_is_the_stream(tmp_path: Path, script) -> None:
+    content = os.urandom(2_500)
+    (tmp_path / "a.bin").write_bytes(content)
+    parts = script.Parts(tmp_path, 1_000, 40_000)
+    with tarfile.open(fileobj=parts, mode="w|") as tar:
+        assert parts.add(tar, tmp_path / "a.bin", "a")
+        (tmp_path / "b.bin").write_bytes(bytes(50_000))
+        assert not parts.add(tar, tmp_path / "b.bin", "b")
+    parts.close()
+    files = sorted(tmp_path.glob("state.*"))
+    assert {file.stat().st_size for file in files[:-1]} == {1_000}
+    with tarfile.open(fileobj=io.BytesIO(b"".join(file.read_bytes() for file in files))) as tar:
+        assert tar.getnames() == ["a"]
+        assert tar.extractfile("a").read() == content
+
+
+def test_a_state_that_is_not_whole_is_refused_in_a_line(tmp_path: Path, script) -> None:
+    options = script.parsed(["--state", str(tmp_path)])
+    with pytest.raises(ConfigError, match=r"holds no state\.00"):
+        script.restore(options)
+    (tmp_path / "state.00").write_bytes(b"x" * 700)
+    with pytest.raises(ConfigError, match="is not whole"):
+        script.restore(options)
+
+
+class Part:
+    def __init__(self, state: dict) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict:
+        return self.state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state
+
+
+def test_a_halved_checkpoint_is_half_as_large_and_goes_on(tmp_path: Path) -> None:
+    weights = torch.randn(50_000)
+    state = {"w": weights, "step": torch.tensor(3.0), "images": torch.arange(2000), "rows": [(torch.randn(2000), 1)]}
+    Checkpoint(tmp_path, "me", 60, lambda text: None).save({"part": Part(state)})
+    small = tmp_path / "small.pt"
+    halve(tmp_path / "checkpoint.pt", small)
+    assert small.stat().st_size < 0.6 * (tmp_path / "checkpoint.pt").stat().st_size
+    small.replace(tmp_path / "checkpoint.pt")
+    said: list[str] = []
+    found = Part({})
+    assert Checkpoint(tmp_path, "me", 60, said.append).restore({"part": found})
+    assert "half precision" in said[0]
+    assert torch.equal(found.state["w"], weights.half().float())
+    assert torch.equal(found.state["rows"][0][0], state["rows"][0][0].half().float())
+    assert torch.equal(found.state["images"], state["images"])
+    (tmp_path / "checkpoint.pt").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is damaged"):
+        halve(tmp_path / "checkpoint.pt", small)
+
+
+# ------------------------------------------------------------------------------------------------------- bars and steps
+
+
+def test_bars_are_judged_by_wall_clock_per_run(tmp_path: Path, script) -> None:
+    """Two runs at once in 100 s are 50 s each, under the bar of 60, though each took 90."""
+    row = {"dataset": "cifar10", "teacher": "wrn_40_2", "student": "wrn_16_1", "method": "ssdkd", "scale": 0.1}
+    row |= {"accuracy": 90.0, "teacher_accuracy": 95.0, "seconds_total": 90.0, "device": "a GPU"}
+    rows = [
+        row | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:35Z"},
+        row | {"started": "2026-01-01T00:00:05Z", "finished": "2026-01-01T00:01:40Z"},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    text = "\n".join(script.bars(tmp_path / "results.csv"))
+    assert "| 60 s | 90.0 | 50.0 | 90.00 | 2 | met, a GPU |" in text
+    weak = row | {"teacher": "", "student": "wrn_40_2", "method": "teacher", "scale": 1.0, "accuracy": 94.0}
+    pd.DataFrame([weak | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:30Z"}]).to_csv(
+        tmp_path / "results.csv", index=False
+    )
+    assert "180 s, 94.87 % | 90.0 | 90.0 | 94.00 | 1 | MISSED" in "\n".join(script.bars(tmp_path / "results.csv"))
+
+
+def test_steps_are_measured_once_each_and_go_on(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    steps = importlib.import_module("gpu_steps")
+    parts = [part for part in steps.PARTS if part.__name__ not in ("compiled", "sharing")]
+    monkeypatch.setattr(steps, "PARTS", parts)
+    steps.measure(tmp_path, time.monotonic() - 1, True, "cpu")
+    assert not (tmp_path / "steps.json").exists(), "no time, no part"
+    steps.measure(tmp_path, time.monotonic() + 300, True, "cpu")
+    text = (tmp_path / "steps.md").read_text()
+    for part in parts:
+        assert f"**{part.__name__}** (cpu" in text
+    written = (tmp_path / "steps.json").stat().st_mtime_ns
+    steps.measure(tmp_path, time.monotonic() + 300, True, "cpu")
+    assert (tmp_path / "steps.json").stat().st_mtime_ns == written
