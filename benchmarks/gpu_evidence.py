@@ -324,7 +324,7 @@ def unpack(archives: list[Path], data: Path) -> None:
         try:
             with tarfile.open(archive) as tar:
                 tar.extractall(data, filter="data")
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, EOFError, tarfile.TarError) as error:
             raise ConfigError(f"--archives: {archive} cannot be unpacked ({error})") from None
         mark.touch()
         say(f"{archive.name} unpacked to {data}")
