@@ -375,7 +375,7 @@ def run_of(settings: dict[str, Any], seed: int) -> Run:
             "kind": "train",
             "model": name,
             "view": recipe["view"],
-            "seed": (seed if recipe["seed"] is None else recipe["seed"]) + names[:place].count(name),
+            "seed": (seed * len(names) if recipe["seed"] is None else recipe["seed"]) + names[:place].count(name),
             **common,
             "scale": 1.0,
             "training": recipe["training"],

@@ -269,9 +269,15 @@ class _Expansion:
         if scale is not None:
             chosen["scale"] = scale
         known = self.study.get("teachers", {})
-        teachers = [known.get(name, {}) for name in teacher_models(pair[0])]
+        names = teacher_models(pair[0])
+        teachers = [known.get(name, {}) for name in names]
+        if any(other != teachers[0] for other in teachers):
+            raise ConfigError(
+                f"{self.path}: teachers: {' and '.join(sorted(set(names)))} are one ensemble in {where} but have unlike "
+                "settings there; give them the same, or none"
+            )
         student = self.study.get("students", {}).get(pair[1], {})
-        own = merge({}, *teachers, student, self.methods[method], self.ablations[ablation], override)
+        own = merge(teachers[0], student, self.methods[method], self.ablations[ablation], override)
         if wide := sorted(set(own) & set(STUDY_WIDE)):
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")

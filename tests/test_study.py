@@ -676,6 +676,26 @@ def test_overrides_for_a_teacher_hold_for_its_students(load):
         load(experiments={"a": experiment(pairs=pairs)}, teachers={"resnet8": {"inversion": {"avd": 1.0}}})
 
 
+def test_an_ensemble_is_made_of_the_teachers_that_stand_alone(load):
+    alone, both = [["resnet8", "resnet14"], ["wrn_16_2", "resnet14"]], [[["resnet8", "wrn_16_2"], "resnet14"]]
+    experiments = {"a": experiment(pairs=alone + both, methods=["soft"], scales=[1.0])}
+    study = load(experiments=experiments)
+    assert len({teacher.path for run in study.runs.values() for teacher in run.teachers or ()}) == 2
+    short = {"teacher": {"training": {"lr": 0.013}}}
+    assert "teachers: resnet8 and wrn_16_2 are one ensemble in experiments.a but have unlike settings" in fault(
+        load, experiments=experiments, teachers={"resnet8": short}
+    )
+    study = load(experiments=experiments, teachers={"resnet8": short, "wrn_16_2": short})
+    assert {run.training.lr for run in study.runs.values() if run.kind == "train"} == {0.013}
+
+
+def test_with_a_teacher_per_seed_no_two_ensembles_share_a_member(load):
+    twins = {"a": experiment(pairs=[[["resnet8", "resnet8"], "resnet14"]], methods=["soft"], seeds=[0, 1, 2])}
+    study = load(experiments=twins, settings=merge(SETTINGS, {"teacher": {"seed": None}}))
+    seeds = [[teacher.seed for teacher in study.runs[path].teachers] for path in study.students]
+    assert seeds == [[0, 1], [2, 3], [4, 5]]
+
+
 @pytest.mark.parametrize("name", ["ssdkd-cifar10", "ssdkd-cifar100"])
 def test_the_published_studies_hold_what_they_promise(name):
     study, small = (
