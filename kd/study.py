@@ -273,8 +273,8 @@ class _Expansion:
         teachers = [known.get(name, {}) for name in names]
         if any(other != teachers[0] for other in teachers):
             raise ConfigError(
-                f"{self.path}: teachers: {' and '.join(sorted(set(names)))} are one ensemble in {where} but have unlike "
-                "settings there; give them the same, or none"
+                f"{self.path}: teachers: {' and '.join(sorted(set(names)))} are one ensemble in {where} but have "
+                "unlike settings there; give them the same, or none"
             )
         student = self.study.get("students", {}).get(pair[1], {})
         own = merge(teachers[0], student, self.methods[method], self.ablations[ablation], override)
