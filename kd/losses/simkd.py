@@ -25,7 +25,7 @@ class SimKD(nn.Module):
     The projector (1x1, 3x3 and 1x1 convolution, each with batch normalisation and ReLU) stays part of the student,
     which classifies by the teacher's own pooling and last layer: `adopt` gives that network. It alone is scored and
     saved. Of two sizes, the larger map is averaged to the smaller. The published objective is this loss alone, weight
-    1. Where the teacher's map is not behind a ReLU (WRN), the projector does without its last one.
+    1. Where the teacher's map is not behind a ReLU (WRN, MobileNetV2), the projector does without its last one.
 
     Args:
         context: shapes of the maps, the teacher, the generator of the initial weights.
