@@ -186,7 +186,7 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{who}.view: got {view!r}; the images of dataset.name {name} have no colours: take view: rgb"
     terms = active(settings["objective"])
     if settings["kind"] == "distill" and len(names) > 1 and (single := sorted(set(terms) & set(ONE_TEACHER))):
-        yield f"objective.{single[0]}: takes over one teacher's classifier; teacher.model: got {len(names)} networks"
+        yield f"teacher.model: got {len(names)} networks; objective.{single[0]} takes over the parts of one: name one"
     if settings["kind"] != "datafree" and not terms:
         yield "objective: every weight is 0; give at least one loss a weight above 0"
     of_terms = [fault for name, values in settings["objective"].items() for fault in _term_faults(name, values)]

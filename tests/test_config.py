@@ -300,7 +300,12 @@ MISTAKES = [
     ({"objective": {"ce": DROP}}, "objective", "{}", "at least 1"),
     ({"objective": {"kd": {"weight": 1}}}, "objective.kd", "kind is train", "set kind: distill"),
     (merge(KINDS["datafree"], {"dataset": {"image_size": 18}}), "dataset.image_size", "18", "multiple of 4"),
-    (distilled("simkd", teacher=["wrn_16_2", "wrn_16_1"]), "objective.simkd", "got 2 networks", "one teacher"),
+    (
+        distilled("simkd", teacher=["wrn_16_2", "wrn_16_1"]),
+        "teacher.model",
+        "got 2 networks",
+        "objective.simkd takes over",
+    ),
     ({"student": {"view": "luminance"}}, "student.view", "'luminance'", "take view: rgb"),
     (merge(KINDS["distill"], {"teacher": {"view": "luminance"}}), "teacher.view", "'luminance'", "take view: rgb"),
     (

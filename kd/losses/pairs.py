@@ -30,7 +30,7 @@ def require(name: str, student: Shapes, teacher: Shapes, **settings: Any) -> Non
         for shape in teacher[1:]:
             if k > min(shape[0], shape[1] * shape[2]):
                 raise ConfigError(f"kdsvd: the teacher's map {shape} has no {k} singular vectors; choose a smaller k")
-    if name == "ft" and int(teacher[-1][0] * (rate := settings.get("factor_rate", 1))) < 1:
+    if name == "ft" and teacher[-1][0] * (rate := settings.get("factor_rate", 1)) < 1:
         raise ConfigError(f"ft: factor_rate must leave at least 1 of {teacher[-1][0]} channels; got {rate!r}")
     if name == "simkd" and not 1 <= (factor := settings.get("factor", 1)) <= teacher[-1][0]:
         raise ConfigError(f"simkd: factor must be from 1 to {teacher[-1][0]}; got {factor!r}")
