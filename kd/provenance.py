@@ -24,6 +24,7 @@ NOT_FOLLOWED = frozenset(
     {
         "kd",
         "kd.losses",
+        "kd.losses.ranges",
         "kd.models",
         "kd.data",
         "kd.config",

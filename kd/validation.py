@@ -13,8 +13,8 @@ from typing import Any
 
 from kd import models
 from kd.config import LARGEST, Run, active, merge, teacher_models
-from kd.data import DATASETS
-from kd.losses import LOSSES, OF_TERMS, loss_settings
+from kd.data import DATASETS, GREY
+from kd.losses import LOSSES, OF_TERMS, ONE_TEACHER, loss_defaults, loss_settings, ranges
 from kd.losses.pairs import require
 from kd.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.models.shapes import map_shapes
@@ -151,7 +151,7 @@ def _impossible_pairs(settings: dict[str, Any], teachers: list, terms: dict[str,
         for (_, teacher), (name, values) in product(teachers, terms.items()):
             teacher_maps = map_shapes(teacher, size)
             if student_maps and teacher_maps:
-                require(name, student_maps, teacher_maps, **{key: values[key] for key in ("layer",) if key in values})
+                require(name, student_maps, teacher_maps, **loss_defaults(name) | values)
     except ValueError as error:
         yield f"objective.{error} ({teacher} -> {student})"
 
@@ -180,27 +180,19 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
         yield f"teacher.model: got {len(names)} networks; data-free distillation has one teacher"
     if settings["kind"] == "datafree" and settings["dataset"]["image_size"] % 4:
         yield f"dataset.image_size: got {settings['dataset']['image_size']}; the generator needs a multiple of 4"
+    for who in ("student",) if settings["kind"] == "train" else ("student", "teacher"):
+        view, name = settings[who]["view"], settings["dataset"]["name"]
+        if view != "rgb" and name in GREY:
+            yield f"{who}.view: got {view!r}; the images of dataset.name {name} have no colours: take view: rgb"
     terms = active(settings["objective"])
-    if settings["kind"] == "distill":
-        yield from _impossible_pairs(settings, names, terms)
+    if settings["kind"] == "distill" and len(names) > 1 and (single := sorted(set(terms) & set(ONE_TEACHER))):
+        yield f"teacher.model: got {len(names)} networks; objective.{single[0]} takes over the parts of one: name one"
     if settings["kind"] != "datafree" and not terms:
         yield "objective: every weight is 0; give at least one loss a weight above 0"
-    for name, values in settings["objective"].items():
-        if name not in LOSSES:
-            yield f"objective.{name}: unknown loss; {suggest(name, list(LOSSES))}"
-            continue
-        known = OF_TERMS | loss_settings(name)
-        for key in values:
-            if key not in known:
-                yield f"objective.{name}.{_plain(key)}: unknown key; {suggest(str(key), list(known))}"
-            elif wanted := wanted_kind(values[key], known[key]):
-                hint = "; write 10.0, not 1e1" if isinstance(values[key], str) and _is_number(values[key]) else ""
-                yield f"objective.{name}.{key}: got {kind_of(values[key])}; allowed: {wanted}{hint}"
-        if isinstance(warmup := values.get("warmup"), int) and warmup < 0:
-            yield f"objective.{name}.warmup: got {shown(warmup)}; allowed: >= 0"
-        for key in ("temperature", "tau"):
-            if isinstance(value := values.get(key), int | float) and value <= 0:
-                yield f"objective.{name}.{key}: got {shown(value)}; allowed: > 0"
+    of_terms = [fault for name, values in settings["objective"].items() for fault in _term_faults(name, values)]
+    yield from of_terms
+    if settings["kind"] == "distill" and not of_terms:
+        yield from _impossible_pairs(settings, names, terms)
     if settings["kind"] == "train" and (teaching := sorted(set(terms) - {"ce"})):
         yield f"objective.{teaching[0]}: needs a teacher, but kind is train; set kind: distill"
     for who in ("training", "teacher.training", "distillation.training"):
@@ -212,6 +204,28 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); change either"
         if training["nesterov"] and training["momentum"] == 0:
             yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
+
+
+def _term_faults(name: str, values: dict[str, Any]) -> Iterator[str]:
+    """Faults of one term of an objective: keys, types, then ranges, which only values of the right type have."""
+    if name not in LOSSES:
+        yield f"objective.{name}: unknown loss; {suggest(name, list(LOSSES))}"
+        return
+    known, sound = OF_TERMS | loss_settings(name), True
+    for key in values:
+        if key not in known:
+            yield f"objective.{name}.{_plain(key)}: unknown key; {suggest(str(key), list(known))}"
+        elif wanted := wanted_kind(values[key], known[key]):
+            hint = "; write 10.0, not 1e1" if isinstance(values[key], str) and _is_number(values[key]) else ""
+            yield f"objective.{name}.{key}: got {kind_of(values[key])}; allowed: {wanted}{hint}"
+            sound = False
+    if not sound:
+        return
+    if values.get("warmup", 0) < 0:
+        yield f"objective.{name}.warmup: got {shown(values['warmup'])}; allowed: >= 0"
+    values = loss_defaults(name) | values
+    for key, allowed in ranges.faults(name, values):
+        yield f"objective.{name}.{key}: got {shown(values[key])}; allowed: {allowed}"
 
 
 def _plain(key: Any) -> str:

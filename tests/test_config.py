@@ -10,6 +10,7 @@ import yaml
 
 from kd import config
 from kd.config import Run, digest, merge, run_of, slug
+from kd.losses import LOSSES, loss_defaults, loss_settings, ranges
 from kd.messages import ConfigError
 from kd.reading import read_yaml
 from kd.validation import validate
@@ -206,6 +207,12 @@ def test_merging_changes_nothing_that_is_given():
 
 # -------------------------------------------------------------------------------------------------------- validation
 
+
+def distilled(loss, teacher="wrn_16_2", **values):
+    """An override: distillation by one loss with these settings."""
+    return {"kind": "distill", "teacher": {"model": teacher}, "objective": {loss: {"weight": 1.0, **values}}}
+
+
 MISTAKES = [
     # a key that is unknown or missing, at each level
     ({"trainning": {}}, "top level", "'trainning'", "did you mean 'training'?"),
@@ -293,6 +300,62 @@ MISTAKES = [
     ({"objective": {"ce": DROP}}, "objective", "{}", "at least 1"),
     ({"objective": {"kd": {"weight": 1}}}, "objective.kd", "kind is train", "set kind: distill"),
     (merge(KINDS["datafree"], {"dataset": {"image_size": 18}}), "dataset.image_size", "18", "multiple of 4"),
+    (
+        distilled("simkd", teacher=["wrn_16_2", "wrn_16_1"]),
+        "teacher.model",
+        "got 2 networks",
+        "objective.simkd takes over",
+    ),
+    ({"student": {"view": "luminance"}}, "student.view", "'luminance'", "take view: rgb"),
+    (merge(KINDS["distill"], {"teacher": {"view": "luminance"}}), "teacher.view", "'luminance'", "take view: rgb"),
+    (
+        {"student": {"view": "chrominance"}, "dataset": {"name": "fashion_mnist"}},
+        *("student.view", "'chrominance'", "take view: rgb"),
+    ),
+    # settings of losses out of range, by themselves, together, or for these networks
+    *(
+        (distilled(loss, **{key: value}), f"objective.{loss}.{key}", str(value), allowed)
+        for loss, key, value, allowed in [
+            ("kd", "temperature", 0, "above 0"),
+            ("dkd", "temperature", -1.0, "above 0"),
+            ("dkd", "beta", -1.0, "at least 0"),
+            ("dist", "temperature", 0.0, "above 0"),
+            ("dist", "gamma", -0.5, "at least 0"),
+            ("crd", "negatives", 0, "at least 1"),
+            ("crd", "feat_dim", -1, "at least 1"),
+            ("crd", "tau", 0, "above 0"),
+            ("crd", "momentum", 1, "at least 0 and below 1"),
+            ("rkd", "angle_weight", -1, "at least 0"),
+            ("cc", "feat_dim", 0, "at least 1"),
+            ("fitnet", "layer", -1, "at least 0"),
+            ("at", "p", 0, "at least 1"),
+            ("vid", "eps", -1, "above 0"),
+            ("vid", "init_pred_var", 0.000001, "above eps"),
+            ("kdsvd", "k", 0, "at least 1"),
+            ("reviewkd", "max_mid_width", 0, "at least 1"),
+            ("simkd", "factor", 0, "at least 1"),
+            ("ab", "first_epochs", -1, "at least 0"),
+            ("ab", "margin", 0.0, "above 0"),
+            ("ft", "first_epochs", -1, "at least 0"),
+            ("ft", "first_lr", 0, "above 0"),
+            ("ft", "factor_rate", 0, "above 0"),
+            ("fsp", "first_epochs", -1, "at least 0"),
+        ]
+    ),
+    *(
+        (distilled("crd", positive="relax", **{key: value}), "objective.crd.positive", "'relax'", f"exact when {key}")
+        for key, value in [("memory", "queue"), ("negatives_from", "other_indices")]
+    ),
+    (distilled("vid", eps=6.0), "objective.vid.init_pred_var", "5.0", "above eps"),
+    (distilled("kdsvd", teacher="wrn_16_1", k=99), "objective.kdsvd", "no 99 singular vectors", "choose a smaller k"),
+    (distilled("simkd", factor=129), "objective.simkd", "129", "from 1 to 128"),
+    (distilled("ft", factor_rate=0.001), "objective.ft", "0.001", "at least 1 of 128 channels"),
+    (distilled("fitnet", layer=4), "objective.fitnet", "no layer 4", "choose a layer from 0 to 3"),
+    # the type of a setting before what it does to the networks
+    (distilled("fitnet", layer="2"), "objective.fitnet.layer", "'2' (text)", "allowed: integer"),
+    (distilled("fitnet", layer=None), "objective.fitnet.layer", "null", "allowed: integer"),
+    (distilled("fitnet", layer=1.5), "objective.fitnet.layer", "1.5 (number)", "allowed: integer"),
+    (distilled("crd", negatives="many"), "objective.crd.negatives", "'many' (text)", "allowed: integer"),
 ]
 
 
@@ -333,6 +396,52 @@ def test_numbers_are_finite(text, key):
 def test_a_loss_gets_finite_numbers_too():
     terms = {"kd": {"weight": 1.0, "temperature": float("inf")}}
     assert any("objective.kd.temperature" in line for line in faults_of({"kind": "distill", "objective": terms}))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rules_name_settings_of_their_loss_and_spare_its_defaults(loss):
+    assert {key for key, _, _ in ranges.RULES.get(loss, [])} <= set(loss_settings(loss))
+    assert not list(ranges.faults(loss, loss_defaults(loss)))
+    numbers = {key for key, annotation in loss_settings(loss).items() if annotation in ("int", "float")}
+    assert numbers <= {key for key, _, _ in ranges.RULES.get(loss, [])}, "a number without a range"
+
+
+def test_a_fault_is_told_once():
+    """What a value out of range or of another type would do to the networks is not asked."""
+    assert len(faults_of(distilled("fitnet", layer="2"))) == 1
+    assert len(faults_of(distilled("simkd", factor=0))) == 1
+    assert len(faults_of(distilled("vid", eps=-1))) == 1
+
+
+def test_views_are_for_colours_and_a_teacher_that_is_not_used_has_any():
+    views = {"student": {"view": "chrominance"}, "teacher": {"view": "luminance"}}
+    validate(merge(BASE, KINDS["distill"], views, {"dataset": {"name": "cifar10"}}), SCHEMA, "x")
+    validate(merge(BASE, {"teacher": {"view": "luminance"}}), SCHEMA, "x")
+
+
+PUBLISHED = {  # CRD's study: r x cross entropy + a x KD at T 4 + b x the distiller
+    "kd": {"ce": 0.1, "kd": 0.9},
+    "fitnet": {"ce": 1.0, "fitnet": 100.0},
+    "at": {"ce": 1.0, "at": 1000.0},
+    "sp": {"ce": 1.0, "sp": 3000.0},
+    "cc": {"ce": 1.0, "cc": 0.02},
+    "vid": {"ce": 1.0, "vid": 1.0},
+    "rkd": {"ce": 1.0, "rkd": 1.0},
+    "pkt": {"ce": 1.0, "pkt": 30000.0},
+    "ab": {"ce": 1.0, "ab": 1.0},
+    "ft": {"ce": 1.0, "ft": 200.0},
+    "fsp": {"ce": 1.0, "fsp": 50.0},
+    "nst": {"ce": 1.0, "nst": 50.0},
+    "crd": {"ce": 1.0, "crd": 0.8},
+    "crd-kd": {"ce": 1.0, "kd": 1.0, "crd": 0.8},
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_methods_have_their_published_weights(method):
+    terms = merge(DEFAULTS, DEFAULTS["methods"][method])["objective"]
+    assert {name: term["weight"] for name, term in terms.items()} == PUBLISHED[method]
+    assert terms.get("kd", {"temperature": 4.0})["temperature"] == 4.0
 
 
 @pytest.mark.parametrize("value", ["1e1", "hot", True, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ from PIL import Image
 from test_run import COMPUTE, execute, store  # noqa: F401
 from torch import nn
 
-from kd.batch import Batch, Output
+from kd.batch import Batch, LossContext, Output
 from kd.checkpoint import Checkpoint, Stopped
-from kd.config import Run
+from kd.config import Run, slug
 from kd.data import views
 from kd.data.augment import Augment
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.files import read_json
+from kd.losses import LOSSES, ONE_TEACHER
 from kd.losses.objective import EnsembleObjective, Objective
 from kd.messages import ConfigError
 from kd.models import build
@@ -96,9 +98,10 @@ STAGES, RISING = ("ab", {"objective__ab__first_epochs": 2}), ("dkd", {"objective
 
 @pytest.mark.parametrize(
     ("method", "changes", "stop_at"),
-    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises
+    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; beside a projector
         *((*STAGES, step) for step in (3, 4, 6)),
         (*RISING, 3),
+        ("simkd", {}, 3),
     ],
 )
 def test_a_run_in_stages_resumes_exactly(method, changes, stop_at, store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
@@ -119,6 +122,26 @@ def test_a_run_in_stages_resumes_exactly(method, changes, stop_at, store: Path, 
     execute(run, store, tmp_path / "killed")
     for name in ("metrics.json", "history.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_what_a_loss_refuses_in_a_job_is_said_in_one_line_with_its_name() -> None:
+    shapes = ((4, 2, 2),) * 3
+    context = LossContext(4, 4, torch.zeros(5, dtype=torch.int64), 2, torch.Generator(), shapes, shapes)
+    with pytest.raises(ConfigError, match=r"^objective\.crd: negatives_from: other_classes finds no negatives: .*$"):
+        Objective({"crd": {"weight": 1.0}}, context)
+    with pytest.raises(ConfigError, match=r"^objective\.fitnet: no layer 3 among 3 maps .*$"):
+        Objective({"fitnet": {"weight": 1.0, "layer": 3}}, context)
+    kdsvd = Objective({"kdsvd": {"weight": 1.0, "k": 9}}, context)
+    output = Output(torch.zeros(1, 2), torch.zeros(1, 4), (torch.zeros(1, 4, 2, 2),) * 3)
+    kdsvd.begin(0)
+    with pytest.raises(ConfigError, match=r"^kdsvd: .* has no 9 singular vectors; choose a smaller k$"):
+        kdsvd(output, output, Batch(torch.zeros(1), torch.zeros(1), torch.arange(1), torch.ones(1)))
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_losses_that_make_the_student_another_network_have_one_teacher(name: str) -> None:
+    module, attribute = LOSSES[name].split(":")
+    assert hasattr(getattr(importlib.import_module(module), attribute), "adopt") == (name in ONE_TEACHER)
 
 
 def test_a_weight_rises_in_a_straight_line_from_the_end_of_the_first_stage() -> None:
@@ -154,6 +177,7 @@ def test_a_student_classifies_with_its_teachers_pooling_and_head(teacher_name: s
         p.numel() for p in [*student.parameters(), *projector.parameters()]
     )
     assert kept < 0.35 * sum(p.numel() for p in teacher.parameters())
+    assert not [name for name in reusing.state_dict() if name.startswith("student.head")], "its own head is unused"
 
 
 def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(store: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -164,6 +188,9 @@ def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(sto
     assert {name.split(".")[0] for name in weights} == {"student", "projector", "teacher"}
     history = pd.read_csv(tmp_path / "history.csv")
     assert history["train_accuracy"].iloc[-1] > 0.5, "by the teacher's classifier"
+    assert not [name for name in weights if name.startswith("student.head")]
+    learned = sum(value.numel() for name, value in weights.items() if "running_" not in name and "num_b" not in name)
+    assert metrics["parameters"] == learned
     with pytest.raises(ConfigError, match=r"objective.simkd: takes over the classifier of one teacher; got 2"):
         with_teachers(quick("simkd", teacher__model=["wrn_10_1", "resnet8"]), store, tmp_path / "two")
 
@@ -207,7 +234,8 @@ def test_a_student_learns_from_teachers_of_several_kinds(method: str, store: Pat
     assert [(teacher.model, teacher.seed) for teacher in run.teachers] == [
         *(("resnet8", 0), ("wrn_10_1", 0), ("wrn_10_1", 1))
     ]
-    assert "/resnet8+wrn_10_1+wrn_10_1--wrn_10_1/" in run.path or "resnet8" in run.path
+    assert run.path.split("/")[2] == f"{slug('+'.join(names))}--wrn_10_1"
+    assert run.path.split("/")[2].startswith("resnet8.wrn_10_1.wrn_10_1.")
     metrics = with_teachers(run, store, tmp_path)
     alone = [read_json(store / teacher.path / "metrics.json")["accuracy"] for teacher in run.teachers]
     assert metrics["teacher_accuracy"] >= min(alone)

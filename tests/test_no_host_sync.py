@@ -25,14 +25,16 @@ from conftest import ROOT, tiny_run
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from kd import datafree, models
+from kd import datafree
 from kd.checkpoint import Checkpoint
 from kd.config import Replay
 from kd.data.augment import Augment
 from kd.data.dataset import Data, Split
 from kd.inversion.replay import ReplayBuffer
 from kd.journal import Journal, Progress
+from kd.models.classifier import Ensemble
 from kd.optim import adam
+from kd.run import _network
 from kd.train import Sums, train
 
 CLASSES, SIZE, IMAGES = 10, 8, 48
@@ -148,27 +150,29 @@ def device(request):
 # ---------------------------------------------------------------------------------------------------- the real loops
 
 
-def data_on(device):
+def data_on(device, channels):
     random = torch.Generator().manual_seed(1)
-    images = torch.randint(256, (IMAGES, 1, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    images = torch.randint(256, (IMAGES, channels, SIZE, SIZE), generator=random, dtype=torch.uint8)
     split = Split(images.to(device), (torch.arange(IMAGES) % CLASSES).to(device))
-    augment = Augment(torch.tensor([0.4], device=device), torch.tensor([0.3], device=device), 1, True)
+    mean, std = (torch.full((channels,), value, device=device) for value in (0.4, 0.3))
+    augment = Augment(mean, std, 1, True)
     return Data(split, split, "test", IMAGES, [str(number) for number in range(CLASSES)], augment)
 
 
-def network(name, device):
+def network(run, data, device):
     torch.manual_seed(2)
-    built = models.build(name, num_classes=CLASSES, in_channels=1, image_size=SIZE)
-    return built.to(device, memory_format=torch.channels_last)
+    return _network(run, data, device)
 
 
 def go(run, device, tmp_path):
     """The run's whole loop with a journal that watches."""
-    student = network(run.model, device)
-    teacher = run.teacher and network(run.teacher.model, device).eval().requires_grad_(False)
+    data = data_on(device, 1 if run.view == "rgb" else 3)
+    student = network(run, data, device)
+    teachers = [network(teacher, data, device).eval().requires_grad_(False) for teacher in run.teachers or ()]
+    teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
     journal, random = Watched(), torch.Generator(device).manual_seed(0)
     loop = datafree.distil if run.kind == "datafree" else train
-    loop(run, data_on(device), student, teacher, random, journal, Checkpoint(tmp_path, "same", 1e9, str))
+    loop(run, data, student, teacher, random, journal, Checkpoint(tmp_path, "same", 1e9, str))
     return journal
 
 
@@ -187,7 +191,11 @@ WITH_DATA = {"training__epochs": 1, "training__batch_size": 16}
         ("crd", {"objective__crd__memory": "queue"}),
         *((name, {}) for name in ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "dkd", "dist", "reviewkd")),
         *((name, {f"objective__{name}__first_epochs": 1}) for name in ("ab", "ft", "fsp")),
-    ],
+        ("simkd", {}),
+        ("kd", {"objective__kd__warmup": 3, "training__epochs": 2}),
+        *((name, {"teacher__model": ["resnet8", "wrn_10_1"]}) for name in ("kd", "crd")),
+        ("crd", {"student__view": "chrominance", "teacher__view": "luminance"}),
+    ],  # all but kdsvd, whose decomposition makes a GPU wait
 )
 def test_no_step_with_real_data_waits(method, changes, device, tmp_path):
     journal = go(tiny_run(method, **{**WITH_DATA, **changes}), device, tmp_path)

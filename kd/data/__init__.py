@@ -13,3 +13,4 @@ DATASETS: dict[str, str] = {
     "fashion_mnist": "kd.data.fashion_mnist:load",
     "folder": "kd.data.folder:load",
 }
+GREY = ("digits", "fashion_mnist")  # whose images have no colours, so that networks see all of them: view rgb

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, connector
 from kd.losses.pairs import require
 from kd.models.classifier import frozen
@@ -55,10 +56,7 @@ class AB(nn.Module):
         keep: bool = False,
     ) -> None:
         super().__init__()
-        if first_epochs < 0:
-            raise ValueError(f"ab: first_epochs must be at least 0; got {first_epochs!r}")
-        if not margin > 0:
-            raise ValueError(f"ab: margin must be above 0; got {margin!r}")
+        ranges.require("ab", first_epochs=first_epochs, margin=margin)
         if connectors not in ("all", "unequal"):
             raise ValueError(f"ab: connectors must be one of all, unequal; got {connectors!r}")
         pairs = (context.student_maps[1:], context.teacher_maps[1:])

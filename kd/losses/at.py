@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller
 from kd.losses.pairs import require
 
@@ -27,8 +28,7 @@ def at(student: Output, teacher: Output, batch: Batch, *, p: int = 2) -> Tensor:
     Raises:
         ValueError: p is below 1, the networks have unlike numbers of stages, or gave no maps.
     """
-    if not p >= 1:
-        raise ValueError(f"at: p must be at least 1; got {p!r}")
+    ranges.require("at", p=p)
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
     require("at", map_shapes(student.maps), map_shapes(teacher.maps))
     return sum(_stage(s, t, p) for s, t in zip(student_maps, teacher_maps, strict=True))

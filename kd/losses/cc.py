@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, linear
 
 
@@ -31,8 +32,7 @@ class CC(nn.Module):
 
     def __init__(self, context: LossContext, *, feat_dim: int = 128) -> None:
         super().__init__()
-        if feat_dim < 1:
-            raise ValueError(f"cc: feat_dim must be at least 1; got {feat_dim!r}")
+        ranges.require("cc", feat_dim=feat_dim)
         drawn = {"generator": context.generator, "device": context.labels.device}
         self.student_embedding = linear(context.student_dim, feat_dim, **drawn)
         self.teacher_embedding = linear(context.teacher_dim, feat_dim, **drawn)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses import ranges
 
 EPS = 1e-7  # of the NCE equation
 FULL_PRODUCT = 2**28  # dot products held at once (1 GiB); beyond, they are computed for the drawn rows alone
@@ -95,18 +96,12 @@ class CRD(nn.Module):
     ) -> None:
         super().__init__()
         _require_one_of("embedding", embedding, "linear", "none")
-        _require(feat_dim >= 1, "feat_dim", feat_dim, "at least 1")
-        _require(negatives >= 1, "negatives", negatives, "at least 1")
-        _require(tau > 0, "tau", tau, "above 0")
-        _require(0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1")
+        of_pairs = {"negatives_from": negatives_from, "positive": positive, "memory": memory}
+        ranges.require("crd", feat_dim=feat_dim, negatives=negatives, tau=tau, momentum=momentum, **of_pairs)
         _require_one_of("negatives_from", negatives_from, "other_classes", "other_indices")
         _require_one_of("positive", positive, "exact", "relax")
         _require_one_of("estimator", estimator, "nce", "infonce")
         _require_one_of("memory", memory, "bank", "queue")
-        if negatives_from == "other_indices":  # negatives may share the class: a relaxed positive could be one of them
-            _require(positive == "exact", "positive", positive, "exact when negatives_from is other_indices")
-        if memory == "queue":  # it holds no embedding of a given sample
-            _require(positive == "exact", "positive", positive, "exact when memory is queue")
 
         self.negatives = negatives
         self.tau = tau
@@ -125,14 +120,9 @@ class CRD(nn.Module):
 
         widths = {"student": context.student_dim, "teacher": context.teacher_dim}
         if embedding == "none":
-            alike = widths["student"] == widths["teacher"]
-            _require(
-                alike,
-                "embedding",
-                embedding,
-                "linear for features of unlike widths ({student}, {teacher})".format(**widths),
-            )
-            feat_dim = widths["student"]
+            feat_dim, other = widths.values()
+            if feat_dim != other:
+                raise ValueError(f"crd: embedding must be linear for features of unlike widths ({feat_dim}, {other})")
         for side, width in widths.items():
             layer: nn.Module = nn.Identity()
             if embedding == "linear":
@@ -313,10 +303,6 @@ class _AttachGradient(torch.autograd.Function):
         return grad_loss[:, None] * gradient, None, None
 
 
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"crd: {key} must be {allowed}; got {value!r}")
-
-
 def _require_one_of(key: str, value: str, *allowed: str) -> None:
-    _require(value in allowed, key, value, "one of " + ", ".join(allowed))
+    if value not in allowed:
+        raise ValueError(f"crd: {key} must be one of {', '.join(allowed)}; got {value!r}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd.batch import Batch, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32
 
 EPS = 1e-8  # beside the product of two norms
@@ -35,10 +36,9 @@ def dist(
     on ImageNet.
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: the temperature is not above 0, or a weight below 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0; got {temperature!r}")
+    ranges.require("dist", temperature=temperature, beta=beta, gamma=gamma)
     p_student = torch.softmax(at_least_float32(student.logits) / temperature, dim=1)
     p_teacher = torch.softmax(at_least_float32(teacher.logits) / temperature, dim=1)
     inter = 1 - _correlation(p_student, p_teacher).mean()

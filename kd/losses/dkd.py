@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd.batch import Batch, Output
+from kd.losses import ranges
 from kd.losses.kd import kl_divergence
 from kd.losses.maps import at_least_float32
 
@@ -36,10 +37,9 @@ def dkd(
     over the first 20 epochs (`warmup: 20`).
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: the temperature is not above 0, or a weight below 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0; got {temperature!r}")
+    ranges.require("dkd", temperature=temperature, alpha=alpha, beta=beta)
     target_student, others_student = _decouple(student.logits, batch.labels, temperature)
     target_teacher, others_teacher = _decouple(teacher.logits, batch.labels, temperature)
     target = kl_divergence(target_teacher, target_student, 1.0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, pool_to_smaller
 from kd.losses.pairs import require
 
@@ -45,8 +46,7 @@ class FSP(nn.Module):
 
     def __init__(self, context: LossContext, *, first_epochs: int = 30, keep: bool = False) -> None:
         super().__init__()
-        if first_epochs < 0:
-            raise ValueError(f"fsp: first_epochs must be at least 0; got {first_epochs!r}")
+        ranges.require("fsp", first_epochs=first_epochs)
         require("fsp", context.student_maps, context.teacher_maps)
         self.first_epochs, self.keep = first_epochs, keep
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, conv, pool_to_smaller
 from kd.losses.pairs import require
 
@@ -46,14 +47,11 @@ class FT(nn.Module):
         self, context: LossContext, *, first_epochs: int = 30, first_lr: float = 0.01, factor_rate: float = 0.5
     ) -> None:
         super().__init__()
-        if first_epochs < 0:
-            raise ValueError(f"ft: first_epochs must be at least 0; got {first_epochs!r}")
-        require("ft", context.student_maps, context.teacher_maps)
+        ranges.require("ft", first_epochs=first_epochs, first_lr=first_lr, factor_rate=factor_rate)
+        require("ft", context.student_maps, context.teacher_maps, factor_rate=factor_rate)
         self.first_epochs, self.first_lr = first_epochs, first_lr
         width, teacher_width = context.student_maps[-1][0], context.teacher_maps[-1][0]
         factors = int(teacher_width * factor_rate)
-        if factors < 1:
-            raise ValueError(f"ft: factor_rate must leave at least 1 of {teacher_width} channels; got {factor_rate!r}")
         down, up = (teacher_width, teacher_width, factors, factors), (factors, factors, teacher_width, teacher_width)
         self.encoder = _convolutions(down, context)
         self.decoder = _convolutions(up, context, transposed=True)

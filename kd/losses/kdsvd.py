@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, map_shapes
 from kd.losses.pairs import require
 
@@ -39,13 +40,9 @@ def kdsvd(student: Output, teacher: Output, batch: Batch, *, k: int = 1) -> Tens
         ValueError: k is below 1 or above the teacher's singular vectors, the networks have unlike numbers of stages,
             fewer than two, or unlike channels.
     """
-    if not k >= 1:
-        raise ValueError(f"kdsvd: k must be at least 1; got {k!r}")
+    ranges.require("kdsvd", k=k)
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
-    require("kdsvd", map_shapes(student.maps), map_shapes(teacher.maps))
-    for t in map_shapes(teacher_maps):
-        if k > min(t[0], t[1] * t[2]):
-            raise ValueError(f"kdsvd: the teacher's map {t} has no {k} singular vectors; choose a smaller k")
+    require("kdsvd", map_shapes(student.maps), map_shapes(teacher.maps), k=k)
     with torch.autocast(student.logits.device.type, enabled=False):
         stages = [_aligned(s, t, k) for s, t in zip(student_maps, teacher_maps, strict=True)]
         total = 0

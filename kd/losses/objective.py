@@ -23,6 +23,8 @@ class Objective(nn.Module):
 
     Losses with state (memory banks, embeddings) are submodules: their parameters learn with the student's optimiser
     and all of their state is part of a checkpoint.
+
+    Raises ConfigError where a loss refuses its settings, the networks or the data.
     """
 
     def __init__(self, terms: dict[str, dict[str, Any]], context: LossContext | None):
@@ -33,7 +35,11 @@ class Objective(nn.Module):
         self.losses: dict[str, Any] = {}
         self.first, self.risen = False, 0
         for name, settings in sorted(terms.items()):  # the order of a sum changes its last bits
-            loss = build_loss(name, context, **{key: value for key, value in settings.items() if key not in OF_TERMS})
+            own = {key: value for key, value in settings.items() if key not in OF_TERMS}
+            try:
+                loss = build_loss(name, context, **own)
+            except ValueError as error:
+                raise ConfigError(f"objective.{name}: {str(error).removeprefix(f'{name}: ')}") from error
             self.losses[name] = loss
             if isinstance(loss, nn.Module):
                 self.add_module(name, loss)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kd.messages import ConfigError
+
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape]
 
 
 def require(name: str, student: Shapes, teacher: Shapes, **settings: Any) -> None:
-    """Refuse networks, by the shapes of all their maps, that the loss of this name cannot relate.
+    """Refuse networks, by the shapes of all their maps, that the loss of this name cannot relate with these settings.
 
     Raises:
-        ValueError: in one line: what is impossible, with both shapes, and what to do.
+        ConfigError: in one line: what is impossible, with both shapes, and what to do.
     """
     if name in ("at", "nst", "vid", "reviewkd", "kdsvd", "ab"):
         as_many_stages(name, student[1:], teacher[1:], at_least=2 if name == "kdsvd" else 1)
@@ -24,6 +26,14 @@ def require(name: str, student: Shapes, teacher: Shapes, **settings: Any) -> Non
         _equal_widths(name, student, teacher)
     if name == "kdsvd":
         _equal_widths(name, student[1:], teacher[1:])
+        k = settings.get("k", 1)
+        for shape in teacher[1:]:
+            if k > min(shape[0], shape[1] * shape[2]):
+                raise ConfigError(f"kdsvd: the teacher's map {shape} has no {k} singular vectors; choose a smaller k")
+    if name == "ft" and teacher[-1][0] * (rate := settings.get("factor_rate", 1)) < 1:
+        raise ConfigError(f"ft: factor_rate must leave at least 1 of {teacher[-1][0]} channels; got {rate!r}")
+    if name == "simkd" and not 1 <= (factor := settings.get("factor", 1)) <= teacher[-1][0]:
+        raise ConfigError(f"simkd: factor must be from 1 to {teacher[-1][0]}; got {factor!r}")
     if name == "ab":
         for pair in zip(student[1:], teacher[1:], strict=True):
             connection(name, *pair)
@@ -31,7 +41,7 @@ def require(name: str, student: Shapes, teacher: Shapes, **settings: Any) -> Non
         layer = settings.get("layer", 2)
         count = min(len(student), len(teacher))
         if not 0 <= layer < count:
-            raise ValueError(
+            raise ConfigError(
                 f"fitnet: no layer {layer} among {len(student)} maps of the student and {len(teacher)} of the teacher; "
                 f"choose a layer from 0 to {count - 1}"
             )
@@ -41,12 +51,12 @@ def require(name: str, student: Shapes, teacher: Shapes, **settings: Any) -> Non
 def as_many_stages(name: str, student: Shapes, teacher: Shapes, at_least: int = 1) -> None:
     """Refuse maps that cannot be paired one to one."""
     if len(student) != len(teacher):
-        raise ValueError(
+        raise ConfigError(
             f"{name}: {len(student)} stages of the student {listed(student)} do not pair with "
             f"{len(teacher)} of the teacher {listed(teacher)}; choose networks with as many stages"
         )
     if len(student) < at_least:
-        raise ValueError(
+        raise ConfigError(
             f"{name}: needs at least {at_least} stages, student {listed(student)}, teacher {listed(teacher)}; "
             "choose networks that give the maps of their stages"
         )
@@ -66,7 +76,7 @@ def connection(name: str, student: Shape, teacher: Shape) -> dict[str, Any]:
         return {"kernel_size": 4, "stride": 2, "padding": 1, "transposed": True}
     if cut >= 0 and size[1] - teacher_size[1] == cut:
         return {"kernel_size": 1 + cut}
-    raise ValueError(
+    raise ConfigError(
         f"{name}: no convolution brings the student's map {listed([student])} to the size of the teacher's "
         f"{listed([teacher])}; choose networks whose maps are of equal size, or the student's larger or half"
     )
@@ -75,7 +85,7 @@ def connection(name: str, student: Shape, teacher: Shape) -> dict[str, Any]:
 def _equal_widths(name: str, student: Shapes, teacher: Shapes) -> None:
     widths, teacher_widths = [shape[0] for shape in student], [shape[0] for shape in teacher]
     if widths != teacher_widths:
-        raise ValueError(
+        raise ConfigError(
             f"{name}: maps of {widths} channels in the student cannot be compared with {teacher_widths} in the "
             "teacher; choose networks of equal width"
         )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, conv
 from kd.losses.pairs import require
 
@@ -60,8 +61,7 @@ class ReviewKD(nn.Module):
 
     def __init__(self, context: LossContext, *, max_mid_width: int = 512) -> None:
         super().__init__()
-        if max_mid_width < 1:
-            raise ValueError(f"reviewkd: max_mid_width must be at least 1; got {max_mid_width!r}")
+        ranges.require("reviewkd", max_mid_width=max_mid_width)
         student_maps, teacher_maps = context.student_maps[1:], context.teacher_maps[1:]
         require("reviewkd", context.student_maps, context.teacher_maps)
         mid_width = min(max_mid_width, context.student_dim)

@@ -5,13 +5,16 @@ Chen, Mei, Zhang, Wang, Feng, Chen, Knowledge Distillation with the Reused Teach
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
 from kd.losses.maps import at_least_float32, conv, pool_to_smaller
 from kd.losses.pairs import require
-from kd.models.classifier import Classifier, Reusing
+from kd.messages import ConfigError
+from kd.models.classifier import Classifier, Reusing, evaluating
 
 
 class SimKD(nn.Module):
@@ -22,22 +25,22 @@ class SimKD(nn.Module):
     The projector (1x1, 3x3 and 1x1 convolution, each with batch normalisation and ReLU) stays part of the student,
     which classifies by the teacher's own pooling and last layer: `adopt` gives that network. It alone is scored and
     saved. Of two sizes, the larger map is averaged to the smaller. The published objective is this loss alone, weight
-    1. Where the teacher's map is not behind a ReLU (WRN), the projector does without its last one.
+    1. Where the teacher's map is not behind a ReLU (WRN, MobileNetV2), the projector does without its last one.
 
     Args:
         context: shapes of the maps, the teacher, the generator of the initial weights.
         factor: the projector's inner width is the teacher's divided by this.
 
     Raises:
-        ValueError: a network gives no maps, or factor is out of range.
+        ConfigError: a network gives no maps, factor is out of range, or the teacher is more than its last map, pooling
+            and head.
     """
 
     def __init__(self, context: LossContext, *, factor: int = 2) -> None:
         super().__init__()
-        require("simkd", context.student_maps, context.teacher_maps)
+        require("simkd", context.student_maps, context.teacher_maps, factor=factor)
+        _require_that_head_and_pool_classify(context.teacher)
         width, teacher_width = context.student_maps[-1][0], context.teacher_maps[-1][0]
-        if not 1 <= factor <= teacher_width:
-            raise ValueError(f"simkd: factor must be from 1 to {teacher_width}; got {factor!r}")
         inner, drawn = teacher_width // factor, {"generator": context.generator, "device": context.labels.device}
         layers: list[nn.Module] = []
         for kernel, before, after in ((1, width, inner), (3, inner, inner), (1, inner, teacher_width)):
@@ -62,3 +65,21 @@ class SimKD(nn.Module):
     def adopt(self, student: Classifier, teacher: Classifier) -> Classifier:
         """The student as it classifies from now on."""
         return Reusing(student, self.projector, teacher)
+
+
+def _require_that_head_and_pool_classify(teacher: Classifier) -> None:
+    """Refuse a teacher whose logits are not head(pool(last map)): others end in layers that no student takes over."""
+    like = next(teacher.parameters())
+    shape = (1, teacher.in_channels, teacher.image_size, teacher.image_size)
+    image = torch.linspace(-1, 1, math.prod(shape), dtype=like.dtype, device=like.device).view(shape)
+    with evaluating(teacher):
+        output = teacher.forward(image, maps=True)  # past hooks: the image is what the teacher's view leaves
+        try:
+            agrees = torch.allclose(teacher.head(teacher.pool(output.maps[-1])), output.logits, rtol=1e-3, atol=1e-4)
+        except RuntimeError:  # shapes that do not fit
+            agrees = False
+    if not agrees:
+        raise ConfigError(
+            "simkd: the teacher's logits are not those of its head for its last map, pooled; choose a teacher of kd's "
+            "own, or one whose head follows the mean over positions of its last map, such as torchvision:resnet18"
+        )

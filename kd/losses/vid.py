@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses import ranges
 from kd.losses.maps import at_least_float32, conv, pool_to_smaller
 from kd.losses.pairs import require
 
@@ -38,8 +39,7 @@ class VID(nn.Module):
 
     def __init__(self, context: LossContext, *, init_pred_var: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__()
-        if not init_pred_var > eps > 0:
-            raise ValueError(f"vid: init_pred_var must be above eps and eps above 0; got {init_pred_var!r} and {eps!r}")
+        ranges.require("vid", init_pred_var=init_pred_var, eps=eps)
         student_maps, teacher_maps = context.student_maps[1:], context.teacher_maps[1:]
         require("vid", context.student_maps, context.teacher_maps)
         self.eps = eps

@@ -97,13 +97,14 @@ class Ensemble(nn.Module):
 class Reusing(Classifier):
     """A student whose last map goes through a projector into its teacher's pooling and head (SimKD).
 
-    The rest of the teacher is left out. Weights: `student.*` (its own head among them, unused), `projector.*`,
-    `teacher.*`.
+    The rest of the teacher and the student's own head are left out, the latter of the given student, too. Weights:
+    `student.*`, `projector.*`, `teacher.*`.
     """
 
     def __init__(self, student: Classifier, projector: nn.Module, teacher: Classifier) -> None:
         super().__init__(in_channels=student.in_channels, image_size=student.image_size)
         self.student, self.projector = student, projector
+        student.head = nn.Identity()
         self.teacher = copy.deepcopy(teacher)
         self.size = teacher.map_shapes()[-1][1:]
         called: set[nn.Module] = set()

@@ -43,6 +43,7 @@ class MobileNetV2(Classifier):
     convolution.
     """
 
+    maps_are_signed = True
     # expansion factor, width, blocks: table 2 of the paper
     ROWS = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
     STAGES = ((0, 1), (2,), (3, 4), (5, 6))  # the rows behind each intermediate map

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.objective import Objective
 from kd.losses.simkd import SimKD
+from kd.messages import ConfigError
+from kd.models import build
 from kd.models.classifier import Classifier
 
 
@@ -14,6 +17,9 @@ class Teacher(Classifier):
         super().__init__(in_channels=1, image_size=4)
         self.head = nn.Linear(width, 3)
         self.maps_are_signed = signed
+
+    def stages(self, images):
+        return [images.expand(-1, self.feature_dim, -1, -1)]
 
 
 def setting(student=(3, 4, 4), teacher=(4, 2, 2), signed=False, **settings):
@@ -56,3 +62,31 @@ def test_the_teacher_is_no_part_of_its_state_and_the_factor_sets_the_width():
     assert loss.projector[0].out_channels == 1
     with pytest.raises(ValueError, match="simkd: factor must be from 1 to 4; got 5"):
         setting(factor=5)
+
+
+def objective(teacher_name):
+    sizes = {"num_classes": 3, "image_size": 32}
+    student, teacher = build("resnet8", **sizes), build(teacher_name, **sizes).eval()
+    shapes, labels = (student.map_shapes(), teacher.map_shapes()), torch.tensor([0, 1, 2])
+    dims = student.feature_dim, teacher.feature_dim
+    context = LossContext(*dims, labels, 3, torch.Generator().manual_seed(0), *shapes, teacher)
+    return Objective({"simkd": {"weight": 1.0}}, context)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_10_1", "vgg8", "mobilenetv2_half", "torchvision:resnet18"])
+def test_teachers_that_classify_by_their_last_map_alone_are_taken(name):
+    assert "simkd" in objective(name).losses
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "torchvision:vgg11_bn"])
+def test_other_teachers_are_refused_in_one_line(name):
+    with pytest.raises(ConfigError, match=r"^objective\.simkd: the teacher's logits are not .*; choose a teacher .*$"):
+        objective(name)
+
+
+def test_the_channels_of_a_teachers_view_are_shown_to_it():
+    torch.manual_seed(0)
+    student, teacher = (build("resnet8", num_classes=3, in_channels=n, image_size=8).eval() for n in (2, 1))
+    teacher.register_forward_pre_hook(lambda module, inputs: (inputs[0].mean(1, keepdim=True), *inputs[1:]))
+    shapes = student.map_shapes(), teacher.map_shapes()
+    SimKD(LossContext(64, 64, torch.tensor([0, 1]), 3, torch.Generator().manual_seed(0), *shapes, teacher))

@@ -78,7 +78,14 @@ def test_the_first_map_is_left_out():
     assert torch.equal(changed, loss(student, teacher, batch_of(3)))
 
 
-@pytest.mark.parametrize("settings", [{"eps": 0.0}, {"init_pred_var": 1e-5}, {"init_pred_var": float("nan")}])
-def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ValueError, match=r"^vid: init_pred_var must be above eps and eps above 0; got"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eps": 0.0}, r"eps must be above 0; got 0\.0"),
+        ({"init_pred_var": 1e-5}, "init_pred_var must be above eps; got 1e-05"),
+        ({"init_pred_var": float("nan")}, "init_pred_var must be above eps; got nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=rf"^vid: {message}$"):
         build(VID, *SHAPES, **settings)

@@ -111,6 +111,15 @@ def test_features_and_head_are_what_forward_gives(name):
     assert (output.logits[0] - output.logits[1]).abs().max() > 1e-4  # the image matters
 
 
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_flag_says_whether_the_last_map_is_signed(name):
+    torch.manual_seed(0)
+    model = models.build(name, num_classes=3, image_size=16).train()
+    with torch.no_grad():
+        last = model(torch.randn(4, 3, 16, 16), maps=True).maps[-1]
+    assert bool((last < 0).any()) == model.maps_are_signed
+
+
 def test_vgg_pools_once_more_from_64_pixels_on():
     sides = {
         size: [h for _, h, _ in models.build("vgg8", num_classes=2, image_size=size).map_shapes()] for size in (28, 64)
