@@ -34,7 +34,6 @@ from kd.inversion.replay import ReplayBuffer
 from kd.journal import Journal, Progress
 from kd.models.classifier import Ensemble
 from kd.optim import adam
-from kd.run import _network
 from kd.train import Sums, train
 
 CLASSES, SIZE, IMAGES = 10, 8, 48
@@ -161,7 +160,7 @@ def data_on(device, channels):
 
 def network(run, data, device):
     torch.manual_seed(2)
-    return _network(run, data, device)
+    return steps.network(run, data, device)
 
 
 def go(run, device, tmp_path):
