@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from kd import datafree
+from kd import run as steps
 from kd.checkpoint import Checkpoint
 from kd.config import Replay
 from kd.data.augment import Augment
