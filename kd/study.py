@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.claims import require_runs
+from kd.claims import expanded, require_runs
 from kd.config import Compute, Dataset, Run, digest, merge, run_of, teacher_models
 from kd.messages import ConfigError, suggest
 from kd.reading import parse_yaml, read_yaml
@@ -114,7 +114,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
             key: {"title": value.get("title", key), "view": value.get("view", "methods")}
             for key, value in study["experiments"].items()
         },
-        claims=claims,
+        claims=expanded(claims, table),
         tunings={key: expansion.tuning(key, value) for key, value in study.get("tune", {}).items()},
         compute=Compute(**base["compute"]),
         tracking=base["tracking"],
