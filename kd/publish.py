@@ -67,6 +67,8 @@ def write_tables(
 ) -> None:
     """table.md; per experiment tables/<name>.csv and, methods by pairs, -by-pair.csv and .tex; claims.csv.
 
+    Where several experiments are shown by pairs, also tables/_all-by-pair.csv and .tex (no
+    experiment's name begins so).
     Experiments without a run in `results` are left out; a claim's test without one is not decided.
     """
     parts, tables = [], folder / "tables"
@@ -77,15 +79,23 @@ def write_tables(
         summary.to_csv(tables / f"{name}.csv", index=False)
         parts.append(markdown(summary, experiment["title"]))
         if experiment["view"] == "pairs":
-            table = paper.by_pair(rows)
-            parts.append(paper.markdown(table, experiment["title"]))
-            table.to_csv(tables / f"{name}-by-pair.csv", index=False)
-            (tables / f"{name}-by-pair.tex").write_text(paper.latex(table))
+            parts.append(_by_pair(rows, experiment["title"], tables / f"{name}-by-pair"))
+    shown = [name for name, experiment in experiments.items() if experiment["view"] == "pairs"]
+    if len(shown) > 1 and not (rows := paper.together(results, shown)).empty:
+        parts.append(_by_pair(rows, "All experiments", tables / "_all-by-pair"))
     if claims:
         judged = judge(claims, results)
         judged.to_csv(folder / "claims.csv", index=False)
         parts.append(claims_markdown(judged))
     (folder / "table.md").write_text(study_markdown(title, parts, results))
+
+
+def _by_pair(rows: pd.DataFrame, title: str, file: Path) -> str:
+    """Write the .csv and .tex; give the Markdown."""
+    table = paper.by_pair(rows)
+    table.to_csv(file.with_suffix(".csv"), index=False)
+    file.with_suffix(".tex").write_text(paper.latex(table))
+    return paper.markdown(table, title)
 
 
 def correlations_figure(files: dict[str, Path], png: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import PAIR
+from test_report import frame
 from test_state import loaded
 
 from kd.__main__ import main
 from kd.config import Compute
 from kd.data.raw import Source
 from kd.messages import ConfigError
-from kd.publish import publish
+from kd.publish import publish, write_tables
 from kd.study import Study
 from kd.worker import work_through
 
@@ -65,6 +66,27 @@ def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.C
     assert publish(study, out) == 7
     assert len(pd.read_csv(out / "results.csv")) == 7
     assert {file.name for file in out.rglob("*.png")} >= {"free.png", "synthetic-images.png", "synthetic-course.png"}
+
+
+def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> None:
+    """CRD's headline is a mean over two experiments, of equal and of other style."""
+    results = pd.concat(
+        frame({("kd", "full", 1.0): [72.0, 72.0], ("scratch", "full", 1.0): [70.0, 70.0], ("crd", "full", 1.0): crd})
+        .assign(experiment=experiment, student=student)
+        .assign(path=lambda rows: rows["student"] + rows["path"])
+        for experiment, student, crd in (("same", "a", [73.0, 73.0]), ("other", "b", [75.0, 75.0]))
+    )
+    experiments = {name: {"title": name, "view": "pairs"} for name in ("same", "other")}
+    write_tables(results, "T", experiments, {}, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| crd | 50.0 | 50.0 | 50.0 |" in text, "of one experiment"
+    assert "### All experiments, by pairs" in text
+    assert "| crd | 50.0 | 150.0 | 100.0 (-535 to 735) | 100.0 |" in text
+    assert len(pd.read_csv(tmp_path / "tables/_all-by-pair.csv")) == 6
+    assert (tmp_path / "tables/_all-by-pair.tex").read_text().startswith("\\begin{tabular}{lcc}")
+
+    write_tables(results, "T", {**experiments, "other": {"title": "other", "view": "methods"}}, {}, tmp_path / "one")
+    assert not list((tmp_path / "one").rglob("_all*"))
 
 
 def test_by_default_they_lie_beside_the_workflows_own(tmp_path: Path) -> None:
