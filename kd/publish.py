@@ -48,13 +48,17 @@ def publish(study: Study, folder: Path) -> int:
     for name, rows in results.groupby("experiment", sort=False):
         experiment = study.experiments[name]
         save(figure(experiment["view"], summarise(rows), rows, experiment["title"]), figures / f"{name}.png")
-    for kind, file, draw in (
-        ("distill", "correlations.npz", lambda files: correlations_figure(files, figures / "correlations.png")),
-        ("datafree", "synthetic.npz", lambda files: synthetic_figures(_folders(files), figures)),
-    ):
-        shown = {label: study.root / path / file for label, path in study.examples(kind).items() if path in done}
-        if shown := {label: path for label, path in shown.items() if path.exists()}:
-            draw(shown)
+    for kind, file in (("distill", "correlations.npz"), ("datafree", "synthetic.npz")):
+        shown = {label: path for label, path in study.examples(kind).items() if path in done}
+        files = {label: study.root / path / file for label, path in shown.items()}
+        if files := {label: path for label, path in files.items() if path.exists()}:
+            if kind == "datafree":
+                synthetic_figures({label: path.parent for label, path in files.items()}, figures)
+            else:
+                first = shown[next(iter(files))]
+                beside = {label: path for label, path in study.alone(first).items() if path in done}
+                alone = {label: study.root / path / file for label, path in beside.items()}
+                correlations_figure(files, figures / "correlations.png", alone)
     return len(done)
 
 
@@ -98,9 +102,21 @@ def _by_pair(rows: pd.DataFrame, title: str, file: Path) -> str:
     return paper.markdown(table, title)
 
 
-def correlations_figure(files: dict[str, Path], png: Path) -> None:
-    """From the correlations.npz of runs, by label."""
-    save(correlations({label: np.load(file)["difference"].astype(float) for label, file in files.items()}), png)
+def correlations_figure(files: dict[str, Path], png: Path, alone: dict[str, Path]) -> None:
+    """From the correlations.npz of distilled runs, by label.
+
+    `alone` is that of the student without a teacher beside the first of them, whose teacher it is compared with; it is
+    left out where one of the two was made before runs kept what that takes, or the run was taken from those kept.
+    """
+    taught = {label: dict(np.load(file)) for label, file in files.items()}
+    teacher = next(iter(taught.values())).get("teacher")
+    differences = {
+        label: np.load(file)["student"].astype(float) - teacher
+        for label, file in alone.items()
+        if teacher is not None and file.exists()
+    }
+    differences |= {label: matrices["difference"].astype(float) for label, matrices in taught.items()}
+    save(correlations(differences), png)
 
 
 def synthetic_figures(folders: dict[str, Path], figures: Path) -> None:
@@ -111,7 +127,3 @@ def synthetic_figures(folders: dict[str, Path], figures: Path) -> None:
     save(image_grid(sets), figures / "synthetic-images.png")
     save(histograms(sets, classes), figures / "synthetic-histograms.png")
     save(course(sets, histories), figures / "synthetic-course.png")
-
-
-def _folders(files: dict[str, Path]) -> dict[str, Path]:
-    return {label: file.parent for label, file in files.items()}

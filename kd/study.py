@@ -73,7 +73,18 @@ class Study:
         """First pair, scale and seed of each method and ablation of a kind, as many as a figure has: label -> path."""
         rows = self.table[self.table["kind"] == kind]
         rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
-        return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
+        return _labelled(rows)
+
+    def alone(self, path: str) -> dict[str, str]:
+        """The student without a teacher beside a distilled run (same experiment, pair, scale, seed): label -> path."""
+        same = ["experiment", "teacher", "student", "scale", "seed"]
+        rows = self.table[self.table["kind"] == "train"].merge(self.table.loc[self.table["path"] == path, same])
+        return _labelled(rows.head(1))
+
+
+def _labelled(rows: pd.DataFrame) -> dict[str, str]:
+    """What figures call runs -> their paths."""
+    return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
 
 
 def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:

@@ -84,6 +84,11 @@ def by_pair():
     return names + ["_all"] * (len(names) > 1)
 
 
+def alone():
+    """The student without a teacher beside the first one of the figure of correlations."""
+    return STUDY.alone(next(iter(STUDY.examples("distill").values()), ""))
+
+
 def run_outputs(name):
     return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
 
