@@ -308,7 +308,7 @@ def _rounded_metrics(run: Run, folder: Path, options: argparse.Namespace) -> dic
     data = load(options.results / run.data_path, run.dataset, device)
     model = network(run, data, device)
     model.load_state_dict(halved(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu")))
-    return read_json(folder / "metrics.json") | evaluate(model, data.score, data.augment)
+    return read_json(folder / "metrics.json") | evaluate(model, data.score, data.augment)[0]
 
 
 # --------------------------------------------------------------------------------------------------------------- data

@@ -11,7 +11,12 @@ from kd.messages import ConfigError, shown
 
 CONFIDENCE = 0.95
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
-MEASURES = {"accuracy": "accuracy", "seconds": "seconds_total"}  # name -> column of results
+MEASURES = {  # name -> column of results
+    "accuracy": "accuracy",
+    "seconds": "seconds_total",
+    "correlation_gap": "correlation_gap",
+}
+KEYS = ("teacher", "student", "scale", "seed")  # what runs that are compared share, unless a side names it
 
 
 class Interval(NamedTuple):
@@ -50,13 +55,17 @@ def pairs(table: pd.DataFrame, test: dict[str, Any]) -> pd.DataFrame:
     What a side names is no part of the pairing: runs at two scales are compared by naming them. Experiments share runs;
     each counts once.
     """
-    once = table.drop_duplicates(["teacher", "student", "method", "ablation", "scale", "seed"])
-    sides = []
+    keys, sides = _keys(test), []
     for side in ("of", "to"):
         wanted = {"ablation": "full", **test[side]}
-        sides.append(once[np.logical_and.reduce([_equal(once[key], value) for key, value in wanted.items()])])
-    keys = [key for key in ("teacher", "student", "scale", "seed") if key not in test["of"] and key not in test["to"]]
+        rows = table[np.logical_and.reduce([_equal(table[key], value) for key, value in wanted.items()])]
+        # by the keys as well: one student trained without a teacher stands beside the students of several
+        sides.append(rows.drop_duplicates([*keys, "path"]))
     return sides[0].merge(sides[1], on=keys, suffixes=("_of", "_to"))
+
+
+def _keys(test: dict[str, Any]) -> list[str]:
+    return [key for key in KEYS if key not in test["of"] and key not in test["to"]]
 
 
 def _equal(column: pd.Series, value: str | float) -> pd.Series:
@@ -64,14 +73,39 @@ def _equal(column: pd.Series, value: str | float) -> pd.Series:
 
 
 def require_runs(claims: dict[str, Any], table: pd.DataFrame, source: str) -> None:
-    """Raises ConfigError for a test that compares nothing."""
+    """Raises ConfigError for a test that compares nothing, or one of whose sides leaves open which run is meant."""
     for name, claim in claims.items():
         for number, test in enumerate(claim["tests"]):
-            if pairs(table, test).empty:
+            compared, where = pairs(table, test), f"{source}: claims.{name}.tests.{number}"
+            if compared.empty:
                 raise ConfigError(
-                    f"{source}: claims.{name}.tests.{number}: no run of {shown(test['of'])} has a partner among "
+                    f"{where}: no run of {shown(test['of'])} has a partner among "
                     f"{shown(test['to'])} with the same teacher, student, scale and seed; name what is run"
                 )
+            for side in ("of", "to"):
+                several = compared.groupby(_keys(test))[f"path_{side}"].nunique().max()
+                if several > 1:
+                    raise ConfigError(
+                        f"{where}.{side}: got {shown(test[side])}, {several} runs for one on the other side; "
+                        "name the experiment, teacher, student or scale that is meant"
+                    )
+
+
+def expanded(claims: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """Claims with `each: pair` written out: such a test is one for every pair of networks that it compares."""
+    return {
+        name: {**claim, "tests": [single for test in claim["tests"] for single in _each(test, table)]}
+        for name, claim in claims.items()
+    }
+
+
+def _each(test: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
+    if "each" not in test:
+        return [test]
+    rest = {key: value for key, value in test.items() if key != "each"}
+    names = [key for key in ("teacher", "student") if key in _keys(test)]
+    found = pairs(table, test)[names].drop_duplicates().to_dict("records")
+    return [{**rest, **{side: {**test[side], **networks} for side in ("of", "to")}} for networks in found]
 
 
 def judge(claims: dict[str, Any], results: pd.DataFrame) -> pd.DataFrame:
@@ -92,9 +126,10 @@ def judge(claims: dict[str, Any], results: pd.DataFrame) -> pd.DataFrame:
 
 def _judge_test(test: dict[str, Any], results: pd.DataFrame) -> dict[str, Any]:
     measure, ratio = test.get("measure", "accuracy"), test.get("as") == "ratio"
-    compared = pairs(results, test)
-    of, to = (compared[f"{MEASURES[measure]}_{side}"] for side in ("of", "to"))
-    found = Interval(*map(float, interval(np.log(of / to) if ratio else of - to)))
+    column = MEASURES[measure]
+    compared = pairs(results.assign(**{column: results.get(column, np.nan)}), test)  # absent: no run that has it yet
+    of, to = (compared[f"{column}_{side}"] for side in ("of", "to"))
+    found = Interval(*map(float, interval((np.log(of / to) if ratio else of - to).dropna())))
     if ratio:
         found = Interval(found.n, *np.exp(found[1:]))
     above = "above" in test
@@ -139,7 +174,7 @@ def claims_markdown(judged: pd.DataFrame) -> str:
         parts.append(f"**{name}: {first.claim_verdict}.** {first.says}\n")
         lines = ["| compared | measure | wanted | measured (95 % interval) | n | test |", "|---|---|---|---|---|---|"]
         for row in tests.itertuples():
-            form = "+.2f" if row.measure.endswith("difference") else ".3f"
+            form = ".3f" if row.measure.endswith("ratio") else "+.4f" if row.measure.startswith("corr") else "+.2f"
             measured = format(row.mean, form) if row.n else ""
             if row.n > 1:
                 measured += f" ({row.low:{form}} to {row.high:{form}})"

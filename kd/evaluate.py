@@ -6,41 +6,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd.batch import Output
 from kd.data.augment import Augment
 from kd.data.dataset import Split
-from kd.models.classifier import evaluating
+from kd.models.classifier import Ensemble, evaluating
 
 BATCH = 512
 
 
-def evaluate(student: nn.Module, split: Split, augment: Augment, teacher: nn.Module | None = None) -> dict[str, float]:
-    """Percent of images: `accuracy` (top 1), `top5` (more than five classes), `agreement` with the teacher's class;
-    and `loss`, the mean cross entropy."""
-    student_logits = predict(student, split.images, augment)
-    classes = student_logits.argmax(1)
+def evaluate(
+    student: nn.Module, split: Split, augment: Augment, teacher: nn.Module | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Scores, and how logits correlate across classes.
+
+    Scores in percent of images: `accuracy` (top 1), `top5` (more than five classes), with a teacher its accuracy and
+    `agreement` with its class; `loss`, the mean cross entropy; `correlation_gap`, the mean absolute `difference` below.
+
+    Correlations [K, K], float64: the `student`'s; the `teacher`'s and `difference`, student's minus teacher's (Tian et
+    al., CRD, ICLR 2020, figure 3). An ensemble's are the mean of its members': the log of a mean probability correlates
+    otherwise than the logits that it is made of. A class whose logit never changes correlates with none.
+    """
+    logits = predict(student, split.images, augment)
+    classes = logits.argmax(1)
     metrics = {
         "accuracy": _percent(classes == split.labels),
-        "loss": F.cross_entropy(student_logits.double(), split.labels).item(),
+        "loss": F.cross_entropy(logits.double(), split.labels).item(),
     }
-    if student_logits.shape[1] > 5:
-        best = student_logits.topk(5, dim=1).indices
+    correlations = {"student": _correlation(logits)}
+    if logits.shape[1] > 5:
+        best = logits.topk(5, dim=1).indices
         metrics["top5"] = _percent((best == split.labels[:, None]).any(1))
     if teacher is not None:
-        teacher_classes = predict(teacher, split.images, augment).argmax(1)
+        members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
+        said = [Output(predict(member, split.images, augment), None) for member in members]
+        teacher_classes = (Ensemble.together(said) if len(said) > 1 else said[0]).logits.argmax(1)
         metrics["teacher_accuracy"] = _percent(teacher_classes == split.labels)
         metrics["agreement"] = _percent(classes == teacher_classes)
-    return metrics
-
-
-def correlation_difference(student: nn.Module, teacher: nn.Module, split: Split, augment: Augment) -> Tensor:
-    """How the student's logits correlate across classes, minus how the teacher's do, [K, K], float64 (Tian et al., CRD,
-    ICLR 2020, figure 3). A class whose logit never changes correlates with none."""
-    matrices = [_correlation(predict(network, split.images, augment).double()) for network in (student, teacher)]
-    return matrices[0] - matrices[1]
+        correlations["teacher"] = torch.stack([_correlation(output.logits) for output in said]).mean(0)
+        correlations["difference"] = correlations["student"] - correlations["teacher"]
+        metrics["correlation_gap"] = correlations["difference"].abs().mean().item()
+    return metrics, correlations
 
 
 def _correlation(logits: Tensor) -> Tensor:
-    """Pearson's, of columns: [N, K] -> [K, K]."""
+    """Pearson's, of columns: [N, K] -> [K, K], float64."""
+    logits = logits.double()
     unit = F.normalize(logits - logits.mean(0), dim=0)
     return unit.T @ unit
 

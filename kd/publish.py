@@ -54,13 +54,17 @@ def _figures(study: Study, results: pd.DataFrame, folder: Path) -> None:
         experiment = study.experiments[name]
         save(figure(experiment["view"], summarise(rows), rows, experiment["title"]), folder / f"{name}.png")
     done = set(results["path"])
-    for kind, file, draw in (
-        ("distill", "correlations.npz", lambda files: correlations_figure(files, folder / "correlations.png")),
-        ("datafree", "synthetic.npz", lambda files: synthetic_figures(_folders(files), folder)),
-    ):
-        shown = {label: study.root / path / file for label, path in study.examples(kind).items() if path in done}
-        if shown := {label: path for label, path in shown.items() if path.exists()}:
-            draw(shown)
+    for kind, file in (("distill", "correlations.npz"), ("datafree", "synthetic.npz")):
+        shown = {label: path for label, path in study.examples(kind).items() if path in done}
+        files = {label: study.root / path / file for label, path in shown.items()}
+        if files := {label: path for label, path in files.items() if path.exists()}:
+            if kind == "datafree":
+                synthetic_figures({label: path.parent for label, path in files.items()}, folder)
+            else:
+                first = shown[next(iter(files))]
+                beside = {label: path for label, path in study.alone(first).items() if path in done}
+                alone = {label: study.root / path / file for label, path in beside.items()}
+                correlations_figure(files, folder / "correlations.png", alone)
 
 
 def write_tables(
@@ -72,6 +76,8 @@ def write_tables(
 ) -> None:
     """table.md; per experiment tables/<name>.csv and, methods by pairs, -by-pair.csv and .tex; claims.csv.
 
+    Where several experiments are shown by pairs, also tables/_all-by-pair.csv and .tex (no
+    experiment's name begins so).
     Experiments without a run in `results` are left out; a claim's test without one is not decided.
     """
     parts, tables = [], folder / "tables"
@@ -82,10 +88,10 @@ def write_tables(
         summary.to_csv(tables / f"{name}.csv", index=False)
         parts.append(markdown(summary, experiment["title"]))
         if experiment["view"] == "pairs":
-            table = paper.by_pair(rows)
-            parts.append(paper.markdown(table, experiment["title"]))
-            table.to_csv(tables / f"{name}-by-pair.csv", index=False)
-            (tables / f"{name}-by-pair.tex").write_text(paper.latex(table))
+            parts.append(_by_pair(rows, experiment["title"], tables / f"{name}-by-pair"))
+    shown = [name for name, experiment in experiments.items() if experiment["view"] == "pairs"]
+    if len(shown) > 1 and not (rows := paper.together(results, shown)).empty:
+        parts.append(_by_pair(rows, "All experiments", tables / "_all-by-pair"))
     if claims:
         judged = judge(claims, results)
         judged.to_csv(folder / "claims.csv", index=False)
@@ -93,9 +99,29 @@ def write_tables(
     (folder / "table.md").write_text(study_markdown(title, parts, results))
 
 
-def correlations_figure(files: dict[str, Path], png: Path) -> None:
-    """From the correlations.npz of runs, by label."""
-    save(correlations({label: np.load(file)["difference"].astype(float) for label, file in files.items()}), png)
+def _by_pair(rows: pd.DataFrame, title: str, file: Path) -> str:
+    """Write the .csv and .tex; give the Markdown."""
+    table = paper.by_pair(rows)
+    table.to_csv(file.with_suffix(".csv"), index=False)
+    file.with_suffix(".tex").write_text(paper.latex(table))
+    return paper.markdown(table, title)
+
+
+def correlations_figure(files: dict[str, Path], png: Path, alone: dict[str, Path]) -> None:
+    """From the correlations.npz of distilled runs, by label.
+
+    `alone` is that of the student without a teacher beside the first of them, whose teacher it is compared with; it is
+    left out where one of the two was made before runs kept what that takes, or the run was taken from those kept.
+    """
+    taught = {label: dict(np.load(file)) for label, file in files.items()}
+    teacher = next(iter(taught.values())).get("teacher")
+    differences = {
+        label: np.load(file)["student"].astype(float) - teacher
+        for label, file in alone.items()
+        if teacher is not None and file.exists()
+    }
+    differences |= {label: matrices["difference"].astype(float) for label, matrices in taught.items()}
+    save(correlations(differences), png)
 
 
 def synthetic_figures(folders: dict[str, Path], figures: Path) -> None:
@@ -106,7 +132,3 @@ def synthetic_figures(folders: dict[str, Path], figures: Path) -> None:
     save(image_grid(sets), figures / "synthetic-images.png")
     save(histograms(sets, classes), figures / "synthetic-histograms.png")
     save(course(sets, histories), figures / "synthetic-course.png")
-
-
-def _folders(files: dict[str, Path]) -> dict[str, Path]:
-    return {label: file.parent for label, file in files.items()}

@@ -13,6 +13,7 @@ from kd.claims import paired_p
 from kd.files import read_json
 
 GROUP = ["teacher", "student", "method", "ablation", "scale"]
+RGB = "rgb"  # the view of a network that sees all of an image
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
 
 
@@ -22,7 +23,8 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """The study's table with what each run's files say: a row per run and experiment, final numbers of the last epoch.
 
-    metrics.json gives the columns as they are; run.json gives seconds_<phase>, counts, memory, commit and device.
+    metrics.json gives the columns as they are; run.json gives seconds_<phase>, counts, memory, commit, device and what
+    the teacher sees of an image.
     """
     records = {path: _record(root / path) for path in dict.fromkeys(table["path"])}
     return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
@@ -30,7 +32,9 @@ def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 def _record(folder: Path) -> dict[str, Any]:
     run = read_json(folder / "run.json")
+    teachers = run.get("settings", {}).get("teachers")
     return {
+        **({"teacher_view": teachers[0].get("view", RGB)} if teachers else {}),
         **read_json(folder / "metrics.json"),
         **{f"seconds_{phase}": seconds for phase, seconds in run["seconds"].items()},
         **run["counts"],
@@ -112,17 +116,20 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
 
 def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     """The whole table file of a study: what is measured and on what, then a table per experiment."""
-    teachers = results.reindex(columns=results.columns.union(["teacher_accuracy"])).dropna(subset=["teacher_accuracy"])
-    known = teachers.groupby(["dataset", "teacher"])["teacher_accuracy"].agg(["min", "max"]).reset_index()
+    columns = results.columns.union(["teacher_accuracy", "teacher_view"])
+    teachers = results.reindex(columns=columns).dropna(subset=["teacher_accuracy"])
+    views = teachers["teacher_view"].astype(object).fillna(RGB)
+    known = teachers.groupby(["dataset", "teacher", views])["teacher_accuracy"].agg(["min", "max"])
     lines = [f"## {title}", ""]
     lines += [
         f"Accuracy in % of the {results['scored'].iloc[0]} images after the last epoch, mean ± standard deviation over"
     ]
     lines += ["n seeds of the student. Seconds are computing alone, without start-up and the teacher's training."]
     lines += ["Differences are paired by seed, ± standard error.", ""]
-    for row in known.itertuples():
+    for row in known.reset_index().itertuples():
         spread = f"{row.min:.2f}" if row.min == row.max else f"{row.min:.2f} to {row.max:.2f}"
-        lines += [f"Teacher {row.teacher} on {row.dataset}: {spread} %."]
+        view = "" if row.teacher_view == RGB else f" ({row.teacher_view})"
+        lines += [f"Teacher {row.teacher}{view} on {row.dataset}: {spread} %."]
     devices = ", ".join(sorted(set(results["device"])))
     lines += [f"Device: {devices}. Code: {', '.join(sorted(set(results['commit'])))}.", ""]
     return "\n".join(lines) + "\n" + "\n".join(parts)

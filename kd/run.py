@@ -19,7 +19,7 @@ from kd.checkpoint import Checkpoint, Stopped
 from kd.config import Compute, Run
 from kd.data import views
 from kd.data.dataset import Data, load
-from kd.evaluate import correlation_difference, evaluate
+from kd.evaluate import evaluate
 from kd.files import file_digest, read_json, write_atomically, write_json
 from kd.journal import Journal, Progress, Sink
 from kd.lease import Lease, TakenOver
@@ -40,9 +40,9 @@ def run_step(
 ) -> dict[str, float]:
     """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
 
-    metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), with teacher and data
-    correlations.npz, for data-free runs synthetic.npz, and last of all run.json (settings, code, environment, seconds,
-    counts). Returns the content of metrics.json.
+    metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), with data correlations.npz (of
+    the student's logits across classes, the teacher's, their difference), for data-free runs synthetic.npz, and last of
+    all run.json (settings, code, environment, seconds, counts). Returns the content of metrics.json.
 
     One process works on a folder at a time; another one waits (or raises Busy), and takes what it then finds complete.
     Raises ConfigError for a device that is not there, FloatingPointError when the loss is not finite, Stopped after
@@ -136,17 +136,14 @@ def _make(
     else:
         student = train(run, data, student, teacher, generator, journal, checkpoint)
     with journal.phase("evaluation", device):
-        metrics = evaluate(student, data.score, data.augment, teacher)
-        if teacher is not None:
-            correlations = correlation_difference(student, teacher, data.score, data.augment).cpu().numpy()
-            metrics["correlation_gap"] = float(np.abs(correlations).mean())
+        metrics, correlations = evaluate(student, data.score, data.augment, teacher)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
     checkpoint.guard()
     if drawn is not None:
         write_atomically(folder / "synthetic.npz", lambda file: np.savez_compressed(file, **drawn))
-    if run.kind == "distill":
-        small = correlations.astype(np.float16)  # for a figure
-        write_atomically(folder / "correlations.npz", lambda file: np.savez_compressed(file, difference=small))
+    if run.kind != "datafree":
+        small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
+        write_atomically(folder / "correlations.npz", lambda file: np.savez_compressed(file, **small))
     weights = {name: value.cpu() for name, value in student.state_dict().items()}
     write_atomically(folder / "weights.pt", lambda file: torch.save(weights, file))
     write_atomically(folder / "history.csv", lambda file: file.write(_csv(journal.history).encode()))

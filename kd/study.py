@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.claims import require_runs
+from kd.claims import expanded, require_runs
 from kd.config import Compute, Dataset, Run, digest, merge, run_of, teacher_models
 from kd.messages import ConfigError, suggest
 from kd.reading import parse_yaml, read_yaml
@@ -73,7 +73,18 @@ class Study:
         """First pair, scale and seed of each method and ablation of a kind, as many as a figure has: label -> path."""
         rows = self.table[self.table["kind"] == kind]
         rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
-        return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
+        return _labelled(rows)
+
+    def alone(self, path: str) -> dict[str, str]:
+        """The student without a teacher beside a distilled run (same experiment, pair, scale, seed): label -> path."""
+        same = ["experiment", "teacher", "student", "scale", "seed"]
+        rows = self.table[self.table["kind"] == "train"].merge(self.table.loc[self.table["path"] == path, same])
+        return _labelled(rows.head(1))
+
+
+def _labelled(rows: pd.DataFrame) -> dict[str, str]:
+    """What figures call runs -> their paths."""
+    return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
 
 
 def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
@@ -114,7 +125,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
             key: {"title": value.get("title", key), "view": value.get("view", "methods")}
             for key, value in study["experiments"].items()
         },
-        claims=claims,
+        claims=expanded(claims, table),
         tunings={key: expansion.tuning(key, value) for key, value in study.get("tune", {}).items()},
         compute=Compute(**base["compute"]),
         tracking=base["tracking"],

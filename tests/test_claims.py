@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from kd.claims import claims_markdown, interval, judge, paired_p, pairs, require_runs
+from kd.claims import claims_markdown, expanded, interval, judge, paired_p, pairs, require_runs
 from kd.messages import ConfigError
 
 FULL, NONE = {"method": "ssdkd", "scale": 0.1}, {"method": "ssdkd", "ablation": "none", "scale": 0.1}
@@ -117,6 +117,69 @@ def test_runs_are_paired_by_networks_and_seed_and_shared_ones_count_once():
     assert (compared["accuracy_of"] - compared["accuracy_to"] == compared["seed"] + 1).all()
     assert len(pairs(frame, {"of": {**FULL, "teacher": "wrn_16_2"}, "to": {**FULL, "teacher": "wrn_16_1"}})) == 3
     assert pairs(frame[frame["seed"] == 0], {"of": FULL, "to": {**NONE, "scale": 0.2}}).empty
+
+
+def test_equal_names_with_other_settings_are_runs_of_their_own():
+    """crd-transfer: a pair at the same scale and seeds in two experiments, one with other views."""
+    values = {("ssdkd", "full", 0.1): [50, 50], ("ssdkd", "none", 0.1): [40, 40]}
+    other = {key: [accuracy + 30 for accuracy in accuracies] for key, accuracies in values.items()}
+    moved = results(other, experiment="f")
+    frame = pd.concat([results(values), moved.assign(path="f/" + moved["path"])])
+    within = {"of": {**FULL, "experiment": "f"}, "to": {**NONE, "experiment": "f"}}
+    assert list(pairs(frame, within)["accuracy_of"]) == [80, 80]
+    across = {"of": {**FULL, "experiment": "f"}, "to": {**FULL, "experiment": "e"}, "above": 0}
+    assert judge(claim(across), frame)["mean"].item() == 30
+    require_runs(claim(within, across), frame, "s.yaml")
+    with pytest.raises(
+        ConfigError, match=r"^s\.yaml: claims\.c\.tests\.0\.of: got .*, 2 runs for one .*name the exp"
+    ) as e:
+        require_runs(claim({"of": FULL, "to": {**NONE, "experiment": "e"}, "above": 0}), frame, "s.yaml")
+    assert "\n" not in str(e.value)
+    with pytest.raises(ConfigError, match=r"tests\.0\.to: got "):
+        require_runs(claim({"of": {**FULL, "experiment": "e"}, "to": NONE, "above": 0}), frame, "s.yaml")
+
+
+def test_a_side_that_leaves_the_scale_open_is_refused():
+    frame = results({("ssdkd", "full", 0.1): [50], ("ssdkd", "none", 0.1): [40], ("ssdkd", "none", 0.2): [60]})
+    test = {"of": FULL, "to": {"method": "ssdkd", "ablation": "none"}, "above": 0}
+    with pytest.raises(ConfigError, match=r"tests\.0\.to: .*2 runs for one"):
+        require_runs(claim(test), frame, "s.yaml")
+
+
+def test_a_student_without_a_teacher_stands_beside_every_teachers_students():
+    """Its run is the same whoever the teacher of the pair is."""
+    values = {("ssdkd", "full", 0.1): [50, 60], ("ssdkd", "none", 0.1): [40, 50]}
+    frame = pd.concat([results(values), results(values, teacher="wrn_16_2")])
+    alone = frame["ablation"] == "none"
+    frame.loc[alone, "path"] = "alone/" + frame.loc[alone, "seed"].astype(str)
+    test = {"of": FULL, "to": NONE, "above": 0}
+    assert len(pairs(frame, test)) == 4
+    require_runs(claim(test), frame, "s.yaml")
+
+
+def test_each_pair_of_networks_is_judged_by_itself():
+    values = {("ssdkd", "full", 0.1): [55, 56, 57], ("ssdkd", "none", 0.1): [50] * 3}
+    worse = {("ssdkd", "full", 0.1): [45, 44, 43], ("ssdkd", "none", 0.1): [50] * 3}
+    frame = pd.concat([results(values), results(worse, teacher="wrn_16_2")])
+    written = expanded(claim({"of": FULL, "to": NONE, "above": 0, "each": "pair"}), frame)
+    judged = judge(written, frame)
+    assert list(judged["of"]) == [f"ssdkd, 10 %, {teacher}, wrn_10_1" for teacher in ("wrn_16_1", "wrn_16_2")]
+    assert list(judged["verdict"]) == ["holds", "does not hold"]
+    assert list(judged["n"]) == [3, 3]
+    so_far = judge(written, frame[frame["teacher"] == "wrn_16_1"])
+    assert set(so_far["claim_verdict"]) == {"not decided"}, "a pair that is not run yet decides nothing"
+    plain = claim({"of": FULL, "to": NONE, "above": 0})
+    assert expanded(plain, frame) == plain
+
+
+def test_gaps_of_correlations_are_compared_where_they_are_known():
+    test = {"of": FULL, "to": NONE, "measure": "correlation_gap", "below": 0}
+    frame = results({("ssdkd", "full", 0.1): [50] * 3, ("ssdkd", "none", 0.1): [50] * 3})
+    assert judge(claim(test), frame)["n"].item() == 0, "results of students without a teacher alone"
+    frame["correlation_gap"] = [0.011, 0.013, 0.012, 0.021, 0.022, float("nan")]
+    judged = judge(claim(test), frame)
+    assert (judged["n"].item(), judged["mean"].item()) == (2, pytest.approx(-0.0095))
+    assert "| correlation_gap, difference | below 0 | -0.0095 (" in claims_markdown(judged)
 
 
 def test_scales_are_found_though_a_file_changed_their_last_bit():

@@ -10,7 +10,8 @@ from torch import nn
 from kd.batch import Output
 from kd.data.augment import Augment
 from kd.data.dataset import Split
-from kd.evaluate import correlation_difference, evaluate, predict
+from kd.evaluate import evaluate, predict
+from kd.models.classifier import Ensemble
 
 AUGMENT = Augment(torch.zeros(1), torch.ones(1), 2, True)  # scoring must not crop or flip
 
@@ -49,7 +50,7 @@ def test_scores_of_hand_made_logits():
     labels = [0, 0, 2, 1, 2]  # first; second; fifth; sixth; first
     student = Table(torch.stack([ranking(order) for order in orders]))
     teacher = Table(torch.stack([ranking([label]) for label in (0, 0, 2, 3, 3)]))
-    scores = evaluate(student, split(labels), AUGMENT, teacher)
+    scores, _ = evaluate(student, split(labels), AUGMENT, teacher)
     loss = [
         math.log(sum(math.exp(x) for x in row)) - row[label]
         for row, label in zip(student.logits.tolist(), labels, strict=True)
@@ -60,6 +61,7 @@ def test_scores_of_hand_made_logits():
         "teacher_accuracy": pytest.approx(60.0),
         "agreement": pytest.approx(20.0),
         "loss": pytest.approx(sum(loss) / 5, rel=1e-6),
+        "correlation_gap": pytest.approx(gap(student, teacher), rel=1e-6),
     }
     assert all(type(value) is float for value in scores.values())
 
@@ -67,10 +69,13 @@ def test_scores_of_hand_made_logits():
 @pytest.mark.parametrize(("classes", "names"), [(5, {"accuracy", "loss"}), (6, {"accuracy", "loss", "top5"})])
 def test_top5_needs_more_than_five_classes_and_agreement_a_teacher(classes, names):
     student = Table(torch.stack([ranking([0], classes)] * 3))
-    assert evaluate(student, split([0, 0, 1]), AUGMENT).keys() == names
-    teacher = evaluate(student, split([0, 0, 1]), AUGMENT, student)
-    assert teacher.keys() == names | {"teacher_accuracy", "agreement"}
-    assert teacher["agreement"] == 100
+    scores, correlations = evaluate(student, split([0, 0, 1]), AUGMENT)
+    assert scores.keys() == names
+    assert correlations.keys() == {"student"}
+    scores, correlations = evaluate(student, split([0, 0, 1]), AUGMENT, student)
+    assert scores.keys() == names | {"teacher_accuracy", "agreement", "correlation_gap"}
+    assert correlations.keys() == {"student", "teacher", "difference"}
+    assert scores["agreement"] == 100
 
 
 @pytest.mark.parametrize("count", [1, 512, 1300])
@@ -82,7 +87,7 @@ def test_all_images_are_scored_in_their_order_and_in_parts(count):
     assert torch.equal(predict(student, split(labels).images, AUGMENT), logits)
     assert sum(size for size, _, _ in student.calls) == count
     assert max(size for size, _, _ in student.calls) <= 512
-    scores = evaluate(student, split(labels), AUGMENT)
+    scores, _ = evaluate(student, split(labels), AUGMENT)
     right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, labels, strict=True))
     assert scores["accuracy"] == pytest.approx(100 * right / count)
 
@@ -116,14 +121,45 @@ def test_half_precision_logits_are_raised_to_float32():
     assert predict(Half(), split([0, 1]).images, AUGMENT).dtype == torch.float32
 
 
+def gap(student, teacher):
+    """Mean absolute difference of correlations, where a logit that never changes correlates with none."""
+    with np.errstate(invalid="ignore"):
+        of, to = (
+            np.nan_to_num(np.corrcoef(table.logits.detach().numpy(), rowvar=False)) for table in (student, teacher)
+        )
+    return np.abs(of - to).mean()
+
+
 def test_the_difference_of_correlations_is_numpys():
     generator = torch.Generator().manual_seed(0)
     tables = [torch.randn(40, 4, generator=generator) for _ in range(2)]
     images = split([0] * 40)
-    actual = correlation_difference(Table(tables[0]), Table(tables[1]), images, AUGMENT)
-    expected = np.corrcoef(tables[0].numpy(), rowvar=False) - np.corrcoef(tables[1].numpy(), rowvar=False)
-    np.testing.assert_allclose(actual.numpy(), expected, atol=1e-6)
-    assert correlation_difference(Table(tables[0]), Table(tables[0]), images, AUGMENT).abs().max() == 0
+    scores, actual = evaluate(Table(tables[0]), images, AUGMENT, Table(tables[1]))
+    expected = [np.corrcoef(table.numpy(), rowvar=False) for table in tables]
+    np.testing.assert_allclose(actual["student"].numpy(), expected[0], atol=1e-6)
+    np.testing.assert_allclose(actual["teacher"].numpy(), expected[1], atol=1e-6)
+    np.testing.assert_allclose(actual["difference"].numpy(), expected[0] - expected[1], atol=1e-6)
+    assert scores["correlation_gap"] == pytest.approx(np.abs(expected[0] - expected[1]).mean(), abs=1e-6)
+    same, _ = evaluate(Table(tables[0]), images, AUGMENT, Table(tables[0]))
+    assert same["correlation_gap"] == 0
     constant = tables[0].clone()
     constant[:, 2] = 1.0
-    assert correlation_difference(Table(constant), Table(tables[1]), images, AUGMENT).isfinite().all()
+    _, actual = evaluate(Table(constant), images, AUGMENT, Table(tables[1]))
+    assert actual["difference"].isfinite().all()
+
+
+def test_a_student_equal_to_all_members_of_an_ensemble_correlates_as_they_do():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 10, generator=generator)
+    teacher = Ensemble([Table(logits), Table(logits)])
+    scores, _ = evaluate(Table(logits), split([0] * 200), AUGMENT, teacher)
+    assert scores["correlation_gap"] == pytest.approx(0, abs=1e-12)
+    assert scores["agreement"] == 100
+
+
+def test_an_ensembles_class_is_that_of_the_mean_probability():
+    """Two of three prefer class 1 by little, the third class 0 by far."""
+    members = [Table(torch.tensor([row])) for row in ([0.0, 0.1], [0.0, 0.1], [9.0, 0.0])]
+    scores, _ = evaluate(members[0], split([0]), AUGMENT, Ensemble(members))
+    assert (scores["teacher_accuracy"], scores["agreement"]) == (100, 0)
+    assert [len(member.calls) for member in members] == [2, 1, 1], "each is asked once: the first also as student"

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from kd.paper import by_pair, latex, markdown, relative_improvement
+from kd.paper import by_pair, latex, markdown, relative_improvement, together
 
 # Tian et al., CRD, ICLR 2020, table 1: student alone, KD, CRD
 SAME_STYLE = {
@@ -29,7 +29,17 @@ OTHER_STYLE = {
 
 def results(pairs, spread=(-1.0, 1.0)):
     rows = [
-        {"teacher": t, "student": s, "method": method, "scale": 1.0, "seed": seed, "accuracy": accuracy + offset}
+        {
+            "teacher": t,
+            "student": s,
+            "method": method,
+            "ablation": "full",
+            "scale": 1.0,
+            "seed": seed,
+            "accuracy": accuracy + offset,
+            "experiment": "e",
+            "path": f"{t}/{s}/{method}/{seed}",
+        }
         for (t, s), values in pairs.items()
         for method, accuracy in zip(("scratch", "kd", "crd"), values, strict=True)
         for seed, offset in enumerate(spread)
@@ -51,7 +61,18 @@ def test_a_pair_whose_kd_is_below_the_student_alone_has_no_share():
     shares = relative_improvement(by_pair(results(pairs)))["crd"]
     assert math.isnan(shares.iloc[0])
     assert shares.iloc[1] == pytest.approx(50.0)
-    assert "KD below scratch | 50.0 | 50.0 |" in markdown(by_pair(results(pairs)), "T")
+    assert "KD not above scratch | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in markdown(by_pair(results(pairs)), "T")
+    equal = results(pairs | {("a", "b"): (70.0, 70.0, 72.0)})
+    assert "KD not above scratch | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in markdown(by_pair(equal), "T")
+
+
+def test_a_method_that_was_not_run_on_a_pair_has_no_share_there():
+    frame = results({("a", "b"): (70.0, 71.0, 72.0), ("c", "d"): (70.0, 72.0, 73.0)})
+    frame = frame[~((frame["method"] == "crd") & (frame["teacher"] == "a"))]
+    other = frame[frame["method"] == "kd"].assign(method="sp")
+    text = markdown(by_pair(pd.concat([frame, other])), "T")
+    assert "| crd | n/a | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in text
+    assert "| sp | 0.0 | 0.0 | 0.0 (" in text
 
 
 def test_differences_to_kd_are_paired_by_seed():
@@ -93,3 +114,36 @@ def test_without_kd_or_the_student_alone_there_are_no_shares():
     frame = results({("a", "b"): (70.0, 71.0, 72.0)})
     assert relative_improvement(by_pair(frame[frame["method"] != "scratch"])).empty
     assert "Relative" not in markdown(by_pair(frame[frame["method"] != "kd"]), "T")
+
+
+def test_ablations_and_scales_have_rows_of_their_own():
+    whole = results({("a", "b"): (70.0, 72.0, 73.0)})
+    tenth = results({("a", "b"): (40.0, 50.0, 48.0)}).assign(scale=0.1)
+    low = results({("a", "b"): (70.0, 72.0, 53.0)}).assign(ablation="low")
+    scales = by_pair(pd.concat([whole, tenth]))
+    assert list(scales["label"]) == [f"{m}, {s} %" for s in (100, 10) for m in ("scratch", "kd", "crd")]
+    assert list(scales["against_kd"].dropna()) == pytest.approx([-2.0, 1.0, -10.0, -2.0])
+    shares = relative_improvement(scales)
+    assert shares.loc[("a", "b")].to_dict() == pytest.approx({"crd, 100 %": 50.0, "crd, 10 %": -20.0})
+    assert "| crd, 10 % | 48.00 ± 1.41 ↓ |" in markdown(scales, "T")
+    parts = by_pair(pd.concat([whole, low])).set_index("label")
+    assert parts.loc["crd, low", ["mean", "std", "n"]].tolist() == pytest.approx([53.0, math.sqrt(2), 2])
+    assert parts.loc["crd, full", "against_kd"] == pytest.approx(1.0)
+
+
+def test_experiments_together_share_runs_and_keep_others_apart():
+    same, other = results(SAME_STYLE), results(OTHER_STYLE).assign(experiment="f")
+    again = same[same["method"] != "crd"].assign(experiment="g")
+    rows = together(pd.concat([same, other, again, same.assign(experiment="left out")]), ["e", "f", "g"])
+    shares = relative_improvement(by_pair(rows))["crd"]
+    assert len(rows) == 13 * 3 * 2
+    assert shares.mean() == pytest.approx(56.8, abs=0.1)
+
+    first = results({("a", "b"): (70.0, 72.0, 73.0), ("c", "d"): (70.0, 72.0, 74.0)})
+    views = results({("a", "b"): (40.0, 50.0, 48.0)}).assign(experiment="views")
+    table = by_pair(together(pd.concat([first, views.assign(path="v/" + views["path"])]), ["e", "views"]))
+    assert list(relative_improvement(table)["crd"].items()) == [
+        (("a", "b (e)"), pytest.approx(50.0)),
+        (("c", "d"), pytest.approx(100.0)),
+        (("a", "b (views)"), pytest.approx(-20.0)),
+    ]

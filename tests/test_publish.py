@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import PAIR
+from test_report import frame
 from test_state import loaded
 
 from kd.__main__ import main
 from kd.config import Compute
 from kd.data.raw import Source
 from kd.messages import ConfigError
-from kd.publish import publish
+from kd.publish import correlations_figure, publish, write_tables
 from kd.study import Study
 from kd.worker import work_through
 
@@ -65,6 +67,60 @@ def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.C
     assert publish(study, out) == 7
     assert len(pd.read_csv(out / "results.csv")) == 7
     assert {file.name for file in out.rglob("*.png")} >= {"free.png", "synthetic-images.png", "synthetic-course.png"}
+
+
+def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> None:
+    """CRD's headline is a mean over two experiments, of equal and of other style."""
+    results = pd.concat(
+        frame({("kd", "full", 1.0): [72.0, 72.0], ("scratch", "full", 1.0): [70.0, 70.0], ("crd", "full", 1.0): crd})
+        .assign(experiment=experiment, student=student)
+        .assign(path=lambda rows: rows["student"] + rows["path"])
+        for experiment, student, crd in (("same", "a", [73.0, 73.0]), ("other", "b", [75.0, 75.0]))
+    )
+    experiments = {name: {"title": name, "view": "pairs"} for name in ("same", "other")}
+    write_tables(results, "T", experiments, {}, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| crd | 50.0 | 50.0 | 50.0 |" in text, "of one experiment"
+    assert "### All experiments, by pairs" in text
+    assert "| crd | 50.0 | 150.0 | 100.0 (-535 to 735) | 100.0 |" in text
+    assert len(pd.read_csv(tmp_path / "tables/_all-by-pair.csv")) == 6
+    assert (tmp_path / "tables/_all-by-pair.tex").read_text().startswith("\\begin{tabular}{lcc}")
+
+    write_tables(results, "T", {**experiments, "other": {"title": "other", "view": "methods"}}, {}, tmp_path / "one")
+    assert not list((tmp_path / "one").rglob("_all*"))
+
+
+def test_the_student_without_a_teacher_is_compared_with_the_teacher_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CRD's figure 3 begins with it. Runs made before files held what that takes are drawn without it."""
+    study = study_of(tmp_path)
+    kd, scratch = (
+        study.table[(study.table["method"] == method) & (study.table["seed"] == 0)]["path"].iloc[0]
+        for method in ("kd", "scratch")
+    )
+    assert study.alone(kd) == {"scratch (full), 100 %": scratch}
+    assert study.alone(scratch + "x") == {}
+
+    draw = np.random.default_rng(0)
+    own, student, teacher = draw.normal(size=(3, 10, 10)).astype(np.float16)
+    drawn, alone = {}, {"scratch": tmp_path / "scratch.npz"}
+    monkeypatch.setattr("kd.publish.correlations", drawn.update)
+    monkeypatch.setattr("kd.publish.save", lambda figure, png: None)
+    np.savez(alone["scratch"], student=own)
+    np.savez(tmp_path / "kd.npz", student=student, teacher=teacher, difference=student - teacher)
+    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", alone)
+    assert list(drawn) == ["scratch", "kd"]
+    np.testing.assert_allclose(drawn["scratch"], own.astype(float) - teacher.astype(float))
+    np.testing.assert_allclose(drawn["kd"], (student - teacher).astype(float))
+
+    drawn.clear()
+    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", {"scratch": tmp_path / "none.npz"})
+    assert list(drawn) == ["kd"], "its run was taken from those kept"
+    drawn.clear()
+    np.savez(tmp_path / "kd.npz", difference=student - teacher)
+    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", alone)
+    assert list(drawn) == ["kd"], "made before"
 
 
 def test_by_default_they_lie_beside_the_workflows_own(tmp_path: Path) -> None:

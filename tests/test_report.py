@@ -206,6 +206,20 @@ def test_a_studys_text_says_what_was_measured():
     assert "88.00 to 90.00 %" in study_markdown("My study", [], results)
 
 
+def test_teachers_that_see_something_else_are_named_with_it(tmp_path):
+    record = {"seconds": {}, "counts": {}, "peak_memory_mb": 1.0, "device": "cpu", "git": {"commit": "a", "diff": ""}}
+    sees = {"runs/0": [{"view": "rgb"}] * 2, "runs/1": [{"view": "luminance"}], "runs/2": [{}], "runs/3": None}
+    for number, (path, teachers) in enumerate(sees.items()):
+        (tmp_path / path).mkdir(parents=True)
+        write_json(tmp_path / path / "run.json", {**record, "settings": {"teachers": teachers}})
+        taught = {"teacher_accuracy": 80.0 + number} if teachers else {}
+        write_json(tmp_path / path / "metrics.json", {"accuracy": 50.0, "scored": "test", **taught})
+    results = collect(pd.DataFrame({"dataset": "digits", "teacher": "resnet20", "path": list(sees)}), tmp_path)
+    text = study_markdown("My study", [], results)
+    assert "Teacher resnet20 on digits: 80.00 to 82.00 %." in text
+    assert "Teacher resnet20 (luminance) on digits: 81.00 %." in text
+
+
 def test_a_study_without_any_teacher_has_its_text():
     results = frame().drop(columns="teacher_accuracy")
     text = study_markdown("My study", [markdown(summarise(results), "One")], results)

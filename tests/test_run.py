@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_run
@@ -65,6 +66,16 @@ def test_files_of_a_run(store: Path, tmp_path: Path) -> None:
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)
     models.build(run.model, num_classes=10, in_channels=1, image_size=8).load_state_dict(weights)
     assert not list(tmp_path.glob("checkpoint*")), "checkpoints are removed when the run is complete"
+
+
+def test_runs_with_data_keep_how_their_logits_correlate(store: Path, tmp_path: Path) -> None:
+    metrics = {method: execute(tiny_run(method), store, tmp_path / method) for method in ("scratch", "kd")}
+    alone, taught = (dict(np.load(tmp_path / method / "correlations.npz")) for method in metrics)
+    assert alone.keys() == {"student"}
+    assert taught.keys() == {"student", "teacher", "difference"}
+    assert {matrix.shape for matrix in (*alone.values(), *taught.values())} == {(10, 10)}
+    assert np.abs(taught["difference"]).mean(dtype=float) == pytest.approx(metrics["kd"]["correlation_gap"], rel=1e-3)
+    assert "correlation_gap" not in metrics["scratch"]
 
 
 # The run below is killed by itself: once it has written its k-th checkpoint, SIGKILL or SIGTERM.

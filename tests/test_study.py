@@ -663,6 +663,25 @@ def test_claims_are_checked_before_anything_runs(load):
     )
     assert "claims.x.tests.0" in fault(load, experiments=a, claims=claims(below=1)), "above or below, not both"
     assert "got 'acuracy'" in fault(load, experiments=a, claims=claims(measure="acuracy"))
+    assert "each: got 'seed'" in fault(load, experiments=a, claims=claims(each="seed"))
+
+
+def test_a_claim_names_the_experiment_where_two_have_equal_names(load):
+    two = {"a": experiment(), "b": experiment(settings={"inversion": {"adv": 0.7}})}
+    assert "claims.x.tests.0.of: got {'method': 'free'}, 2 runs for one" in fault(
+        load, experiments=two, claims=claims()
+    )
+    sides = {side: {"method": "free", "experiment": name} for side, name in (("of", "a"), ("to", "b"))}
+    assert load(experiments=two, claims=claims(**sides)).claims == claims(**sides)
+    shared = {"a": experiment(), "b": experiment()}
+    assert load(experiments=shared, claims=claims()).claims == claims(), "one run, whatever the experiment"
+
+
+def test_a_claim_about_each_pair_is_a_test_for_every_one(load):
+    pairs = [PAIR, ["resnet8", "wrn_16_1"]]
+    tests = load(experiments={"a": experiment(pairs=pairs)}, claims=claims(each="pair")).claims["x"]["tests"]
+    networks = [{"method": "free", "teacher": teacher, "student": student} for teacher, student in pairs]
+    assert tests == [{"of": side, "to": side, "above": 0} for side in networks]
 
 
 def test_overrides_for_a_teacher_hold_for_its_students(load):
@@ -732,7 +751,10 @@ def test_crds_studies_hold_what_they_promise(name):
     )
     assert set(small.table["experiment"]) <= set(study.table["experiment"])
     assert set(small.table["student"]) == {"resnet8"}
+    assert set(study.claims) == set(small.claims) != set(), "rules for either version"
     if name == "crd-cifar100":
+        judged = [len(version.claims["crd-above-kd-on-every-pair"]["tests"]) for version in (study, small)]
+        assert judged == [13, 1]
         assert len(study.table[["teacher", "student"]].drop_duplicates()) == 13
         assert len(set(study.table["method"])) == 20
         slow = {run.model for run in study.runs.values() if run.teacher and run.training.lr == 0.01}

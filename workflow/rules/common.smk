@@ -79,8 +79,14 @@ def report_files():
 
 
 def by_pair():
-    """Experiments whose view is the papers' table, methods by pairs."""
-    return [name for name, experiment in STUDY.experiments.items() if experiment["view"] == "pairs"]
+    """Experiments whose view is the papers' table, methods by pairs; and, where there are several, all of them."""
+    names = [name for name, experiment in STUDY.experiments.items() if experiment["view"] == "pairs"]
+    return names + ["_all"] * (len(names) > 1)
+
+
+def alone():
+    """The student without a teacher beside the first one of the figure of correlations."""
+    return STUDY.alone(next(iter(STUDY.examples("distill").values()), ""))
 
 
 def run_outputs(name):

@@ -66,7 +66,8 @@ rule figure:
 rule correlations_figure:
     """Where students' logits correlate otherwise than their teachers'."""
     input:
-        [f"{ROOT}/{path}/correlations.npz" for path in STUDY.examples("distill").values()],
+        distilled=[f"{ROOT}/{path}/correlations.npz" for path in STUDY.examples("distill").values()],
+        alone=[f"{ROOT}/{path}/run.json" for path in alone().values()],  # all that every such run has
     output:
         png=report(f"{FOLDER}/figures/correlations.png", caption=f"{CAPTIONS}/correlations.rst", category="Figures"),
         svg=f"{FOLDER}/figures/correlations.svg",
@@ -76,6 +77,7 @@ rule correlations_figure:
         "../../environment.yml"
     params:
         labels=list(STUDY.examples("distill")),
+        alone={label: f"{ROOT}/{path}/correlations.npz" for label, path in alone().items()},
         code=report_code(),
     script:
         "../scripts/correlations_figure.py"
