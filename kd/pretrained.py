@@ -71,6 +71,7 @@ def take(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> dict[str, 
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     write_atomically(folder / "weights.pt", lambda file: torch.save(state, file))
     write_atomically(folder / "history.csv", lambda file: history.to_csv(file, index=False))
+    (folder / "correlations.npz").unlink(missing_ok=True)  # of an earlier training
     write_json(folder / "metrics.json", metrics)
     source = {"identity": identity, "digest": run.digest, "code": run_code(run), "taken_from": weights.name}
     write_json(folder / "run.json", {"peak_memory_mb": 0.0, **record, **source})
