@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import os
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,8 +33,10 @@ from typing import Any
 
 if find_spec("kd") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import pandas as pd
+import travel
 import yaml
 
 from kd.config import Run, merge
@@ -47,6 +47,7 @@ from kd.report import collect
 from kd.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
+RECORD = ("run.json", "metrics.json", "history.csv")
 WHOLE = {"cifar10": 60_000, "cifar100": 60_000}  # images
 ENDINGS = (".webp", ".png")
 
@@ -463,113 +464,30 @@ def _busy_seconds(times: pd.DataFrame) -> float:
     return total
 
 
-# --------------------------------------------------------------------------------------------------- state that travels
-
-
 def pack(queue: Queue, options: argparse.Namespace) -> None:
-    """state.NN in --out, at most --limit-mb in all: records, then teachers, then the state of unfinished runs, first in
-    full and, where it does not fit, in half precision."""
-    for old in options.out.glob("state.[0-9][0-9]"):
-        old.unlink()
+    """state.NN in --out: records, then teachers, then the state of unfinished runs, the most valuable first."""
+    from kd.pretrained import name_of
+
     results, done = options.results, finished(queue, options.results)
-    parts = Parts(options.out, round(1e6 * options.part_mb), round(1e6 * options.limit_mb))
-    with tarfile.open(fileobj=parts, mode="w|") as tar:
-        for path in queue.runs:
-            if path in done:
-                for name in ("run.json", "metrics.json", "history.csv"):
-                    tar.add(results / path / name, f"results/{path}/{name}")
-        tar.add(options.out / "results.csv", "results.csv")
-        for path, run in queue.teachers.items():
-            if path in done:
-                for file in _kept(run, options.teachers):
-                    parts.add(tar, file, f"teachers/{file.name}")
-        for run in queue.left(done):
-            file = results / run.path / "checkpoint.pt"
-            if file.exists() and not parts.add(tar, file, f"results/{run.path}/checkpoint.pt"):
-                small = _half_checkpoint(file)
-                if not parts.add(tar, small, f"results/{run.path}/checkpoint.pt"):
-                    say(f"{run.path}: its state ({file.stat().st_size / 1e6:.0f} MB) stays behind; it will begin anew")
-    parts.close()
-    say(f"{parts.written / 1e6:.1f} MB of state in {parts.count} parts")
-
-
-def _kept(run: Run, folder: Path) -> Iterator[Path]:
-    from kd import pretrained
-
-    for ending in (".json", ".pt"):
-        yield folder / f"{pretrained.name_of(run)}{ending}"
-
-
-def _half_checkpoint(file: Path) -> Path:
-    """A copy of a checkpoint whose large float32 tensors are rounded: a run goes on from it, but not bit for bit."""
-    from kd.checkpoint import rewrite
-
-    small = file.with_name("checkpoint.half.pt")
-    rewrite(
-        file, small, lambda tensor: tensor.half() if tensor.is_floating_point() and tensor.numel() > 1000 else tensor
-    )
-    return small
-
-
-class Parts(io.RawIOBase):
-    """A stream cut into files of a size that travels."""
-
-    def __init__(self, folder: Path, part: int, limit: int):
-        self.folder, self.part, self.limit = folder, part, limit
-        self.written = self.count = 0
-        self.file: Any = None
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        rest = view
-        while len(rest):
-            if self.written % self.part == 0:
-                if self.file is not None:
-                    self.file.close()
-                self.file = (self.folder / f"state.{self.count:02}").open("wb")
-                self.count += 1
-            piece = rest[: self.part - self.written % self.part]
-            self.file.write(piece)
-            self.written += len(piece)
-            rest = rest[len(piece) :]
-        return len(view)
-
-    def add(self, tar: tarfile.TarFile, file: Path, name: str) -> bool:
-        """Add a file unless it would go beyond the limit."""
-        fits = self.written + file.stat().st_size + 20_000 < self.limit
-        if fits:
-            tar.add(file, name)
-        return fits
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        super().close()
+    records = [(path, name) for path in queue.runs if path in done for name in RECORD]
+    needed = [(results / path / name, f"results/{path}/{name}") for path, name in records]
+    needed += [(file, file.name) for file in (options.out / "results.csv",) if file.exists()]
+    names = [
+        name_of(run) + ending for path, run in queue.teachers.items() if path in done for ending in (".json", ".pt")
+    ]
+    unfinished = [(results / run.path / "checkpoint.pt", run.path) for run in queue.left(done)]
+    checkpoints = [(file, f"results/{path}/{file.name}") for file, path in unfinished if file.exists()]
+    sizes = (round(1e6 * size) for size in (options.part_mb, options.limit_mb))
+    teachers = [(options.teachers / name, f"teachers/{name}") for name in names]
+    for line in travel.pack(options.out, needed, teachers, checkpoints, *sizes):
+        say(line)
 
 
 def restore(options: argparse.Namespace) -> None:
     """What an earlier day left: its records and states to where they were, its teachers to those that are kept."""
-    files = sorted(options.state.glob("state.[0-9][0-9]")) if options.state else []
-    if not files:
-        if options.state:
-            raise ConfigError(f"--state: {options.state} holds no state.00; give the folder of an earlier --out")
-        return
-    whole = io.BytesIO(b"".join(file.read_bytes() for file in files))
-    try:
-        with tarfile.open(fileobj=whole) as tar:
-            for member in tar:
-                first, _, rest = member.name.partition("/")
-                target = {"results": options.results, "teachers": options.teachers}.get(first, options.out)
-                place = target / (rest or first)
-                if member.isfile() and not place.exists():
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomically(place, lambda file, member=member: file.write(tar.extractfile(member).read()))
-    except tarfile.TarError as error:
-        raise ConfigError(f"--state: {options.state} is not whole ({error}); bring all of its state.NN") from None
-    say(f"went on from {len(files)} parts of state")
+    if options.state:
+        places = {"results": options.results, "teachers": options.teachers}
+        say(f"went on from {travel.unpack(options.state, places, options.out)} parts of state")
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

@@ -141,20 +141,55 @@ def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, scri
         script.unpack([tmp_path / "torn.tar.gz"], data)
 
 
-def test_a_stream_in_parts_is_the_stream(tmp_path: Path, script) -> None:
-    content = os.urandom(2_500)
-    (tmp_path / "a.bin").write_bytes(content)
-    parts = script.Parts(tmp_path, 1_000, 40_000)
-    with tarfile.open(fileobj=parts, mode="w|") as tar:
-        assert parts.add(tar, tmp_path / "a.bin", "a")
-        (tmp_path / "b.bin").write_bytes(bytes(50_000))
-        assert not parts.add(tar, tmp_path / "b.bin", "b")
-    parts.close()
-    files = sorted(tmp_path.glob("state.*"))
-    assert {file.stat().st_size for file in files[:-1]} == {1_000}
-    with tarfile.open(fileobj=io.BytesIO(b"".join(file.read_bytes() for file in files))) as tar:
-        assert tar.getnames() == ["a"]
-        assert tar.extractfile("a").read() == content
+@pytest.fixture
+def travel(script):
+    return script.travel
+
+
+def checkpoint(folder: Path, numbers: int) -> Path:
+    folder.mkdir()
+    Checkpoint(folder, "me", 60, lambda text: None).save({"part": Part({"w": torch.randn(numbers)})})
+    return folder / "checkpoint.pt"
+
+
+def test_what_does_not_fit_is_rounded_or_stays_behind_and_is_named(tmp_path: Path, travel) -> None:
+    out, there = tmp_path / "out", tmp_path / "there"
+    out.mkdir()
+    (out / "state.07").write_bytes(b"of an earlier day")
+    content = os.urandom(200_000)
+    (tmp_path / "run.json").write_bytes(content)
+    (tmp_path / "teacher.pt").write_bytes(bytes(500_000))
+    files = {name: checkpoint(tmp_path / name, size) for name, size in (("a", 20_000), ("b", 50_000), ("c", 50_000))}
+    said = travel.pack(
+        out,
+        needed=[(tmp_path / "run.json", "results/runs/x/run.json")],
+        wanted=[(tmp_path / "teacher.pt", "teachers/t.pt")],
+        checkpoints=[(file, f"results/{name}/checkpoint.pt") for name, file in files.items()],
+        part=100_000,
+        limit=460_000,
+    )
+    assert [line.partition(" ")[2] for line in said[:3]] == [
+        "does not fit and stays behind",
+        "travels in half precision",
+        "stays behind: its run begins anew",
+    ]
+    sizes = [file.stat().st_size for file in sorted(out.glob("state.*"))]
+    assert set(sizes[:-1]) == {100_000}
+    assert sum(sizes) <= 460_000
+    assert travel.unpack(out, {"results": there}, tmp_path / "rest") == len(sizes)
+    assert (there / "runs/x/run.json").read_bytes() == content
+    assert (there / "a/checkpoint.pt").read_bytes() == files["a"].read_bytes()
+    assert 0.4 < (there / "b/checkpoint.pt").stat().st_size / files["b"].stat().st_size < 0.6
+    assert not (there / "c").exists()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path, travel) -> None:
+    (tmp_path / "x").write_text("brought")
+    travel.pack(tmp_path, [(tmp_path / "x", "results/x")], [], [], 10**6, 10**6)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/x").write_text("newer")
+    travel.unpack(tmp_path, {"results": tmp_path / "r"}, tmp_path)
+    assert (tmp_path / "r/x").read_text() == "newer"
 
 
 def test_a_state_that_is_not_whole_is_refused_in_a_line(tmp_path: Path, script) -> None:
