@@ -60,7 +60,7 @@ class Size:
         self.steps, self.rounds = (2, 3) if miniature else (40, 20)
         self.square = 128 if miniature else 8192
         self.jobs = (1, 2) if miniature else (1, 2, 4, 8)
-        self.seconds = 1.0 if miniature else 8.0
+        self.seconds, self.start = (1.0, 5.0) if miniature else (8.0, 25.0)
 
 
 class World:
@@ -226,7 +226,7 @@ def literal_epoch(size: Size, device: torch.device) -> dict[str, Any]:
     world = World(pair, size, device)
     a = milliseconds(world.epoch, device, 3)
     literal = World(pair, size, device, torch.contiguous_format)
-    with tempfile.TemporaryDirectory() as folder, torch.device(device):
+    with tempfile.TemporaryDirectory() as folder:
         for number, image in enumerate(literal.buffer.images.cpu()):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(Path(folder, f"{number:05}.png"))
         epoch = _literal(literal, Path(folder), device)
@@ -238,8 +238,7 @@ def _literal(world: World, folder: Path, device: torch.device) -> Callable[[], N
     transforms = import_torchvision().transforms
     moving = [transforms.RandomCrop(world.size.image, padding=world.size.image // 8), transforms.RandomHorizontalFlip()]
     files = Folder(folder, transforms.Compose([*moving, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]))
-    cpu = torch.Generator("cpu")
-    loader = DataLoader(files, world.size.batch, shuffle=True, drop_last=True, num_workers=0, generator=cpu)
+    loader = DataLoader(files, world.size.batch, shuffle=True, drop_last=True, num_workers=0)
     hooks = hooks_of(world.teacher)
     share = torch.full((CLASSES,), 1 / CLASSES, device=device)
     generator = _literal_generator(world, device)
@@ -253,7 +252,8 @@ def _literal(world: World, folder: Path, device: torch.device) -> Callable[[], N
     endless = batches()
 
     def epoch() -> None:
-        images, _, _ = inversion.epoch(world.teacher, hooks, world.student)
+        with torch.device(device):  # where it makes its constants
+            images, _, _ = inversion.epoch(world.teacher, hooks, world.student)
         for number, image in enumerate(images.mul(255).byte().cpu()):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:05}.png")
         for _ in range(world.size.steps):
@@ -308,7 +308,8 @@ def sharing(size: Size, device: torch.device) -> dict[str, Any]:
     Prediction: 2 processes 1.9x, 4 processes 3x, 8 processes 3.5x."""
     answer: dict[str, Any] = {}
     for jobs in size.jobs:
-        command = [sys.executable, __file__, "--share", str(size.seconds), "--device", str(device)]
+        begin = time.time() + size.start  # together
+        command = [sys.executable, __file__, "--share", str(begin), "--device", str(device)]
         command += ["--miniature"] if size.square == 128 else []
         workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(jobs)]
         rates = [float(worker.communicate()[0]) for worker in workers]
@@ -319,11 +320,12 @@ def sharing(size: Size, device: torch.device) -> dict[str, Any]:
     return answer
 
 
-def epochs_per_second(size: Size, device: torch.device) -> float:
-    """In this process, for so many seconds from a common full second on, so that the processes measure together."""
+def epochs_per_second(size: Size, device: torch.device, begin: float) -> float:
+    """In this process, for so many seconds from the given time on."""
     world = World(size.pairs[0], size, device)
     world.epoch()
     wait(device)
+    time.sleep(max(0.0, begin - time.time()))
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < size.seconds:
         world.epoch()
@@ -420,7 +422,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = False  # as runs have it
     if options.share:
         torch.set_num_threads(1)
-        print(epochs_per_second(Size(options.miniature), torch.device(options.device)))
+        print(epochs_per_second(Size(options.miniature), torch.device(options.device), options.share))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     measure(options.out, time.monotonic() + 60 * options.minutes, options.miniature, options.device)
