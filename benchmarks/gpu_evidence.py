@@ -47,6 +47,7 @@ from kd.report import collect
 from kd.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
+TEACHERS_AHEAD = 2  # trained beside the runs that are ready: the GPU is never without work, nor full of what comes late
 RECORD = ("run.json", "metrics.json", "history.csv")
 WHOLE = {"cifar10": 60_000, "cifar100": 60_000}  # images
 ENDINGS = (".webp", ".png")
@@ -133,8 +134,10 @@ PUBLISHED = {
 # The same queue in minutes on a CPU: the digits in place of CIFAR, the smallest networks, single epochs.
 MINIATURE: dict[str, Any] = {
     "dataset": {"name": "digits", "image_size": 8, "pad": 1, "flip": False},
-    "teacher": {"training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "milestones": []}},
-    "training": {"epochs": 1, "batch_size": 64, "lr": 0.1, "milestones": []},
+    "teacher": {
+        "training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": [], "nesterov": True}
+    },
+    "training": {"epochs": 1, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": []},
     "inversion": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 1},
     "replay": {"full_size": 200},
     "distillation": {"passes": 1.0, "training": {"epochs": 2, "batch_size": 16, "lr": 0.05}},
@@ -178,15 +181,15 @@ class Queue:
 
     def next(self, done: set[str], datasets: set[str]) -> list[Run]:
         """What to start now, most valuable first: all runs whose teachers are there, up to the first section that lacks
-        one; the missing teachers of that section where it is the next. Data sets that are not whole are left out."""
+        one; then teachers that the sections from there on lack. Data sets that are not whole are left out."""
         ready: list[Run] = []
+        lacking: dict[str, Run] = {}
         for _, runs in self.sections:
             runs = [run for run in runs if run.path not in done and run.dataset.name in datasets]
-            missing = [teacher for run in runs for teacher in run.teachers or () if teacher.path not in done]
-            if missing:
-                return ready or list({teacher.path: teacher for teacher in missing}.values())
-            ready += runs
-        return ready
+            lacking |= {t.path: t for run in runs for t in run.teachers or () if t.path not in done}
+            if not lacking:
+                ready += runs
+        return ready + list(lacking.values())[:TEACHERS_AHEAD]
 
     def left(self, done: set[str]) -> list[Run]:
         """All runs that are not done, teachers of unfinished students included."""
