@@ -225,9 +225,10 @@ def _pairs_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> A
     rest = rest.assign(label=_labels(rest.assign(teacher="", student="")))
     pairs = list(dict.fromkeys(zip(rest["teacher"], rest["student"], strict=True)))
     figure, axis = _pyplot().subplots(figsize=(9, 1.8 + 0.36 * len(methods)), layout="constrained")
-    for colour, pair in zip(_colours(len(pairs)), pairs, strict=True):
+    apart = np.linspace(0.25, -0.25, len(pairs)) if len(pairs) > 1 else [0.0]  # pairs of a method beside each other
+    for colour, pair, shift in zip(_colours(len(pairs)), pairs, apart, strict=True):
         rows = rest[(rest["teacher"] == pair[0]) & (rest["student"] == pair[1])]
-        places = [len(methods) - 1 - methods.index(label) for label in rows["label"]]
+        places = [len(methods) - 1 - methods.index(label) + shift for label in rows["label"]]
         axis.errorbar(
             rows["difference"], places, xerr=rows["difference_se"], fmt="o", color=colour, label=" → ".join(pair)
         )
@@ -236,6 +237,7 @@ def _pairs_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> A
         axis.plot(mean, place, "|", color="black", markersize=18, markeredgewidth=2)
     axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(methods)), methods[::-1])
+    axis.set_ylim(-0.6, max(len(methods), 1) - 0.4)
     axis.set_xlabel(
         f"paired difference in accuracy to {first['method']}, points (± standard error; bar: mean over pairs)"
     )
