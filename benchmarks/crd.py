@@ -4,7 +4,8 @@ A is kd.losses.crd.CRD; B follows the equations to the letter: it gathers a [B, 
 takes a batched product and lets autograd do the rest. One step is the draw of the negatives, the loss, its backward
 and the update of the banks. Batch 64, K 16384, 128-d embeddings, banks of 50,000 rows, one thread.
 
-Then whole training steps of the paper's pair resnet32x4 -> resnet8x4, with CRD and with KD beside cross entropy.
+Then whole training steps of the paper's pair resnet32x4 -> resnet8x4, with CRD and with KD beside cross entropy; and
+the augmentation of a batch beside torchvision's transforms of PIL images that are in memory already.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ if find_spec("kd") is None:
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from kd import models
 from kd.batch import Batch, LossContext, Output
 from kd.config import Training
+from kd.data.augment import Augment
 from kd.losses.crd import CRD
 from kd.losses.objective import Objective
 from kd.optim import sgd
+from kd.torchvision_compat import import_torchvision
 from kd.train import train_step
 
 BATCH, NEGATIVES, FEAT_DIM, SAMPLES, CLASSES = 64, 16384, 128, 50_000, 100
@@ -53,7 +57,8 @@ SCHEDULE = Training(
     nesterov=False,
     weight_decay=5e-4,
 )
-BAR_SPEED, BAR_MEMORY, BAR_STEP = 12, 100, 1.15
+MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
+BAR_SPEED, BAR_MEMORY, BAR_STEP, BAR_AUGMENT = 12, 100, 1.15, 5
 
 
 class LiteralCRD:
@@ -224,6 +229,28 @@ def measure_steps() -> dict[str, list[float]]:
     return seconds
 
 
+def measure_augmentation() -> tuple[list[float], list[float]]:
+    """Seconds per batch, kd's and PIL's, interleaved: crop after padding by 4, flip, normalisation of 32x32 images."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (BATCH, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    augment = Augment(torch.tensor(MEAN), torch.tensor(STD), 4, True)
+    transforms = import_torchvision().transforms
+    moved = [transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip()]
+    one = transforms.Compose([*moved, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(-2, 4 * ROUNDS):
+        for times, call in (
+            (seconds[0], lambda: augment(images, generator)),
+            (seconds[1], lambda: torch.stack([one(picture) for picture in pictures])),
+        ):
+            start = time.perf_counter()
+            call()
+            if round_ >= 0:
+                times.append(time.perf_counter() - start)
+    return seconds
+
+
 def main() -> None:
     agreement = measure_agreement()
     fast, slow = (statistics.median(seconds) for seconds in measure_time())
@@ -248,6 +275,10 @@ def main() -> None:
     print(f"\ntraining step, {TEACHER} -> {STUDENT}, {SIZE}x{SIZE}, median of {STEP_ROUNDS}")
     print(f"  with KD {seconds['kd'] * 1e3:.0f} ms, with CRD {seconds['crd'] * 1e3:.0f} ms, ratio {ratio:.3f}", end="")
     print(f"   <= {BAR_STEP} {'met' if ratio <= BAR_STEP else 'MISSED'}")
+    batched, pil = (statistics.median(times) for times in measure_augmentation())
+    print(f"\naugmentation of {BATCH} images, median of {4 * ROUNDS}")
+    print(f"  batched {batched * 1e3:.2f} ms, PIL {pil * 1e3:.2f} ms, ratio {pil / batched:.1f}", end="")
+    print(f"   >= {BAR_AUGMENT} {'met' if pil / batched >= BAR_AUGMENT else 'MISSED'}")
     print("\nrelative difference, A in float32 from B in float64, same negatives, worst of two steps")
     for key, difference in agreement:
         print(f"  {key:22}{difference:12.1e}")
