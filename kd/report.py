@@ -178,7 +178,8 @@ def _scale_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> A
         axis.grid(alpha=0.3)
     left.set_ylabel("accuracy, %")
     left.legend(fontsize=8)
-    right.set_ylabel("seconds (dotted: inversion, dashed: distillation)")
+    phases = " (dotted: inversion, dashed: distillation)" if "seconds_inversion" in summary else ""
+    right.set_ylabel(f"seconds{phases}")
     right.set_ylim(bottom=0)
     figure.suptitle(title)
     return figure
