@@ -364,7 +364,8 @@ def append_results(queue: Queue, options: argparse.Namespace) -> None:
     """A row for each run that is finished and has none yet."""
     file = options.out / "results.csv"
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["path"])
-    new = [path for path in queue.runs if path in finished(queue, options.results) - set(rows["path"])]
+    without = finished(queue, options.results) - set(rows["path"])
+    new = [path for path in queue.runs if path in without]
     if not new:
         return
     found = [_row(queue, path, options.results) for path in new]
