@@ -226,7 +226,7 @@ def _pairs_figure(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> A
     rest = rest.assign(label=_labels(rest.assign(teacher="", student="")))
     pairs = list(dict.fromkeys(zip(rest["teacher"], rest["student"], strict=True)))
     figure, axis = _pyplot().subplots(figsize=(9, 1.8 + 0.36 * len(methods)), layout="constrained")
-    apart = np.linspace(0.25, -0.25, len(pairs)) if len(pairs) > 1 else [0.0]  # pairs of a method beside each other
+    apart = [0.0] if len(pairs) == 1 else np.linspace(0.25, -0.25, len(pairs))  # pairs of a method beside each other
     for colour, pair, shift in zip(_colours(len(pairs)), pairs, apart, strict=True):
         rows = rest[(rest["teacher"] == pair[0]) & (rest["student"] == pair[1])]
         places = [len(methods) - 1 - methods.index(label) + shift for label in rows["label"]]

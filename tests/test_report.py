@@ -306,6 +306,29 @@ def test_a_figure_holds_the_numbers():
     pyplot.close("all")
 
 
+@pytest.mark.parametrize(
+    ("methods", "labels", "pairs"),
+    [
+        (["scratch"], [], []),  # nothing to compare with: an empty figure, no error
+        (["kd", "crd"], ["crd"], [("a", "b")]),
+        (["kd", "crd"], ["crd"], [("a", "b"), ("a", "c")]),
+    ],
+)
+def test_pairs_of_a_method_lie_beside_each_other(methods, labels, pairs):
+    from matplotlib import pyplot
+
+    accuracy = {(method, "full", 1.0): [70.0 + place, 72.0, 71.0] for place, method in enumerate(methods)}
+    results = frame(accuracy, pairs=pairs or [("a", "b")])
+    drawn = figure("pairs", summarise(results), results, "Title").axes[0]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == labels
+    points = {bars.get_label(): bars.lines[0].get_ydata() for bars in drawn.containers}
+    assert list(points) == [" → ".join(pair) for pair in pairs]
+    places = [place for ys in points.values() for place in ys]
+    assert len(set(places)) == len(places)
+    assert all(abs(place) < 0.5 for place in places)
+    pyplot.close("all")
+
+
 @pytest.mark.parametrize(("count", "shape"), [(1, (3, 3)), (8, (3, 31)), (9, (7, 31)), (20, (11, 31))])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiles_lie_in_rows_of_eight_with_a_white_line_between(count, shape, channels):
