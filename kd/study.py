@@ -279,22 +279,30 @@ class _Expansion:
         chosen = {"teacher": {"model": pair[0]}, "student": {"model": pair[1]}}
         if scale is not None:
             chosen["scale"] = scale
-        known = self.study.get("teachers", {})
         names = teacher_models(pair[0])
-        teachers = [known.get(name, {}) for name in names]
+        teachers = [self._of_network("teachers", name, method) for name in names]
         if any(other != teachers[0] for other in teachers):
             raise ConfigError(
                 f"{self.path}: teachers: {' and '.join(sorted(set(names)))} are one ensemble in {where} but have "
                 "unlike settings there; give them the same, or none"
             )
-        student = self.study.get("students", {}).get(pair[1], {})
-        own = merge(teachers[0], student, self.methods[method], self.ablations[ablation], override)
+        for_all, for_method = zip(teachers[0], self._of_network("students", pair[1], method), strict=True)
+        own = merge(*for_all, self.methods[method], *for_method, self.ablations[ablation], override)
         if wide := sorted(set(own) & set(STUDY_WIDE)):
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
         settings = merge(self.base, own, self.given, chosen) | self.wide
         self.check(settings, f"{self.path}: {where} ({method}, {ablation})")
         return settings
+
+    def _of_network(self, kind: str, name: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the study says of a teacher or student: overrides for all its runs, and for those of this method."""
+        said = self.study.get(kind, {}).get(name, {})
+        methods = said.get("methods", {})
+        if unknown := sorted(set(methods) - set(self.methods)):
+            hint = suggest(unknown[0], sorted(self.methods))
+            raise ConfigError(f"{self.path}: {kind}.{name}.methods: got {unknown[0]!r}; {hint}")
+        return {key: value for key, value in said.items() if key != "methods"}, methods.get(method, {})
 
     def _add_inputs(self, run: Run, settings: dict[str, Any]) -> None:
         self.datasets[run.data_path], self.roots[run.data_path] = run.dataset, settings["dataset"]["root"]
