@@ -13,20 +13,10 @@ import pandas as pd
 
 from kd import paper
 from kd.claims import claims_markdown, judge
+from kd.figures import correlations, course, figure, histograms, image_grid, save
 from kd.files import read_json, write_atomically
 from kd.messages import ConfigError
-from kd.report import (
-    collect,
-    correlations,
-    course,
-    figure,
-    histograms,
-    image_grid,
-    markdown,
-    save,
-    study_markdown,
-    summarise,
-)
+from kd.report import collect, markdown, study_markdown, summarise
 from kd.study import Study
 
 FINISHED = ("metrics.json", "run.json")

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kd.report import figure, save, summarise
+from kd.figures import figure, save
+from kd.report import summarise
 from kd.script import job
 
 with job(snakemake.log[0]):
