@@ -800,6 +800,23 @@ def test_crds_studies_hold_what_they_promise(name):
         assert len(set(study.table["method"])) == 20
         slow = {run.model for run in study.runs.values() if run.teacher and run.training.lr == 0.01}
         assert slow == {"mobilenetv2_half", "shufflenetv1", "shufflenetv2"}
+        for method, setting, usual, others in (
+            ("dkd", "beta", 8.0, {("resnet56", "resnet20"): 2.0, ("resnet110", "resnet32"): 2.0}),
+            ("reviewkd", "weight", 5.0, {("resnet56", "resnet20"): 0.6, ("resnet110", "resnet32"): 1.0}),
+        ):
+            others |= {("resnet110", "resnet20"): others["resnet110", "resnet32"]}
+            if method == "dkd":
+                others |= {("vgg13", "vgg8"): 6.0, ("vgg13", "mobilenetv2_half"): 6.0}
+                others |= {("wrn_40_2", student): 6.0 for student in ("wrn_16_2", "wrn_40_1")}
+            else:
+                others |= {("resnet32x4", "shufflenetv2"): 8.0}
+            rows = study.table[study.table["method"] == method]
+            found = {
+                (row.teacher, row.student): study.runs[row.path].objective[method].get(setting, usual)
+                for row in rows.itertuples()
+            }
+            assert found == {pair: others.get(pair, usual) for pair in found}
+            assert len(found) == 13
     if name == "crd-scale":
         assert set(study.table["scale"]) == {1.0, 0.5, 0.2, 0.1, 0.05, 0.01}
         assert all(run.teacher.scale == 1.0 for run in study.runs.values() if run.teacher)
