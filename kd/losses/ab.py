@@ -23,16 +23,10 @@ class AB(nn.Module):
 
         L = 3/1000 sum over stages i = 1..n of 2^(i - n) sum_chw max(0, m - b s)^2        b = 1 where t > 0, else -1
 
-    with the margin m, the teacher's map t and s = BN(conv(F_s)), the student's map behind a connector
-    (`maps.connector`). Student and connectors learn from it alone for `first_epochs`, at the first learning rate; in
-    the main stage it is 0, so its published weight, 1, has no effect unless `keep` is on. The stem's map is left out.
-
-    Departure: the paper and CRD's code compare maps before a stage's last ReLU, normalised for a wide residual network.
-    Here a residual network, VGG or ShuffleNet gives its maps after that ReLU, a wide residual network before
-    normalisation. For the teacher the ReLU makes no difference, as t > 0 holds before and after it; the boundaries of a
-    wide residual teacher do shift. For the student it makes one: a neuron that is off shows 0 rather than something
-    negative, and no gradient passes. Therefore every stage has a connector, whose output takes either sign and whose
-    gradient reaches the neurons that are on; the original code has none where the two shapes agree.
+    with the margin m, the teacher's map t and s = BN(conv(F_s)), the student's map F_s behind a connector
+    (`maps.connector`). Both are taken before the stage's last ReLU (`Output.signed`). Student and connectors
+    learn from it alone for `first_epochs`, at the first learning rate; in the main stage it is 0, so its published
+    weight, 1, has no effect unless `keep` is on. The stem's map is left out.
 
     Args:
         context: the shapes of the maps, the generator of the initial weights.
@@ -45,6 +39,8 @@ class AB(nn.Module):
         ValueError: the networks have different numbers of stages, no convolution relates two sizes, or a setting is out
             of range.
     """
+
+    signed = True
 
     def __init__(
         self,
@@ -71,7 +67,7 @@ class AB(nn.Module):
     def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         """Loss per sample, [B], of the student and the connectors."""
         with torch.autocast(batch.index.device.type, enabled=False):
-            stages = zip(student.maps[1:], teacher.maps[1:], self.connectors, strict=True)
+            stages = zip(student.signed[1:], teacher.signed[1:], self.connectors, strict=True)
             total = 0.0
             for student_map, teacher_map, connect in stages:
                 connected = connect(at_least_float32(student_map))
