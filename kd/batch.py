@@ -25,6 +25,7 @@ class Output(NamedTuple):
     logits: Tensor  # [B, K] for K classes
     feature: Tensor  # [B, D] penultimate feature, what the last linear layer sees
     maps: tuple[Tensor, ...] = ()  # intermediate maps [B, C, H, W], the stem's and each stage's; empty unless asked for
+    signed: tuple[Tensor, ...] = ()  # the same maps before the ReLU that ends a stage; empty unless asked for
 
 
 @dataclass(frozen=True)

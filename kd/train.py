@@ -39,7 +39,7 @@ def train_step(
 
     The teacher is in eval mode and without gradient. No value is brought to the host.
     """
-    asked = {"maps": True} if getattr(objective, "maps", False) else {}
+    asked = {kind: True for kind in ("maps", "signed") if getattr(objective, kind, False)}
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         with torch.no_grad():
             teacher_output = None if teacher is None else teacher(batch.images, **asked)

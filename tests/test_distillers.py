@@ -26,9 +26,10 @@ from kd.losses import LOSSES, ONE_TEACHER
 from kd.losses.objective import EnsembleObjective, Objective
 from kd.messages import ConfigError
 from kd.models import build
-from kd.models.classifier import Ensemble, Reusing
+from kd.models.classifier import Classifier, Ensemble, Reusing
 from kd.reading import read_yaml
 from kd.run import run_step
+from kd.train import train_step
 
 METHODS = {
     name: method
@@ -98,10 +99,11 @@ STAGES, RISING = ("ab", {"objective__ab__first_epochs": 2}), ("dkd", {"objective
 
 @pytest.mark.parametrize(
     ("method", "changes", "stop_at"),
-    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; beside a projector
+    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; beside layers of its own
         *((*STAGES, step) for step in (3, 4, 6)),
         (*RISING, 3),
         ("simkd", {}, 3),
+        ("reviewkd", {}, 3),
     ],
 )
 def test_a_run_in_stages_resumes_exactly(method, changes, stop_at, store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
@@ -158,6 +160,46 @@ def test_a_weight_rises_in_a_straight_line_from_the_end_of_the_first_stage() -> 
     assert objective.weight("kd") == 4.0
 
 
+# --------------------------------------------------------------------------------------------------------- signed maps
+
+
+class Small(Classifier):
+    """A user's network, which has nothing but `stages`."""
+
+    def __init__(self):
+        super().__init__(in_channels=3, image_size=8)
+        self.stem, self.body = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, 2, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def stages(self, images):
+        stem = self.stem(images).relu()
+        return [stem, self.body(stem).relu()]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("name", ["ab", "reviewkd", "at"])
+def test_a_network_with_stages_alone_learns_and_is_asked_for_signed_maps_where_a_loss_wants_them(name, several) -> None:
+    torch.manual_seed(0)
+    student, teacher = Small(), Small().eval()
+    shapes, labels = student.map_shapes(), torch.arange(6) % 3
+    context = LossContext(6, 6, labels, 3, torch.Generator().manual_seed(0), shapes, shapes, teacher)
+    objective = Objective({name: {"weight": 1.0}}, context)
+    if several:
+        objective = EnsembleObjective([objective, Objective({name: {"weight": 1.0}}, context)])
+    objective.begin(0)
+    before, asked = [parameter.detach().clone() for parameter in student.body.parameters()], []
+    for network in (student, teacher):
+        network.register_forward_pre_hook(lambda module, args, kwargs: asked.append(kwargs), with_kwargs=True)
+    batch = Batch(torch.randn(6, 3, 8, 8), labels, torch.arange(6), torch.ones(6))
+    optimizer = torch.optim.SGD([*student.parameters(), *objective.parameters()], lr=0.1)
+    asking = Ensemble([teacher, teacher]).each if several else teacher
+    step = train_step(student, asking, objective, batch, optimizer, "float32")
+    assert step.loss.isfinite().all()
+    assert len(asked) == 2 + several
+    assert all(kwargs == {"maps": True} | ({} if name == "at" else {"signed": True}) for kwargs in asked)
+    assert all(not torch.equal(*pair) for pair in zip(before, student.body.parameters(), strict=True))
+
+
 # --------------------------------------------------------------------------------------------- the teacher's classifier
 
 
@@ -173,6 +215,7 @@ def test_a_student_classifies_with_its_teachers_pooling_and_head(teacher_name: s
     last = nn.functional.adaptive_avg_pool2d(student(images, maps=True).maps[-1], min(4, teacher.map_shapes()[-1][1]))
     reusing = Reusing(student, projector, teacher).eval()
     torch.testing.assert_close(reusing(images).logits, teacher.head(teacher.pool(projector(last))))
+    assert torch.equal(reusing(images, signed=True).logits, reusing(images).logits)
     kept = sum(p.numel() for p in reusing.parameters()) - sum(
         p.numel() for p in [*student.parameters(), *projector.parameters()]
     )
@@ -276,9 +319,9 @@ def test_a_network_looks_through_its_view_and_keeps_its_state_dict() -> None:
     images = torch.randn(2, 3, 8, 8)
     expected = plain(views.mix(images, views.weights("chrominance", augment.std)), maps=True)
     views.look_through("chrominance", plain, augment)
-    actual = plain(images, maps=True)
+    actual = plain(images, maps=True, signed=True)
     assert torch.equal(actual.logits, expected.logits)
-    assert len(actual.maps) == 4
+    assert len(actual.maps) == len(actual.signed) == 4
     assert plain.map_shapes()[0] == (16, 8, 8)
     assert set(plain.state_dict()) == names
 

@@ -23,22 +23,16 @@ class AB(nn.Module):
 
         L = 3/1000 sum over stages i = 1..n of 2^(i - n) sum_chw max(0, m - b s)^2        b = 1 where t > 0, else -1
 
-    with the margin m, the teacher's map t and s = BN(conv(F_s)), the student's map behind a connector
-    (`maps.connector`). Student and connectors learn from it alone for `first_epochs`, at the first learning rate; in
-    the main stage it is 0, so its published weight, 1, has no effect unless `keep` is on. The stem's map is left out.
-
-    Departure: the paper and CRD's code compare maps before a stage's last ReLU, normalised for a wide residual network.
-    Here a residual network, VGG or ShuffleNet gives its maps after that ReLU, a wide residual network before
-    normalisation. For the teacher the ReLU makes no difference, as t > 0 holds before and after it; the boundaries of a
-    wide residual teacher do shift. For the student it makes one: a neuron that is off shows 0 rather than something
-    negative, and no gradient passes. Therefore every stage has a connector, whose output takes either sign and whose
-    gradient reaches the neurons that are on; the original code has none where the two shapes agree.
+    with the margin m and the teacher's map t. s is the student's map F_s, or BN(conv(F_s)) behind a connector
+    (`maps.connector`) where the two shapes differ. Both maps are taken before the stage's last ReLU (`Output.signed`).
+    Student and connectors learn from it alone for `first_epochs`, at the first learning rate; in the main stage it is
+    0, so its published weight, 1, has no effect unless `keep` is on. The stem's map is left out.
 
     Args:
         context: the shapes of the maps, the generator of the initial weights.
         first_epochs: epochs of the first stage.
         margin: m.
-        connectors: at `all` stages or, as in the original code, only where the shapes are `unequal`.
+        connectors: only where the shapes are `unequal`, as in the code of CRD's study, or at `all` stages.
         keep: the loss stays on in the main stage, its connectors as the first stage left them.
 
     Raises:
@@ -46,13 +40,15 @@ class AB(nn.Module):
             of range.
     """
 
+    signed = True
+
     def __init__(
         self,
         context: LossContext,
         *,
         first_epochs: int = 30,
         margin: float = 1.0,
-        connectors: Literal["all", "unequal"] = "all",
+        connectors: Literal["all", "unequal"] = "unequal",
         keep: bool = False,
     ) -> None:
         super().__init__()
@@ -71,7 +67,7 @@ class AB(nn.Module):
     def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         """Loss per sample, [B], of the student and the connectors."""
         with torch.autocast(batch.index.device.type, enabled=False):
-            stages = zip(student.maps[1:], teacher.maps[1:], self.connectors, strict=True)
+            stages = zip(student.signed[1:], teacher.signed[1:], self.connectors, strict=True)
             total = 0.0
             for student_map, teacher_map, connect in stages:
                 connected = connect(at_least_float32(student_map))

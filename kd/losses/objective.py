@@ -43,6 +43,7 @@ class Objective(nn.Module):
             self.losses[name] = loss
             if isinstance(loss, nn.Module):
                 self.add_module(name, loss)
+        self.signed = any(getattr(loss, "signed", False) for loss in self.losses.values())  # costs memory
 
     def begin(self, epoch: int) -> None:
         """To be called as an epoch, counted from 0, begins: which stage it is, and how far weights have risen."""
@@ -107,6 +108,10 @@ class EnsembleObjective(nn.Module):
     def begin(self, epoch: int) -> None:
         for member in self.members:
             member.begin(epoch)
+
+    @property
+    def signed(self) -> bool:
+        return self.members[0].signed
 
     @property
     def first(self) -> bool:

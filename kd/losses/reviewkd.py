@@ -39,17 +39,15 @@ def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tenso
 class ReviewKD(nn.Module):
     """Every level of the teacher is learned by the student's level fused with all deeper ones, [B].
 
-    The levels are the stages' maps, without the stem's, and the penultimate feature as a map of 1x1. From the deepest
-    on, attention-based fusion (`Fusion`) joins a level with what the deeper ones gave and brings it to the teacher's
-    shape; the losses are `hierarchical_context_loss`, summed over the levels. All of it learns with the student, in
-    batches of at least two.
+    The levels are the stages' maps, without the stem's, and the penultimate feature as a map of 1x1. The teacher's maps
+    are taken before the stage's last ReLU (`Output.signed`), the student's after it. From the deepest on,
+    attention-based fusion (`Fusion`) joins a level with what the deeper ones gave and brings it to the teacher's shape;
+    the losses are `hierarchical_context_loss`, summed over the levels. All of it learns with the student, in batches of
+    at least two.
 
     The published weights are, with cross entropy at weight 1: ResNet-56 to 20 0.6; ResNet-110 to 32 1; ResNet-32x4 to
     ShuffleNetV2 8; WRN-40-2 and ResNet-32x4 to their other students 5. There the weight also rises linearly over
     the first 20 epochs (`warmup: 20`).
-
-    Departure: the authors' teacher gives its maps before a stage's last ReLU (normalised for a wide residual network),
-    their student after it. Here both are what the networks' `stages` return.
 
     Args:
         context: shapes of maps and features, the generator of the initial weights.
@@ -58,6 +56,8 @@ class ReviewKD(nn.Module):
     Raises:
         ValueError: the networks have different numbers of stages, or max_mid_width is below 1.
     """
+
+    signed = True
 
     def __init__(self, context: LossContext, *, max_mid_width: int = 512) -> None:
         super().__init__()
@@ -76,7 +76,8 @@ class ReviewKD(nn.Module):
         """Loss per sample, [B]."""
         with torch.autocast(batch.index.device.type, enabled=False):
             total, fused = 0.0, None
-            for level, target, fusion in zip(_levels(student), _levels(teacher), self.fusions, strict=True):
+            levels, targets = _levels(student.feature, student.maps), _levels(teacher.feature, teacher.signed)
+            for level, target, fusion in zip(levels, targets, self.fusions, strict=True):
                 reviewed, fused = fusion(level, fused)
                 total = total + hierarchical_context_loss(reviewed, target)
         return total
@@ -118,9 +119,9 @@ class Fusion(nn.Module):
         return self.out_norm(self.out(fused)), fused
 
 
-def _levels(output: Output) -> list[Tensor]:
+def _levels(feature: Tensor, maps: tuple[Tensor, ...]) -> list[Tensor]:
     """The penultimate feature as a map, then the stages' maps, the deepest first."""
-    return [at_least_float32(level) for level in (output.feature[:, :, None, None], *output.maps[:0:-1])]
+    return [at_least_float32(level) for level in (feature[:, :, None, None], *maps[:0:-1])]
 
 
 def _resize(x: Tensor, size: Size) -> Tensor:

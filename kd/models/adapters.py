@@ -50,8 +50,9 @@ class LogitsAdapter(Classifier):
     """Wraps a network `body` whose last nn.Linear gives the logits: that layer becomes `head`, an identity replaces it.
 
     The intermediate maps are the last output [B, C, H, W] at each resolution, among the network's direct parts and
-    those of its nn.Sequentials, pools left out; a network may have none. `images` [B, C, H, W] are passed once to find
-    them. Raises ValueError where there is no nn.Linear.
+    those of its nn.Sequentials, pools left out; a network may have none. Signed maps are the same tensors, since
+    nothing says which ReLU ends a stage. `images` [B, C, H, W] are passed once to find them. Raises ValueError where
+    there is no nn.Linear.
     """
 
     def __init__(self, name: str, body: nn.Module, images: Tensor) -> None:
@@ -71,9 +72,9 @@ class LogitsAdapter(Classifier):
     def stages(self, images: Tensor) -> list[Tensor]:
         return list(self.forward(images, maps=True).maps)
 
-    def forward(self, images: Tensor, maps: bool = False) -> Output:
+    def forward(self, images: Tensor, maps: bool = False, signed: bool = False) -> Output:
         kept: list[Tensor] = []
-        taps = self.taps if maps else []
+        taps = self.taps if maps or signed else []
         hooks = [
             self.body.get_submodule(path).register_forward_hook(lambda module, args, out: kept.append(out))
             for path in taps
@@ -83,7 +84,7 @@ class LogitsAdapter(Classifier):
         finally:
             for hook in hooks:
                 hook.remove()
-        return Output(self.head(feature), feature, tuple(kept))
+        return Output(self.head(feature), feature, tuple(kept) if maps else (), tuple(kept) if signed else ())
 
 
 def _torchvision(function: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

@@ -18,7 +18,7 @@ class Classifier(nn.Module):
     """Base class: images [B, C, H, W] -> `Output` with logits [B, K] and penultimate feature [B, D].
 
     A subclass sets `head = nn.Linear(D, K)` and writes `stages`; `pool` too, where something learned stands between
-    the last stage and the feature.
+    the last stage and the feature; `signed_stages`, where its maps have been through a ReLU.
     """
 
     head: nn.Linear
@@ -43,22 +43,37 @@ class Classifier(nn.Module):
         """The intermediate maps [B, C, H, W], from the stem's to the last stage's."""
         raise NotImplementedError
 
+    def signed_stages(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps that `stages` gives, and the same maps before the ReLU that ends a stage; here the same tensors."""
+        maps = self.stages(images)
+        return maps, maps
+
     def pool(self, last: Tensor) -> Tensor:
         """The last stage's map [B, C, H, W] -> the penultimate feature [B, D]; here the mean over positions."""
         return last.mean(dim=(2, 3))
+
+    def pool_signed(self, last: Tensor, signed: Tensor) -> Tensor:
+        """What `pool` gives for the last map, where its signed map is known, too: the feature [B, D]."""
+        return self.pool(last)
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate feature [B, D], what `head` sees."""
         return self.pool(self.stages(images)[-1])
 
-    def forward(self, images: Tensor, maps: bool = False) -> Output:
-        """Images [B, C, H, W] -> `Output`; its `maps` are empty unless asked for."""
-        stages = self.stages(images)
-        feature = self.pool(stages[-1])
-        return Output(self.head(feature), feature, tuple(stages) if maps else ())
+    def forward(self, images: Tensor, maps: bool = False, signed: bool = False) -> Output:
+        """Images [B, C, H, W] -> `Output`; its `maps` and `signed` are empty unless asked for."""
+        if signed:
+            stages, before = self.signed_stages(images)
+            feature = self.pool_signed(stages[-1], before[-1])
+        else:
+            stages, before = self.stages(images), []
+            feature = self.pool(stages[-1])
+        return Output(self.head(feature), feature, tuple(stages) if maps else (), tuple(before))
 
     def map_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(C, H, W) of each intermediate map, found by passing one black image of the size the network was built for.
+
+        Signed maps have the same shapes.
 
         The pass draws no random number and leaves running statistics and modes as they are.
         """
@@ -67,6 +82,34 @@ class Classifier(nn.Module):
         with evaluating(self):
             maps = self.forward(torch.zeros(size, dtype=like.dtype, device=like.device), maps=True).maps  # past hooks
         return tuple(tuple(map_.shape[1:]) for map_ in maps)
+
+
+class Rectified(Classifier):
+    """A classifier whose stem and stages end in a ReLU.
+
+    A subclass sets `stem`, which leaves its ReLU to this class, and `body`, nn.Sequentials whose last block has,
+    beside `forward`, the same before its ReLU: `signed(x)`.
+    """
+
+    stem: nn.Module
+    body: nn.ModuleList
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        maps = [F.relu(self.stem(images))]
+        for stage in self.body:
+            maps.append(stage(maps[-1]))
+        return maps
+
+    def signed_stages(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        signed = [self.stem(images)]
+        maps = [F.relu(signed[0])]
+        for *blocks, last in self.body:
+            x = maps[-1]
+            for block in blocks:
+                x = block(x)
+            signed.append(last.signed(x))
+            maps.append(F.relu(signed[-1]))
+        return maps, signed
 
 
 class Ensemble(nn.Module):
@@ -82,9 +125,9 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Output:
         return self.together(self.each(images))
 
-    def each(self, images: Tensor, maps: bool = False) -> list[Output]:
-        """What every one says."""
-        return [member(images, maps=maps) for member in self.members]
+    def each(self, images: Tensor, **asked: bool) -> list[Output]:
+        """What every one says; `asked` as in `Classifier.forward`."""
+        return [member(images, **asked) for member in self.members]
 
     @staticmethod
     def together(outputs: list[Output]) -> Output:

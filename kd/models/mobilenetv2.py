@@ -81,7 +81,16 @@ class MobileNetV2(Classifier):
         nn.init.zeros_(self.head.bias)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        maps = [self.stem(images)]
+        return self._from(self.stem(images))
+
+    def signed_stages(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        stem = self.stem[:-1](images)
+        maps = self._from(self.stem[-1](stem))
+        return maps, [stem, *maps[1:]]  # only the stem has an activation
+
+    def _from(self, stem: Tensor) -> list[Tensor]:
+        """All maps, the stem's given."""
+        maps = [stem]
         for stage in self.body:
             maps.append(stage(maps[-1]))
         return maps

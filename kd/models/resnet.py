@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd.models.classifier import Classifier, init_convolutions
+from kd.models.classifier import Rectified, init_convolutions
 
 
 def shortcut(in_width: int, width: int, stride: int) -> nn.Module:
@@ -29,8 +29,12 @@ class BasicBlock(nn.Module):
         self.shortcut = shortcut(in_width, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.signed(x))
+
+    def signed(self, x: Tensor) -> Tensor:
+        """The sum before the last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return self.bn2(self.conv2(out)) + self.shortcut(x)
 
 
 class Bottleneck(nn.Module):
@@ -52,16 +56,20 @@ class Bottleneck(nn.Module):
         self.shortcut = shortcut(in_width, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.signed(x))
+
+    def signed(self, x: Tensor) -> Tensor:
+        """The sum before the last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+        return self.bn3(self.conv3(out)) + self.shortcut(x)
 
 
 # depth -> block, blocks in each of the four stages
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3))}
 
 
-class ResNet(Classifier):
+class ResNet(Rectified):
     """ResNet-18, -34 or -50 (`depth`): four stages, 64, 128, 256 and 512 channels wide, times 4 with bottlenecks.
 
     Maps of ResNet-50 at 32x32, each after ReLU: 64 x 32 x 32 (stem), 256 x 32 x 32, 512 x 16 x 16, 1024 x 8 x 8,
@@ -82,9 +90,3 @@ class ResNet(Classifier):
             self.body.append(stage)
         self.head = nn.Linear(in_width, num_classes)
         init_convolutions(self)
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        maps = [F.relu(self.stem(images))]
-        for stage in self.body:
-            maps.append(stage(maps[-1]))
-        return maps

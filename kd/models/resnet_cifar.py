@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from kd.models.classifier import Classifier, init_convolutions
+from kd.models.classifier import Rectified, init_convolutions
 from kd.models.resnet import BasicBlock
 
 
-class ResNetCifar(Classifier):
+class ResNetCifar(Rectified):
     """ResNet of depth 6n + 2: three stages of n basic blocks; the shortcut is a 1x1 convolution where widths change.
 
     Maps at 32x32, each after ReLU: 16 x 32 x 32 (stem), 16 x 32 x 32, 32 x 16 x 16, 64 x 8 x 8. Penultimate feature:
@@ -39,9 +38,3 @@ class ResNetCifar(Classifier):
             in_width = width
         self.head = nn.Linear(in_width, num_classes)
         init_convolutions(self)
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        maps = [F.relu(self.stem(images))]
-        for stage in self.body:
-            maps.append(stage(maps[-1]))
-        return maps

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd.models.classifier import Classifier
+from kd.models.classifier import Rectified
 
 
 class Unit(nn.Module):
@@ -30,16 +30,20 @@ class Unit(nn.Module):
         self.halve = halve
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.signed(x))
+
+    def signed(self, x: Tensor) -> Tensor:
+        """Sum or channels of both before the last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = out.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)  # shuffle: channels of all groups mix
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.halve:
-            return F.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1))
-        return F.relu(out + x)
+            return torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1)
+        return out + x
 
 
-class ShuffleNetV1(Classifier):
+class ShuffleNetV1(Rectified):
     """ShuffleNet with three groups: a stem of 24, then stages of 4, 8 and 4 units.
 
     The very first 1x1 convolution is not grouped, as in the paper. Weights start as torch's layers do. Maps at 32x32,
@@ -57,9 +61,3 @@ class ShuffleNetV1(Classifier):
             self.body.append(nn.Sequential(first, *others))
             in_width = width
         self.head = nn.Linear(in_width, num_classes)
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        maps = [F.relu(self.stem(images))]
-        for stage in self.body:
-            maps.append(stage(maps[-1]))
-        return maps

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kd.models.classifier import Classifier
+from kd.models.classifier import Rectified
 
 
 def pointwise(in_width: int, width: int) -> list[nn.Module]:
@@ -36,11 +35,18 @@ class Unit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right = (x, x) if self.halve else x.chunk(2, dim=1)
-        return torch.stack([self.left(left), self.right(right)], dim=2).flatten(1, 2)  # shuffle: left, right, left, ...
+        return self._joined(x, self.left, self.right)
+
+    def signed(self, x: Tensor) -> Tensor:
+        """Before the branches' last ReLU; a half that passes unchanged had its own in an earlier unit."""
+        return self._joined(x, self.left[:-1] if self.halve else self.left, self.right[:-1])
+
+    def _joined(self, x: Tensor, left: nn.Module, right: nn.Module) -> Tensor:
+        a, b = (x, x) if self.halve else x.chunk(2, dim=1)
+        return torch.stack([left(a), right(b)], dim=2).flatten(1, 2)  # shuffle: left, right, left, ...
 
 
-class ShuffleNetV2(Classifier):
+class ShuffleNetV2(Rectified):
     """ShuffleNet V2 at width 1: a stem of 24, then stages of 4, 8 and 4 units and a last 1x1 convolution.
 
     Weights start as torch's layers do. Maps at 32x32: 24 x 32 x 32 (stem), 116 x 16 x 16, 232 x 8 x 8, 464 x 4 x 4.
@@ -58,12 +64,6 @@ class ShuffleNetV2(Classifier):
             in_width = width
         self.last = nn.Sequential(*pointwise(in_width, 1024))
         self.head = nn.Linear(1024, num_classes)
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        maps = [F.relu(self.stem(images))]
-        for stage in self.body:
-            maps.append(stage(maps[-1]))
-        return maps
 
     def pool(self, last: Tensor) -> Tensor:
         return self.last(last).mean(dim=(2, 3))

@@ -40,5 +40,18 @@ class VGG(Classifier):
         x = images
         for index, stage in enumerate(self.body):
             maps.append(stage(x))
-            x = F.max_pool2d(maps[-1], 2) if index < self.pools else maps[-1]
+            x = self._pooled(maps[-1], index)
         return maps
+
+    def signed_stages(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        maps, signed = [], []
+        x = images
+        for index, stage in enumerate(self.body):
+            signed.append(stage[:-1](x))
+            maps.append(F.relu(signed[-1]))
+            x = self._pooled(maps[-1], index)
+        return maps, signed
+
+    def _pooled(self, x: Tensor, index: int) -> Tensor:
+        """A stage's map as the next stage takes it."""
+        return F.max_pool2d(x, 2) if index < self.pools else x

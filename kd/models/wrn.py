@@ -23,8 +23,10 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(in_width, width, 1, stride, bias=False) if in_width != width else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
+    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        """`active`: the input after normalisation and ReLU, where that is known already."""
+        if active is None:
+            active = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(active)
         return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
 
@@ -33,7 +35,8 @@ class WideResNet(Classifier):
     """WRN-depth-width: depth = 6n + 4 gives three stages of n blocks, 16, 32 and 64 times `width` channels wide.
 
     Maps at 32x32: 16 x 32 x 32, then the sum that leaves each stage, before normalisation and ReLU:
-    16w x 32 x 32, 32w x 16 x 16, 64w x 8 x 8. Penultimate feature: 64w.
+    16w x 32 x 32, 32w x 16 x 16, 64w x 8 x 8. Signed maps: these after the normalisation that follows, before its ReLU.
+    Penultimate feature: 64w.
     """
 
     maps_are_signed = True
@@ -61,5 +64,18 @@ class WideResNet(Classifier):
             maps.append(stage(maps[-1]))
         return maps
 
+    def signed_stages(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        maps, signed = [self.stem(images)], []
+        for first, *others in self.body:
+            signed.append(first.bn1(maps[-1]))  # once a step: running statistics move with every call
+            x = first(maps[-1], F.relu(signed[-1]))
+            for block in others:
+                x = block(x)
+            maps.append(x)
+        return maps, [*signed, self.norm(maps[-1])]
+
     def pool(self, last: Tensor) -> Tensor:
-        return F.relu(self.norm(last)).mean(dim=(2, 3))
+        return self.pool_signed(last, self.norm(last))
+
+    def pool_signed(self, last: Tensor, signed: Tensor) -> Tensor:
+        return F.relu(signed).mean(dim=(2, 3))

@@ -38,14 +38,19 @@ def outputs(student_maps, teacher_maps, size=3, seed=1):
     return student, teacher
 
 
+def signed(output):
+    """With signed maps in place of the others."""
+    return output._replace(maps=(), signed=output.maps)
+
+
 def batch_of(size):
     return Batch(torch.empty(size, 0), torch.zeros(size).long(), torch.arange(size), torch.ones(size))
 
 
 def gradients(value, student, loss):
-    """With respect to the student's feature and maps and the loss's parameters, samples weighed unequally."""
+    """With respect to the student's feature and all its maps and the loss's parameters, samples weighed unequally."""
     weight = torch.arange(1.0, 1 + value.numel(), dtype=value.dtype).reshape(value.shape)
-    inputs = [student.feature, *student.maps, *loss.parameters()]
+    inputs = [student.feature, *student.maps, *student.signed, *loss.parameters()]
     return torch.autograd.grad((weight * value).sum(), inputs, retain_graph=True, allow_unused=True)
 
 

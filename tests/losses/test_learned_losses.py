@@ -41,8 +41,9 @@ def shapes_of(name):
 
 
 def converted(output, dtype):
+    """In another precision; the maps are signed ones, too."""
     raised = [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in (output.feature, *output.maps)]
-    return output._replace(feature=raised[0], maps=tuple(raised[1:]))
+    return output._replace(feature=raised[0], maps=tuple(raised[1:]), signed=tuple(raised[1:]))
 
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)
@@ -58,7 +59,7 @@ def test_gives_one_value_per_sample_or_per_batch(name, stage):
 def test_float32_agrees_with_float64(name, stage):
     exact_loss = make(name).double()
     loss = copy.deepcopy(exact_loss).float()
-    exact = outputs(*shapes_of(name), size=4)
+    exact = [converted(x, torch.float64) for x in outputs(*shapes_of(name), size=4)]
     single = [converted(x, torch.float32) for x in exact]
     value, wanted = (getattr(x, stage)(*pair, batch_of(4)) for x, pair in ((loss, single), (exact_loss, exact)))
     torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=0)

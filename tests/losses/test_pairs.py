@@ -52,7 +52,7 @@ def test_a_loss_refuses_what_validation_refuses(loss, teacher, student):
     def output(maps, seed):
         g = torch.Generator().manual_seed(seed)
         drawn = tuple(torch.rand(4, *shape, generator=g) for shape in maps)
-        return Output(torch.randn(4, 2, generator=g), drawn[-1].mean((2, 3)), drawn)
+        return Output(torch.randn(4, 2, generator=g), drawn[-1].mean((2, 3)), drawn, drawn)
 
     batch = Batch(torch.zeros(4, 3, size, size), labels, torch.arange(4), torch.ones(4))
     refused = None

@@ -4,12 +4,18 @@ import math
 
 import pytest
 import torch
-from slow import batch_of, build, conv_loop, norm_loop, outputs, pool_loop, positions, require_equal, scatter
+from slow import batch_of, build, conv_loop, norm_loop, outputs, pool_loop, positions, require_equal, scatter, signed
 
 from kd.losses.reviewkd import ReviewKD, hierarchical_context_loss
 
 # student: 2 and 4 wide; the teacher's last map larger than the student's, the one before smaller
 SHAPES = ((1, 4, 4), (2, 4, 4), (3, 1, 1)), ((1, 4, 4), (2, 2, 2), (2, 2, 2))
+
+
+def levels():
+    """The student's maps and the teacher's signed ones."""
+    student, teacher = outputs(*SHAPES)
+    return student, signed(teacher)
 
 
 def mean_square(a, b):
@@ -37,7 +43,7 @@ def nearest_loop(x, size):
 def review_loop(loss, student, teacher):
     p = dict(loss.named_parameters())
     levels = [student.feature[:, :, None, None], student.maps[2], student.maps[1]]
-    targets = [teacher.feature[:, :, None, None], teacher.maps[2], teacher.maps[1]]
+    targets = [teacher.feature[:, :, None, None], teacher.signed[2], teacher.signed[1]]
     total, fused = 0, None
     for index, (level, target) in enumerate(zip(levels, targets, strict=True)):
         q = {key.removeprefix(f"fusions.{index}."): value for key, value in p.items()}
@@ -61,14 +67,14 @@ def review_loop(loss, student, teacher):
 def test_equals_the_equation(max_mid_width):
     loss = scatter(build(ReviewKD, *SHAPES, max_mid_width=max_mid_width))
     assert loss.fusions[0].transform.weight.shape[0] == min(3, max_mid_width)  # the student's feature has 3
-    student, teacher = outputs(*SHAPES)
+    student, teacher = levels()
     value = loss(student, teacher, batch_of(3))
     require_equal(value, review_loop(loss, student, teacher), student, loss)
 
 
 def test_every_level_of_the_student_and_every_layer_learns_but_not_the_first_map():
     loss = build(ReviewKD, *SHAPES).double()
-    student, teacher = outputs(*SHAPES)
+    student, teacher = levels()
     loss(student, teacher, batch_of(3)).mean().backward()
     assert student.maps[0].grad is None
     assert all(x.grad.norm() > 1e-9 for x in (student.feature, *student.maps[1:], *loss.parameters()))

@@ -16,6 +16,7 @@ from slow import (
     rectify,
     require_equal,
     scatter,
+    signed,
     transposed_loop,
 )
 
@@ -44,7 +45,7 @@ def test_the_first_stage_has_30_epochs_or_as_many_as_asked(kind, shapes):
 
 @pytest.mark.parametrize(("kind", "shapes"), [(AB, AB_SHAPES), (FSP, FSP_SHAPES)])
 def test_nothing_is_added_in_the_main_stage_unless_kept(kind, shapes):
-    student, teacher = outputs(*shapes)
+    student, teacher = ab_outputs(*shapes) if kind is AB else outputs(*shapes)
     value = build(kind, *shapes)(student, teacher, batch_of(3))
     assert torch.equal(value, torch.zeros(3))
     assert build(kind, *shapes, keep=True).double()(student, teacher, batch_of(3)).min() > 0
@@ -53,11 +54,16 @@ def test_nothing_is_added_in_the_main_stage_unless_kept(kind, shapes):
 # --- AB ---
 
 
+def ab_outputs(*shapes, **settings):
+    """Signed maps alone: it sees no others."""
+    return tuple(map(signed, outputs(*shapes, **settings)))
+
+
 def ab_loop(loss, student, teacher, margin, statistics=None, learned=(0, 1)):
     p = dict(loss.named_parameters())
     values = torch.zeros(len(student.feature), dtype=torch.float64)
     for stage, share in ((0, 0.5), (1, 1.0)):
-        s, t = student.maps[stage + 1], teacher.maps[stage + 1]
+        s, t = student.signed[stage + 1], teacher.signed[stage + 1]
         if stage in learned:
             weight, bias, gamma, beta = (
                 p[f"connectors.{stage}.{part}"] for part in ("0.weight", "0.bias", "1.weight", "1.bias")
@@ -81,25 +87,25 @@ def ab_loop(loss, student, teacher, margin, statistics=None, learned=(0, 1)):
 @pytest.mark.parametrize(("connectors", "learned"), [("all", (0, 1)), ("unequal", (1,))])
 def test_ab_equals_the_equation(connectors, learned, margin):
     loss = scatter(build(AB, *AB_SHAPES, margin=margin, connectors=connectors))
-    student, teacher = outputs(*AB_SHAPES)
-    teacher = teacher._replace(maps=tuple(map(rectify, teacher.maps)))  # zeros are on the negative side
+    student, teacher = ab_outputs(*AB_SHAPES)
+    teacher = teacher._replace(signed=tuple(map(rectify, teacher.signed)))  # zeros are on the negative side
     expected = ab_loop(loss, student, teacher, margin, learned=learned)
     require_equal(loss.first_stage(student, teacher, batch_of(3)), expected, student, loss)
 
 
 def test_ab_does_not_see_a_relu_of_the_teacher():
     loss = build(AB, *AB_SHAPES).double()
-    student, teacher = outputs(*AB_SHAPES)
-    rectified = teacher._replace(maps=tuple(map(torch.relu, teacher.maps)))
+    student, teacher = ab_outputs(*AB_SHAPES)
+    rectified = teacher._replace(signed=tuple(map(torch.relu, teacher.signed)))
     value = loss.first_stage(student, teacher, batch_of(3))
     assert torch.equal(loss.first_stage(student, rectified, batch_of(3)), value)
 
 
 def test_ab_is_zero_beyond_the_margin_on_the_teachers_side():
     loss = build(AB, AB_SHAPES[0], AB_SHAPES[0], connectors="unequal").double()
-    student, teacher = outputs(AB_SHAPES[0], AB_SHAPES[0])
-    pairs = zip(student.maps, teacher.maps, strict=True)
-    beyond = student._replace(maps=tuple(t.sign() * (1 + s.abs()) for s, t in pairs))
+    student, teacher = ab_outputs(AB_SHAPES[0], AB_SHAPES[0])
+    pairs = zip(student.signed, teacher.signed, strict=True)
+    beyond = student._replace(signed=tuple(t.sign() * (1 + s.abs()) for s, t in pairs))
     value = loss.first_stage(beyond, teacher, batch_of(3))
     torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=0)
 
@@ -107,14 +113,14 @@ def test_ab_is_zero_beyond_the_margin_on_the_teachers_side():
 def test_ab_kept_uses_the_connectors_as_the_first_stage_left_them():
     loss = scatter(build(AB, *AB_SHAPES, keep=True))
     for seed in range(3):
-        loss.first_stage(*outputs(*AB_SHAPES, seed=seed), batch_of(3))
+        loss.first_stage(*ab_outputs(*AB_SHAPES, seed=seed), batch_of(3))
     left = {key: value.clone() for key, value in loss.state_dict().items()}
     statistics = [(c[1].running_mean.clone(), c[1].running_var.clone()) for c in loss.connectors]
-    student, teacher = outputs(*AB_SHAPES, seed=7)
+    student, teacher = ab_outputs(*AB_SHAPES, seed=7)
     value = loss(student, teacher, batch_of(3))
     expected = ab_loop(loss, student, teacher, 1.0, statistics)
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    count = 1 + len(student.maps)
+    count = 1 + len(student.signed)
     actual, wanted = gradients(value, student, loss), gradients(expected, student, loss)
     for a, e in zip(actual[2:count], wanted[2:count], strict=True):
         torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-12)

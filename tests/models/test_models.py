@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kd import models
 from kd.batch import Output
 from kd.models import shufflenetv1, shufflenetv2
-from kd.models.classifier import Classifier, LogitsOnly, evaluating
+from kd.models.classifier import Classifier, Ensemble, LogitsOnly, evaluating
 from kd.torchvision_compat import import_torchvision
 
 ALIASES = {  # names of models.csv that differ from ours
@@ -118,6 +118,93 @@ def test_the_flag_says_whether_the_last_map_is_signed(name):
     with torch.no_grad():
         last = model(torch.randn(4, 3, 16, 16), maps=True).maps[-1]
     assert bool((last < 0).any()) == model.maps_are_signed
+
+
+# --- signed maps
+
+
+@pytest.mark.parametrize("name", [*SAMPLE, "resnet50"])
+def test_a_step_is_the_same_whether_or_not_signed_maps_are_asked_for(name):
+    """Bit for bit: logits, maps, running statistics, which move once, and gradients. Those of ShuffleNetV2, whose
+    ReLU then comes after the shuffle, are added up in another order."""
+    torch.manual_seed(0)
+    plain = models.build(name, num_classes=4, image_size=16)
+    signed, images, steps, gradients = copy.deepcopy(plain), torch.randn(4, 3, 16, 16), [], []
+    for model, asked in ((plain, {}), (signed, {"signed": True})):
+        output = model(images, maps=True, **asked)
+        loss = F.cross_entropy(output.logits, torch.arange(4)) + sum(map_.square().mean() for map_ in output.maps)
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        steps.append([output.logits, output.feature, *output.maps, *model.buffers()])
+        assert len(output.signed) == (len(output.maps) if asked else 0)
+        assert all(count == 1 for path, count in model.named_buffers() if path.endswith("num_batches_tracked"))
+    assert all(torch.equal(*pair) for pair in zip(*steps, strict=True))
+    for pair in zip(*gradients, strict=True):
+        if name == "shufflenetv2":
+            torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
+        else:
+            assert torch.equal(*pair)
+    assert signed(images, signed=True).maps == ()
+    assert list(signed.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("name", [*SAMPLE, "resnet50"])
+def test_signed_maps_are_the_maps_before_the_relu(name):
+    torch.manual_seed(0)
+    model = models.build(name, num_classes=4, image_size=16)
+    images = torch.randn(8, 3, 16, 16)
+    with torch.no_grad():
+        model(images)  # statistics that are not 0 and 1
+        model.eval()
+        output = model(images, maps=True, signed=True)
+        pairs = list(zip(output.maps, output.signed, strict=True))
+        if name.startswith("wrn"):
+            norms = [*(stage[0].bn1 for stage in model.body), model.norm]
+            expected = [(norm(map_), signed) for norm, (map_, signed) in zip(norms, pairs, strict=True)]
+        elif name.startswith("mobilenet"):
+            expected = [(pairs[0][0], model.stem[-1](pairs[0][1])), *pairs[1:]]  # only the stem has an activation
+        else:
+            expected = [(map_, F.relu(signed)) for map_, signed in pairs]
+    assert all(torch.equal(*pair) for pair in expected)
+    assert all((signed < 0).any() for signed in output.signed)
+    assert tuple(tuple(signed.shape[1:]) for signed in output.signed) == model.map_shapes()
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_a_half_that_passes_a_shufflenet_unit_unchanged_stays_as_it_was(halve):
+    torch.manual_seed(0)
+    unit, x = shufflenetv2.Unit(24, 48 if halve else 24, halve=halve), torch.rand(2, 24, 8, 8)
+    with evaluating(unit):
+        signed = unit.signed(x)
+        assert torch.equal(F.relu(signed), unit(x))
+    assert (signed[:, 1::2] < 0).any()
+    if halve:
+        assert (signed[:, ::2] < 0).any()
+    else:
+        assert torch.equal(signed[:, ::2], x[:, :12])
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_every_normalisation_runs_once_a_pass(name):
+    """What looks at the inputs of batch normalisation, as the inversion does, sees each of them once."""
+    model, seen = models.build(name, num_classes=4, image_size=16), []
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda module, _: seen.append(module))
+    for asked in ({}, {"maps": True}, {"signed": True}, {"maps": True, "signed": True}):
+        seen.clear()
+        model(torch.randn(2, 3, 16, 16), **asked)
+        assert len(seen) == len(norms)
+        assert set(seen) == set(norms)
+
+
+def test_signed_maps_of_several_teachers():
+    members = [models.build(name, num_classes=4, image_size=8).eval() for name in ("resnet8", "wrn_10_1")]
+    images = torch.randn(2, 3, 8, 8)
+    for member, output in zip(members, Ensemble(members).each(images, maps=True, signed=True), strict=True):
+        alone = member(images, signed=True)
+        assert len(output.maps) == len(output.signed) == 4
+        assert all(torch.equal(*pair) for pair in zip(output.signed, alone.signed, strict=True))
 
 
 def test_vgg_pools_once_more_from_64_pixels_on():
@@ -469,7 +556,9 @@ def test_own_classifier_is_taken_as_it_is(own):
     model = models.build(f"{own}:Mine", num_classes=3, in_channels=1, image_size=12)
     assert type(model).__name__ == "Mine"
     assert model.map_shapes() == ((6, 10, 10),)
-    assert model(torch.randn(2, 1, 12, 12)).logits.shape == (2, 3)
+    output = model(torch.randn(2, 1, 12, 12), maps=True, signed=True)
+    assert output.logits.shape == (2, 3)
+    assert output.signed[0] is output.maps[0]
 
 
 def test_own_network_with_logits_alone(own):
@@ -486,6 +575,9 @@ def test_own_network_with_logits_alone(own):
         assert torch.equal(output.feature, plain[:-1](images))
         assert torch.equal(output.maps[0], plain[:2](images))
         assert torch.equal(output.maps[1], plain[:5](images))
+        signed = model(images, signed=True)
+        assert (signed.maps, len(signed.signed), output.signed) == ((), 2, ())
+        assert all(torch.equal(*pair) for pair in zip(signed.signed, output.maps, strict=True))
     assert model.map_shapes() == ((4, 12, 12), (8, 6, 6))
     assert isinstance(model.head, nn.Linear)
     assert copy.deepcopy(model).map_shapes() == model.map_shapes()
