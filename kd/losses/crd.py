@@ -56,8 +56,9 @@ class CRD(nn.Module):
     the student's optimiser. An anchor is scored against rows of the *other* side's memory bank [M, feat_dim],
     row i of which stands for training sample i; afterwards the batch's rows of both banks move towards its embeddings.
 
-    With `memory: queue` either side keeps the last `negatives` embeddings instead, whatever the size of the data: the
-    positive is the batch's own embedding on the other side, negatives are all entries of other classes (or samples).
+    With `memory: queue` either side keeps the last `negatives` embeddings instead, whatever the size of the data. The
+    batch enters first: the positive is its own embedding on the other side, negatives are all entries of other classes
+    (or samples), at first those of the batch alone. So every score, and Z, is one of two embeddings.
 
     `logged` holds `bound`, log K - L with L the mean loss of a side and K the mean number of negatives. With negatives
     of other indices and an optimal critic, teacher and student share at least so much information, in nats (the
@@ -112,7 +113,6 @@ class CRD(nn.Module):
         self.num_samples = len(context.labels)
         self.memory = memory
         self.logged: dict[str, Tensor] = {"bound": torch.zeros((), device=context.labels.device)}
-        rows = self.num_samples if memory == "bank" else negatives
 
         def uniform(*size: int, bound: float) -> Tensor:
             empty = torch.empty(size, device=context.labels.device)
@@ -130,7 +130,10 @@ class CRD(nn.Module):
                 layer.weight = nn.Parameter(uniform(feat_dim, width, bound=1 / math.sqrt(width)))
                 layer.bias = nn.Parameter(uniform(feat_dim, bound=1 / math.sqrt(width)))
             self.add_module(f"{side}_embedding", layer)
-            self.register_buffer(f"{side}_bank", uniform(rows, feat_dim, bound=1 / math.sqrt(feat_dim / 3)))
+            bank = torch.zeros(negatives, feat_dim, device=context.labels.device)
+            if memory == "bank":
+                bank = uniform(self.num_samples, feat_dim, bound=1 / math.sqrt(feat_dim / 3))
+            self.register_buffer(f"{side}_bank", bank)
             unset = torch.zeros((), device=context.labels.device)
             self.register_buffer(f"{side}_normaliser", unset)  # Z, 0 until the first batch sets it
 
@@ -151,7 +154,7 @@ class CRD(nn.Module):
         self.register_buffer("group_count", count[group], persistent=False)  # [M]
         self.register_buffer("group", group, persistent=False)  # [M]
         if memory == "queue":
-            self.register_buffer("queue_group", torch.full((rows,), -1, device=group.device))  # [K], -1: still random
+            self.register_buffer("queue_group", torch.full((negatives,), -1, device=group.device))  # [K], -1: none yet
             self.register_buffer("queue_next", torch.zeros((), dtype=torch.int64, device=group.device))
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
@@ -161,7 +164,9 @@ class CRD(nn.Module):
             if self.memory == "bank":
                 positive, drawn = self.draw(batch.index)
             else:
-                positive, drawn = None, self.queue_group != self.group[batch.index][:, None]
+                self.update(anchors, batch.index)
+                others = self.queue_group != self.group[batch.index][:, None]
+                positive, drawn = None, others & (self.queue_group >= 0)
             loss = torch.zeros(len(batch.index), device=batch.index.device)
             for side, other in (("student", "teacher"), ("teacher", "student")):
                 bank = getattr(self, f"{other}_bank")
@@ -169,10 +174,10 @@ class CRD(nn.Module):
                 loss = loss + self.contrast(
                     anchors[side], positive_row, bank, getattr(self, f"{side}_normaliser"), drawn
                 )
-            for side, anchor in anchors.items():
-                self.update(getattr(self, f"{side}_bank"), anchor, batch.index)
-            count = math.log(self.negatives) if self.memory == "bank" else drawn.sum(1).float().mean().log()
-            self.logged["bound"] = count - loss.detach().mean() / 2
+            if self.memory == "bank":
+                self.update(anchors, batch.index)
+            offered = drawn.sum(1).float().mean().clamp_min(1).log() if positive is None else math.log(self.negatives)
+            self.logged["bound"] = offered - loss.detach().mean() / 2
         return loss
 
     def project(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:
@@ -238,24 +243,27 @@ class CRD(nn.Module):
         normaliser.copy_(torch.where(normaliser > 0, normaliser, mean * self.num_samples))
 
     @torch.no_grad()
-    def update(self, bank: Tensor, embedding: Tensor, index: Tensor) -> None:
-        """Move the bank's rows `index` [B] towards the embeddings [B, d] and normalise them again, in place.
+    def update(self, embeddings: dict[str, Tensor], index: Tensor) -> None:
+        """Let both memories learn the embeddings [B, d] of the samples `index` [B], by side, in place.
 
-        A sample that the batch holds several times takes its last embedding: each of its entries writes that same
-        row, so the result does not depend on the order of the writes. In a queue the oldest entries give way.
+        A bank's rows move towards them and are normalised again; a sample that the batch holds several times takes its
+        last embedding: each of its entries writes that same row, so the result does not depend on the order of the
+        writes. In a queue the oldest entries give way.
         """
         batch_range = torch.arange(len(index), device=index.device)
         if self.memory == "queue":
-            recent = batch_range[-len(bank) :]
-            places = (self.queue_next + recent) % len(bank)
-            bank.index_copy_(0, places, embedding.detach()[recent])
-            if bank is self.teacher_bank:  # the second of the two
-                self.queue_group.index_copy_(0, places, self.group[index[recent]])
-                self.queue_next.copy_((self.queue_next + len(index)) % len(bank))
+            recent = batch_range[-self.negatives :]
+            places = (self.queue_next + recent) % self.negatives
+            for side, embedding in embeddings.items():
+                getattr(self, f"{side}_bank").index_copy_(0, places, embedding.detach()[recent])
+            self.queue_group.index_copy_(0, places, self.group[index[recent]])
+            self.queue_next.copy_((self.queue_next + len(index)) % self.negatives)
             return
         last = torch.where(index[:, None] == index, batch_range, -1).amax(1)
-        moved = self.momentum * bank[index] + (1 - self.momentum) * embedding[last]
-        bank.index_copy_(0, index, F.normalize(moved))
+        for side, embedding in embeddings.items():
+            bank = getattr(self, f"{side}_bank")
+            moved = self.momentum * bank[index] + (1 - self.momentum) * embedding[last]
+            bank.index_copy_(0, index, F.normalize(moved))
 
 
 class _Rows:

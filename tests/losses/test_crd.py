@@ -291,11 +291,13 @@ class QueueReference:
     def __init__(self, crd, labels):
         self.labels = labels
         self.inner = Reference(crd)
-        self.rows = {side: [(row, -1) for row in bank] for side, bank in self.inner.banks.items()}
-        self.next = 0
+        self.rows, self.length = {side: [] for side in self.inner.banks}, crd.negatives
 
     def step(self, index, student, teacher):
         anchors = {"student": self.inner.project("student", student), "teacher": self.inner.project("teacher", teacher)}
+        for side, rows in self.rows.items():
+            rows += [(anchor.detach(), int(self.labels[i])) for anchor, i in zip(anchors[side], index, strict=True)]
+            del rows[: -self.length]
         total = 0
         for side, other in (("student", "teacher"), ("teacher", "student")):
             positives = [torch.dot(a, b.detach()) for a, b in zip(anchors[side], anchors[other], strict=True)]
@@ -304,10 +306,6 @@ class QueueReference:
                 for a, i in zip(anchors[side], index.tolist(), strict=True)
             ]
             total = total + self.loss(side, positives, negatives)
-        for place, i in enumerate(index.tolist()):
-            for side, rows in self.rows.items():
-                rows[(self.next + place) % len(rows)] = (anchors[side][place].detach(), int(self.labels[i]))
-        self.next += len(index)
         return total
 
     def loss(self, side, positives, negatives):
@@ -360,6 +358,16 @@ def test_queue_does_not_grow_with_the_data_and_takes_the_last_of_a_large_batch()
     assert int(crd.queue_next) == 2
 
 
+def test_no_entry_of_a_queue_counts_before_it_holds_an_embedding():
+    """A queue far longer than what has been seen gives what one of just that length does."""
+    losses = []
+    for length in (6, 1000):
+        crd = build(memory="queue", negatives=length)
+        losses.append([step(crd, torch.tensor(index), *features(3, seed=index[0])) for index in ([0, 2, 9], [1, 3, 4])])
+        assert int((crd.queue_group >= 0).sum()) == 6
+    torch.testing.assert_close(losses[0], losses[1])
+
+
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
 def test_a_queue_without_negatives_gives_finite_gradients(estimator):
     crd = build(memory="queue", negatives=2, estimator=estimator)
@@ -370,6 +378,7 @@ def test_a_queue_without_negatives_gives_finite_gradients(estimator):
         loss.mean().backward()
     assert loss.isfinite().all()
     assert student.grad.isfinite().all()
+    assert crd.logged["bound"].isfinite()
 
 
 # --- large banks, and the bound ---
@@ -401,9 +410,10 @@ def test_the_bound_of_a_queue_counts_the_negatives_that_it_offers():
     crd = build(estimator="infonce", memory="queue", negatives=8)
     for index in ([0, 1, 2, 3], [4, 5, 6, 7]):
         step(crd, torch.tensor(index), *features(4))
-    groups, index = crd.queue_group.clone(), torch.tensor([0, 2, 9])
+    index = torch.tensor([0, 2, 9])
     loss = step(crd, index, *features(3))
-    offered = [sum(int(group != LABELS[i]) for group in groups) for i in index]
+    entries = [*(int(LABELS[i]) for i in (3, 4, 5, 6, 7)), *(int(LABELS[i]) for i in index)]  # the last eight
+    offered = [sum(entry != LABELS[i] for entry in entries) for i in index]
     assert len(set(offered)) > 1
     expected = math.log(sum(offered) / 3) - loss.mean().item() / 2
     assert crd.logged["bound"].item() == pytest.approx(expected, rel=1e-6)
