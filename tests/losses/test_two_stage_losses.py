@@ -111,7 +111,7 @@ def test_ab_is_zero_beyond_the_margin_on_the_teachers_side():
 
 
 def test_ab_kept_uses_the_connectors_as_the_first_stage_left_them():
-    loss = scatter(build(AB, *AB_SHAPES, keep=True))
+    loss = scatter(build(AB, *AB_SHAPES, connectors="all", keep=True))
     for seed in range(3):
         loss.first_stage(*ab_outputs(*AB_SHAPES, seed=seed), batch_of(3))
     left = {key: value.clone() for key, value in loss.state_dict().items()}
