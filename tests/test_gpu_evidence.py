@@ -118,6 +118,41 @@ def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path,
 # --------------------------------------------------------------------------------------------------------- what travels
 
 
+def test_the_first_teacher_trains_alone_and_later_ones_beside_students(tmp_path: Path, script) -> None:
+    queue = script.Queue(tmp_path, True)
+    first = queue.next(set(), {"digits"})
+    assert [run.path for run in first] == [queue.sections[0][1][0].teachers[0].path]
+    later = queue.next({first[0].path}, {"digits"})
+    assert len(later) > script.TEACHERS_AHEAD
+    assert [run.path in queue.teachers for run in later[-script.TEACHERS_AHEAD - 1 :]] == [False, True, True]
+
+
+def test_a_worker_that_hangs_is_killed_with_its_children(script, monkeypatch) -> None:
+    monkeypatch.setattr(script, "GRACE_SECONDS", 0.5)
+    deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child = f"{deaf}print('up', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", f"{deaf}subprocess.run([sys.executable, '-c', {child!r}])"]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+    assert worker.stdout.readline() == "up\n"
+    script.end(worker)
+    assert worker.returncode == -signal.SIGKILL
+    assert worker.stdout.read() == "", "its child is gone, too: nobody holds the pipe"
+
+
+def test_what_fails_at_the_end_does_not_keep_the_rest_from_being_saved(tmp_path: Path, script, monkeypatch) -> None:
+    queue = script.Queue(tmp_path, True)
+    options = script.parsed(["--results", str(tmp_path / "r"), "--out", str(tmp_path)])
+    (tmp_path / "steps.json").write_text("{}")
+
+    def fails(*_: object) -> None:
+        raise ValueError("does not fit half precision")
+
+    monkeypatch.setattr(script, "keep_teachers", fails)
+    assert "1 parts" in script.save(queue, options)[-1]
+    with tarfile.open(tmp_path / "state.00") as tar:
+        assert tar.getnames() == ["steps.json"]
+
+
 def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, script, monkeypatch) -> None:
     monkeypatch.setitem(script.WHOLE, "cifar10", 4)
     for number in (1, 2):
@@ -128,10 +163,14 @@ def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, scri
     data = tmp_path / "data"
     run = tiny_run("scratch", dataset__name="cifar10", dataset__image_size=32)
     options = script.parsed(["--results", f"{tmp_path}/r", "--data", str(data)])
-    queue = type("Queue", (), {"left": staticmethod(lambda done: [run])})
+    queue = type("Queue", (), {"left": staticmethod(lambda done: [run] * 100)})
+    counted, count = [], script.images_in
+    monkeypatch.setattr(script, "images_in", lambda root: counted.append(root) or count(root))
     script.unpack([tmp_path / "part1.tar.gz"], data)
     assert script.images_in(data / "cifar10") == 2
+    counted.clear()
     assert script.prepare(queue, options, set()) == set()
+    assert len(counted) == 1, "once for all runs: there are tens of thousands of files"
     asked = []
     monkeypatch.setattr("kd.data.prepare.prepare", lambda dataset, file, source: asked.append(source.root))
     script.unpack([tmp_path / "part1.tar.gz", tmp_path / "part2.tar.gz"], data)
