@@ -2,10 +2,12 @@
 
 Works through QUEUE, the runs in order of their value, on a machine that has torch, pandas, scipy and PyYAML and
 nothing of the workflow. It may be stopped at any moment, by the clock, a signal or a machine that goes away, and goes
-on another day, on another machine, from what it left in --out:
+on another day, on another machine, from what it left in --out (brought up to date while it works, for the case that it
+is killed without warning):
 
     evidence.md      tables and verdicts of what is done so far, which bars are met, what is left
     results.csv      a row per finished run, appended as it ends
+    steps.json       with --steps: what gpu_steps.py has measured
     state.00, ...    the records of finished runs, the teachers, and the state of unfinished runs, in parts
 
 Give the folder that these were brought to as --state the next time. Data sets may arrive in parts, too: --archives
@@ -20,14 +22,19 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +42,12 @@ if find_spec("kd") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parent))
 
+import numpy as np
 import pandas as pd
 import travel
 import yaml
 
+from kd.claims import interval
 from kd.config import Run, merge
 from kd.files import read_json, write_atomically
 from kd.messages import ConfigError
@@ -47,12 +56,14 @@ from kd.report import collect
 from kd.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
+SAVE_SECONDS = 30  # how often the state in --out is brought up to date while runs are at work
+GRACE_SECONDS = 40  # for workers to save their state before they are killed
 TEACHERS_AHEAD = 2  # trained beside the runs that are ready: the GPU is never without work, nor full of what comes late
 RECORD = ("run.json", "metrics.json", "history.csv")
 WHOLE = {"cifar10": 60_000, "cifar100": 60_000}  # images
 ENDINGS = (".webp", ".png")
 
-# A schedule for GPUs: 98 steps an epoch instead of 391. Predicted: 95.2 % and 76 % in about 100 s; measured: not yet.
+# A schedule for GPUs: 97 steps an epoch instead of 390. Predicted: 95.2 % and 76 % in about 150 s; measured: not yet.
 TEACHER = {"training": {"epochs": 120, "batch_size": 512, "lr": 0.4, "nesterov": True, "weight_decay": 0.0005}}
 WRN: dict[str, Any] = {"teacher": TEACHER, "training": TEACHER["training"]}
 RESNET = {**WRN, "precision": "bf16"}  # fills the GPU; its 16-20 PFLOP take minutes in float32
@@ -113,9 +124,10 @@ QUEUE = [
         {"method": ["scratch", "kd", "crd", "crd-kd"], **_pair("wrn_40_2", "wrn_16_2")},
     ),
 ]
+SSDKD = {"method": ["ssdkd"], "ablation": ["full"], "scale": [0.1]}
 BARS = [
-    Bar("SSD-KD, WRN-40-2 to WRN-16-1", {"method": ["ssdkd"], "scale": [0.1], **_pair("wrn_40_2", "wrn_16_1")}, 60),
-    Bar("SSD-KD, ResNet-34 to ResNet-18", {"method": ["ssdkd"], "scale": [0.1], **_pair("resnet34", "resnet18")}, 120),
+    Bar("SSD-KD, WRN-40-2 to WRN-16-1", {**SSDKD, **_pair("wrn_40_2", "wrn_16_1")}, 60),
+    Bar("SSD-KD, ResNet-34 to ResNet-18", {**SSDKD, **_pair("resnet34", "resnet18")}, 120),
     Bar(
         "teacher WRN-40-2", {"method": ["teacher"], "student": ["wrn_40_2"]}, 180, {"cifar10": 94.87, "cifar100": 75.83}
     ),
@@ -181,7 +193,8 @@ class Queue:
 
     def next(self, done: set[str], datasets: set[str]) -> list[Run]:
         """What to start now, most valuable first: all runs whose teachers are there, up to the first section that lacks
-        one; then teachers that the sections from there on lack. Data sets that are not whole are left out."""
+        one; then teachers that the sections from there on lack. Where nothing else can start, the first teacher has the
+        GPU for itself: all the rest waits for it. Data sets that are not whole are left out."""
         ready: list[Run] = []
         lacking: dict[str, Run] = {}
         for _, runs in self.sections:
@@ -189,7 +202,7 @@ class Queue:
             lacking |= {t.path: t for run in runs for t in run.teachers or () if t.path not in done}
             if not lacking:
                 ready += runs
-        return ready + list(lacking.values())[:TEACHERS_AHEAD]
+        return ready + list(lacking.values())[: TEACHERS_AHEAD if ready else 1]
 
     def left(self, done: set[str]) -> list[Run]:
         """All runs that are not done, teachers of unfinished students included."""
@@ -235,7 +248,7 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
     """Start workers on what is next until all is done, the time is over, or no run can go on."""
     results, tried = options.results, set()
     while time.monotonic() < until:
-        keep_teachers(queue, options)
+        attempt(keep_teachers, queue, options)
         done = finished(queue, results)
         todo = [run for run in queue.next(done, prepare(queue, options, done)) if run.path not in tried]
         if not todo:
@@ -254,16 +267,65 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
         command = [sys.executable, "-P", "-m", "kd", "run", "--settings", str(settings), "--results", str(results)]
         command += ["--jobs", str(jobs), "--slots-per-gpu", str(jobs), "--device", options.device, "--no-download"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "KD_TEACHERS": str(options.teachers)}
-        with (results / "work.log").open("a") as log:
-            workers = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        with (results / "work.log").open("a") as log:  # a group of their own: killed together, if it comes to that
+            workers = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0)
+            saved = time.monotonic()
             try:
                 while workers.poll() is None and time.monotonic() < until:
                     time.sleep(0.5)
-                    append_results(queue, options)
-            finally:  # the clock, or a signal to this process: all workers save their state
-                workers.send_signal(signal.SIGTERM)
-                workers.wait()
-        append_results(queue, options)
+                    if append_results(queue, options) or time.monotonic() - saved > SAVE_SECONDS:
+                        save(queue, options)
+                        saved = time.monotonic()
+            finally:
+                failed = workers.poll() not in (None, 0)
+                end(workers)
+        if failed:
+            say("\n".join(["a worker ended with an error:", *tail(results / "work.log")]))
+        save(queue, options)
+
+
+def end(workers: subprocess.Popen) -> None:
+    """The clock, or a signal to this process: workers save their state; one that hangs does not hold up the rest."""
+    workers.send_signal(signal.SIGTERM)
+    try:
+        workers.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        say(f"workers that did not end in {GRACE_SECONDS} s are killed")
+        os.killpg(workers.pid, signal.SIGKILL)
+        workers.wait()
+
+
+def save(queue: Queue, options: argparse.Namespace) -> list[str]:
+    """Bring --out up to date, all but evidence.md; gives what there is to say about the state."""
+    attempt(keep_teachers, queue, options)
+    append_results(queue, options)
+    return attempt(pack, queue, options) or []
+
+
+def attempt(step: Callable, *arguments: Any) -> Any:
+    """What fails here must not keep the rest from being saved."""
+    try:
+        return step(*arguments)
+    except Exception:
+        say(traceback.format_exc())
+
+
+def tail(file: Path, lines: int = 40) -> list[str]:
+    return file.read_text(errors="replace").splitlines()[-lines:]
+
+
+def measure_steps(options: argparse.Namespace, until: float, arguments: list[str]) -> None:
+    """Meanwhile another process unpacks and prepares the data, so that neither waits for the other."""
+    import gpu_steps
+
+    other = subprocess.Popen([sys.executable, __file__, *arguments, "--only-data"])
+    try:
+        until = min(until, time.monotonic() + 60 * options.steps)
+        gpu_steps.measure(options.out, until, options.miniature, options.device)
+    finally:
+        if (options.out / "steps.json").exists():  # --out may be emptied between calls
+            shutil.copyfile(options.out / "steps.json", options.results / "steps.json")
+        other.wait()
 
 
 def finished(queue: Queue, results: Path) -> set[str]:
@@ -340,8 +402,8 @@ def prepare(queue: Queue, options: argparse.Namespace, done: set[str]) -> set[st
     from kd.data.raw import Source
 
     names = set()
-    for run in queue.left(done):
-        name, file = run.dataset.name, options.results / run.data_path
+    for data_path, run in {run.data_path: run for run in queue.left(done)}.items():  # to count files takes its time
+        name, file = run.dataset.name, options.results / data_path
         root = options.data / name
         if name in WHOLE and not file.exists() and images_in(root) < WHOLE[name]:
             continue
@@ -360,14 +422,14 @@ def images_in(root: Path) -> int:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def append_results(queue: Queue, options: argparse.Namespace) -> None:
-    """A row for each run that is finished and has none yet."""
+def append_results(queue: Queue, options: argparse.Namespace) -> bool:
+    """A row for each run that is finished and has none yet; gives whether there was one."""
     file = options.out / "results.csv"
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["path"])
     without = finished(queue, options.results) - set(rows["path"])
     new = [path for path in queue.runs if path in without]
     if not new:
-        return
+        return False
     found = [_row(queue, path, options.results) for path in new]
     columns = list(rows) if len(rows) else list(COLUMNS)
     with file.open("a", newline="") as stream:
@@ -375,6 +437,7 @@ def append_results(queue: Queue, options: argparse.Namespace) -> None:
         if not len(rows):
             writer.writeheader()
         writer.writerows(found)
+    return True
 
 
 COLUMNS = [
@@ -415,8 +478,10 @@ def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
     lines = ["# Evidence from a GPU", "", "| section | runs | done |", "|---|---|---|"]
     lines += [f"| {title} | {len(runs)} | {sum(run.path in done for run in runs)} |" for title, runs in queue.sections]
     lines += ["", *bars(options.out / "results.csv"), ""]
-    if (options.out / "steps.md").exists():
-        lines += [(options.out / "steps.md").read_text()]
+    if (options.out / "steps.json").exists():
+        import gpu_steps
+
+        lines += ["## Steps: decisions and bars", "", gpu_steps.markdown(read_json(options.out / "steps.json"))]
     for key, study in queue.studies.items():
         folder = options.results / "studies" / key
         try:
@@ -428,21 +493,22 @@ def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
 
 
 def bars(results: Path) -> list[str]:
-    """Each bar against the time of a run and the wall-clock time per run; what was published beside ours."""
+    """Each bar against the time of a run and its share of the time of all that ran at once; published beside ours."""
     if not results.exists():
         return []
     rows = pd.read_csv(results)
-    lines = ["| bar | data | allowed | seconds of a run | wall-clock per run | accuracy % | runs | |", "|---" * 8 + "|"]
+    lines = ["| bar | data | allowed | seconds of a run | share per run | accuracy % | runs | |", "|---" * 8 + "|"]
+    for _, of_device in rows.groupby("device"):
+        rows.loc[of_device.index, "share"] = _shares(of_device)
     for bar in BARS:
         chosen = rows[_matches(rows, bar.rows, False)]
-        for (dataset, device), group in chosen.groupby(["dataset", "device"]):
-            apart = _busy_seconds(group[["started", "finished"]].apply(pd.to_datetime)) / len(group)
-            seconds, accuracy = group["seconds_total"].mean(), group["accuracy"].mean()
+        for (dataset, device, precision), group in chosen.groupby(["dataset", "device", "precision"]):
+            apart, seconds, accuracy = (group[key].mean() for key in ("share", "seconds_total", "accuracy"))
             wanted = bar.accuracy.get(dataset, 0.0)
             met = "met" if min(apart, seconds) < bar.seconds and accuracy >= wanted else "MISSED"
             allowed = f"{bar.seconds:g} s" + (f", {wanted} %" if wanted else "")
             shown = f"{seconds:.1f} | {apart:.1f} | {accuracy:.2f} | {len(group)} | {met}, {device}"
-            lines.append(f"| {bar.what} | {dataset} | {allowed} | {shown} |")
+            lines.append(f"| {bar.what}, {precision} | {dataset} | {allowed} | {shown} |")
     lines += [
         "",
         "| pair | teacher %, ours (published) | Fast10 % at 10 %, ours (published, at 100 %) |",
@@ -454,28 +520,42 @@ def bars(results: Path) -> list[str]:
             teacher, _, fast = PUBLISHED[key]
             ours = f"{group['teacher_accuracy'].mean():.2f} ({teacher}) | {group['accuracy'].mean():.2f} ({fast})"
             lines.append(f"| {', '.join(key)} | {ours} |")
-    return lines
+    return [*lines, *precisions(rows)]
 
 
-def _busy_seconds(times: pd.DataFrame) -> float:
-    """Length of the union of [started, finished]."""
-    total, end = 0.0, None
-    for start, finish in times.sort_values("started").itertuples(index=False):
-        start = start if end is None else max(start, end)
-        if finish > start:
-            total += (finish - start).total_seconds()
-        end = finish if end is None else max(end, finish)
-    return total
+def precisions(rows: pd.DataFrame) -> list[str]:
+    """bf16 beside float32, seed by seed: equal within noise where the 95 % interval of the mean difference holds 0."""
+    keys = ["dataset", "teacher", "student", "method", "ablation", "scale", "seed"]
+    both = rows[rows["precision"] == "bf16"].merge(rows[rows["precision"] == "float32"], on=keys)
+    lines = ["", "| bf16 minus float32 | accuracy, points (95 % interval) | seeds | |", "|---|---|---|---|"]
+    for key, group in both.groupby(keys[:-1], dropna=False):
+        found = interval(group["accuracy_x"] - group["accuracy_y"])
+        verdict = "not decided" if found.n < 2 else "equal within noise" if found.low <= 0 <= found.high else "DIFFERS"
+        shown = f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+        lines.append(f"| {', '.join(map(str, key))} | {shown} | {found.n} | {verdict} |")
+    return lines if len(both) else []
 
 
-def pack(queue: Queue, options: argparse.Namespace) -> None:
+def _shares(runs: pd.DataFrame) -> np.ndarray:
+    """Seconds of each run, of which n at once count as 1/n each; one gone on with counts as if it ran in one piece."""
+    origin = pd.Timestamp(0, tz="UTC")
+    start, end = ((pd.to_datetime(runs[name]) - origin).dt.total_seconds() for name in ("started", "finished"))
+    start, end = np.minimum(start, end - runs["seconds_total"]).to_numpy(), end.to_numpy()
+    shares, edges = np.zeros(len(runs)), np.unique([start, end])
+    for first, last in pairwise(edges):
+        running = (start <= first) & (end >= last)
+        shares[running] += (last - first) / max(1, running.sum())
+    return shares
+
+
+def pack(queue: Queue, options: argparse.Namespace) -> list[str]:
     """state.NN in --out: records, then teachers, then the state of unfinished runs, the most valuable first."""
     from kd.pretrained import name_of
 
     results, done = options.results, finished(queue, options.results)
     records = [(path, name) for path in queue.runs if path in done for name in RECORD]
     needed = [(results / path / name, f"results/{path}/{name}") for path, name in records]
-    needed += [(file, file.name) for file in (options.out / "results.csv",) if file.exists()]
+    needed += [(options.out / name, name) for name in ("results.csv", "steps.json") if (options.out / name).exists()]
     names = [
         name_of(run) + ending for path, run in queue.teachers.items() if path in done for ending in (".json", ".pt")
     ]
@@ -483,12 +563,15 @@ def pack(queue: Queue, options: argparse.Namespace) -> None:
     checkpoints = [(file, f"results/{path}/{file.name}") for file, path in unfinished if file.exists()]
     sizes = (round(1e6 * size) for size in (options.part_mb, options.limit_mb))
     teachers = [(options.teachers / name, f"teachers/{name}") for name in names]
-    for line in travel.pack(options.out, needed, teachers, checkpoints, *sizes):
-        say(line)
+    return travel.pack(options.out, needed, teachers, checkpoints, *sizes)
 
 
 def restore(options: argparse.Namespace) -> None:
-    """What an earlier day left: its records and states to where they were, its teachers to those that are kept."""
+    """What an earlier call left on this machine, then what an earlier day left: its records and states to where they
+    were, its teachers to those that are kept."""
+    kept, steps = options.results / "steps.json", options.out / "steps.json"
+    if kept.exists() and not steps.exists():
+        shutil.copyfile(kept, steps)
     if options.state:
         places = {"results": options.results, "teachers": options.teachers}
         say(f"went on from {travel.unpack(options.state, places, options.out)} parts of state")
@@ -516,8 +599,14 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--part-mb", type=float, default=15.0, help="size of a part of the state (default: 15)")
     parser.add_argument("--limit-mb", type=float, default=60.0, help="size of the whole state (default: 60)")
     parser.add_argument(
-        "--steps", action="store_true", help="first measure benchmarks/gpu_steps.py, where not done yet"
+        "--steps",
+        type=float,
+        nargs="?",
+        const=math.inf,
+        metavar="MINUTES",
+        help="first measure benchmarks/gpu_steps.py, where not done yet, for so long (default: all of it)",
     )
+    parser.add_argument("--only-data", action="store_true", help="unpack and prepare the data, and end")
     parser.add_argument("--miniature", action="store_true", help="the whole queue with tiny runs on the digits")
     options = parser.parse_args(arguments)
     for name in ("out", "results", "data", "teachers"):
@@ -536,20 +625,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for folder in (options.out, options.results):
             folder.mkdir(parents=True, exist_ok=True)
+        if options.only_data:
+            unpack(options.archives, options.data)
+            prepare(Queue(options.results, options.miniature), options, set())
+            return 0
         restore(options)
+        if options.steps:
+            measure_steps(options, until, sys.argv[1:] if arguments is None else arguments)
         unpack(options.archives, options.data)
         queue = Queue(options.results, options.miniature)
         try:
-            if options.steps:
-                import gpu_steps
-
-                gpu_steps.measure(options.out, until, options.miniature, options.device)
             work(queue, options, until)
         finally:
-            keep_teachers(queue, options)
-            append_results(queue, options)
-            write_evidence(queue, options)
-            pack(queue, options)
+            for line in save(queue, options):
+                say(line)
+            attempt(write_evidence, queue, options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,8 +1,9 @@
 """How fast kd's steps are on a GPU, and what each decision is worth there: python benchmarks/gpu_steps.py --out FOLDER
 
-Each part is a question with a prediction that was written before; its answer is appended to FOLDER/steps.json as it
-comes, so that a stopped run goes on, and FOLDER/steps.md shows them. It needs no data: random images cost the same.
-On a machine without a GPU the parts run on its CPU, small ones with --miniature.
+Each part is a question with a prediction that was written before, and a verdict where there is a bar; its answer is
+appended to FOLDER/steps.json as it comes, so that a stopped run goes on, and all are printed. A part that fails says so
+and does not hold up the others. It needs no data: random images cost the same. On a machine without a GPU the parts
+run on its CPU, small ones with --miniature.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -33,9 +35,10 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd import models
-from kd.batch import Batch
+from kd.batch import Batch, LossContext
 from kd.config import Inversion, Modulation, Replay, Training, run_of
 from kd.data.augment import Augment
+from kd.data.dataset import Loader, Split
 from kd.files import write_json
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis
@@ -60,7 +63,8 @@ class Size:
         self.steps, self.rounds = (2, 3) if miniature else (40, 20)
         self.square = 128 if miniature else 8192
         self.jobs = (1, 2) if miniature else (1, 2, 4, 8)
-        self.seconds, self.start = (1.0, 5.0) if miniature else (8.0, 25.0)
+        self.seconds = 1.0 if miniature else 5.0
+        self.taught, self.negatives = (32, 16) if miniature else (512, 16_384)
 
 
 class World:
@@ -119,15 +123,44 @@ class World:
             self.step(precision)
 
 
+class Lesson:
+    """Training on labelled images, with a teacher by CRD, without by cross entropy: as kd.train does it."""
+
+    def __init__(self, pair: tuple[str | None, str], batch: int, size: Size, device: torch.device):
+        torch.manual_seed(0)
+        shape = {"num_classes": CLASSES, "in_channels": 3, "image_size": size.image}
+        teacher, self.student = (
+            name and models.build(name, **shape).to(device, memory_format=torch.channels_last) for name in pair
+        )
+        self.teacher = teacher and teacher.eval().requires_grad_(False)
+        random = torch.Generator(device).manual_seed(0)
+        labels = torch.arange(10 * batch, device=device) % CLASSES
+        images = torch.randint(256, (len(labels), 3, size.image, size.image), device=device).to(torch.uint8)
+        mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
+        self.loader = Loader(Split(images, labels), Augment(mean, std, size.image // 8, True), batch, random)
+        terms: dict[str, Any] = {"ce": {"weight": 1.0}}
+        context = None
+        if teacher:
+            terms["crd"] = {"weight": 0.8, "negatives": size.negatives}
+            widths = {"student_dim": self.student.feature_dim, "teacher_dim": teacher.feature_dim}
+            context = LossContext(**widths, labels=labels, num_classes=CLASSES, generator=random)
+        self.objective = Objective(terms, context).to(device)
+        defaults = read_yaml(ROOT / "config/config.yaml")
+        self.optimizer = sgd([self.student, self.objective], run_of(defaults, 0).training)
+
+    def step(self, precision: str = "float32") -> None:
+        train_step(self.student, self.teacher, self.objective, self.loader.next(), self.optimizer, precision)
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int) -> float:
-    """Median of so many calls, after three that are not counted."""
+def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int, warm_up: int = 3) -> float:
+    """Median of so many calls, after some that are not counted."""
     times = []
-    for round_ in range(-3, rounds):
+    for round_ in range(-warm_up, rounds):
         wait(device)
         start = time.perf_counter()
         call()
@@ -135,6 +168,10 @@ def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int) -> 
         if round_ >= 0:
             times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
+
+
+def verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
 
 
 def flops(call: Callable[[], Any]) -> int:
@@ -164,6 +201,35 @@ def precision(size: Size, device: torch.device) -> dict[str, Any]:
         for name in ("float32", "bf16"):
             ms = milliseconds(lambda world=world, name=name: world.step(name), device, size.rounds)
             answer[f"{' to '.join(pair)}, {name}"] = {"ms": ms, "tflops": needed / ms / 1e9}
+    return answer
+
+
+def teacher(size: Size, device: torch.device) -> dict[str, Any]:
+    """The training of the WRN teacher: 120 epochs of 97 steps of 512 images. Prediction: 150 s in float32, which memory
+    bounds, and 90 s in bf16. Bar: 180 s."""
+    answer = {}
+    for name in ("float32", "bf16"):
+        lesson = Lesson((None, size.pairs[0][0]), size.taught, size, device)
+        ms = milliseconds(lambda lesson=lesson, name=name: lesson.step(name), device, size.rounds)
+        seconds = 120 * 97 * ms / 1e3
+        answer[name] = {"ms": ms, "s": seconds, "bar": verdict(seconds < 180)}
+    return answer
+
+
+def algorithms(size: Size, device: torch.device) -> dict[str, Any]:
+    """What cuDNN may choose from, bf16 steps: deterministic algorithms (as runs have it), all, all after trying them.
+    Prediction: all no faster, tried ones 1.1x for the ResNets."""
+    answer = {}
+    cudnn = torch.backends.cudnn
+    try:
+        for pair in size.pairs:
+            for name, choice in (("deterministic", (True, False)), ("all", (False, False)), ("tried", (False, True))):
+                cudnn.deterministic, cudnn.benchmark = choice
+                world = World(pair, size, device)
+                ms = milliseconds(lambda world=world: world.step("bf16"), device, size.rounds)
+                answer[f"{' to '.join(pair)}, {name}"] = {"ms": ms}
+    finally:
+        as_runs_have_it()
     return answer
 
 
@@ -261,8 +327,8 @@ def literal_epoch(size: Size, device: torch.device) -> dict[str, Any]:
         for number, image in enumerate(literal.buffer.images.cpu()):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(Path(folder, f"{number:05}.png"))
         epoch = _literal(literal, Path(folder), device)
-        b = milliseconds(epoch, device, 3)
-    return {"kd_ms": a, "literal_ms": b, "ratio": b / a}
+        b = milliseconds(epoch, device, 3, warm_up=1)  # of seconds each
+    return {"kd_ms": a, "literal_ms": b, "ratio": b / a, "bar": verdict(b / a >= 5)}
 
 
 def _literal(world: World, folder: Path, device: torch.device) -> Callable[[], None]:
@@ -320,18 +386,26 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 
 
 def synchronisations(size: Size, device: torch.device) -> dict[str, Any]:
-    """Does anything in an epoch wait for the device? Prediction: nothing."""
+    """Does anything in an epoch wait for the device? Prediction and bar: nothing."""
+    loops = {" to ".join(pair): World(pair, size, device).epoch for pair in size.pairs}
+    loops["training"] = Lesson((None, size.pairs[0][0]), 64, size, device).step
+    loops["CRD"] = Lesson(size.pairs[0], 64, size, device).step
     answer = {}
-    for pair in size.pairs:
-        world = World(pair, size, device)
-        world.epoch()
+    for name, loop in loops.items():
+        loop()
         try:
             with no_waiting(device):
-                world.epoch()
-            answer[" to ".join(pair)] = {"waits": "none" if device.type == "cuda" else "not known on a CPU"}
+                loop()
+            answer[name] = {"waits": "none, met" if device.type == "cuda" else "not known on a CPU"}
         except RuntimeError as error:
-            answer[" to ".join(pair)] = {"waits": str(error).splitlines()[0][:120]}
+            answer[name] = {"waits": f"MISSED: {str(error).splitlines()[0][:120]} in {_culprit(error)}"}
     return answer
+
+
+def _culprit(error: BaseException) -> str:
+    """The last place in kd that an exception came by."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{ROOT}/kd/" in f.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "torch"
 
 
 def sharing(size: Size, device: torch.device) -> dict[str, Any]:
@@ -339,11 +413,20 @@ def sharing(size: Size, device: torch.device) -> dict[str, Any]:
     Prediction: 2 processes 1.9x, 4 processes 3x, 8 processes 3.5x."""
     answer: dict[str, Any] = {}
     for jobs in size.jobs:
-        begin = time.time() + size.start  # together
-        command = [sys.executable, __file__, "--share", str(begin), "--device", str(device)]
+        command = [sys.executable, __file__, "--share", "--device", str(device)]
         command += ["--miniature"] if size.square == 128 else []
-        workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(jobs)]
-        rates = [float(worker.communicate()[0]) for worker in workers]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers = [subprocess.Popen(command, **pipes) for _ in range(jobs)]
+        try:
+            if any(worker.stdout.readline() != "ready\n" for worker in workers):
+                raise RuntimeError(f"one of {jobs} processes ended")
+            for worker in workers:  # together
+                print("go", file=worker.stdin, flush=True)
+            rates = [float(worker.stdout.readline()) for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.communicate()
         answer[f"{jobs} processes"] = {"epochs_per_s": sum(rates), "ratio": sum(rates)}
     alone = answer[f"{size.jobs[0]} processes"]["epochs_per_s"]
     for found in answer.values():
@@ -351,12 +434,13 @@ def sharing(size: Size, device: torch.device) -> dict[str, Any]:
     return answer
 
 
-def epochs_per_second(size: Size, device: torch.device, begin: float) -> float:
-    """In this process, for so many seconds from the given time on."""
+def epochs_per_second(size: Size, device: torch.device) -> float:
+    """In this process, from when it is told to go."""
     world = World(size.pairs[0], size, device)
     world.epoch()
     wait(device)
-    time.sleep(max(0.0, begin - time.time()))
+    print("ready", flush=True)
+    sys.stdin.readline()
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < size.seconds:
         world.epoch()
@@ -373,9 +457,10 @@ def utilisation(size: Size, device: torch.device) -> dict[str, Any]:
     for pair in size.pairs:
         world = World(pair, size, device)
         needed = flops(lambda world=world: world.epoch("bf16"))
-        ms = milliseconds(lambda world=world: world.epoch("bf16"), device, 5)
+        ms = milliseconds(lambda world=world: world.epoch("bf16"), device, 5, warm_up=1)
         rate = needed / ms / 1e9
         answer[" to ".join(pair)] = {"ms": ms, "pflop": needed / 1e15, "tflops": rate, "share": rate / peak}
+    answer[" to ".join(size.pairs[-1])]["bar"] = verdict(rate / peak >= 0.3)
     return answer
 
 
@@ -402,28 +487,42 @@ def profile(size: Size, device: torch.device) -> dict[str, Any]:
     return answer
 
 
-PARTS = (ceiling, utilisation, precision, synchronisations, literal_epoch, sharing, memory_format, optimisers)
-PARTS += (graphs, compiled, profile)
+# In the order of their worth; what takes minutes (to compile) comes last.
+PARTS = (ceiling, utilisation, precision, teacher, synchronisations, literal_epoch, sharing, profile, graphs)
+PARTS += (memory_format, algorithms, optimisers, compiled)
+
+
+def as_runs_have_it() -> None:
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def measure(out: Path, until: float, miniature: bool, device: str = "auto") -> None:
     """All parts that steps.json does not have yet, while there is time."""
     chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    torch.set_num_threads(1)
+    as_runs_have_it()
     size, file = Size(miniature), out / "steps.json"
     answers = json.loads(file.read_text()) if file.exists() else {}
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
     for part in PARTS:
-        if part.__name__ not in answers and time.monotonic() < until:
-            answers[part.__name__] = {"device": name, "torch": torch.__version__, **part(size, chosen)}
+        missing = "failed" in answers.get(part.__name__, {"failed": "not asked yet"})
+        if missing and time.monotonic() < until:
+            start = time.monotonic()
+            try:
+                found = part(size, chosen)
+            except Exception as error:  # a part is no reason to lose the minutes of the others
+                traceback.print_exc()
+                found = {"failed": f"{type(error).__name__}: {error}"[:200]}
+            took = round(time.monotonic() - start, 1)
+            answers[part.__name__] = {"device": name, "torch": torch.__version__, "took_s": took, **found}
             write_json(file, answers)
-            (out / "steps.md").write_text(markdown(answers))
+            print(markdown({part.__name__: answers[part.__name__]}), flush=True)
     if chosen.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def markdown(answers: dict[str, Any]) -> str:
-    lines = ["## Steps: decisions and bars", ""]
+    lines = []
     for part in PARTS:
         if part.__name__ in answers:
             found = dict(answers[part.__name__])
@@ -448,16 +547,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--miniature", action="store_true")
-    parser.add_argument("--share", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--share", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.backends.cudnn.benchmark = False  # as runs have it
     if options.share:
-        torch.set_num_threads(1)
-        print(epochs_per_second(Size(options.miniature), torch.device(options.device), options.share))
+        as_runs_have_it()
+        print(epochs_per_second(Size(options.miniature), torch.device(options.device)), flush=True)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     measure(options.out, time.monotonic() + 60 * options.minutes, options.miniature, options.device)
-    print((options.out / "steps.md").read_text())
 
 
 if __name__ == "__main__":

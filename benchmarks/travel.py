@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from kd.checkpoint import halve
+from kd.checkpoint import halved
 from kd.files import write_atomically
 from kd.messages import ConfigError
 
-NAMES = "state.[0-9][0-9]"
+NAMES, PART = "state.[0-9][0-9]", "state.{:02}"
 Item = tuple[Path, str]  # a file, and its name on the way
 
 
@@ -23,29 +25,45 @@ def pack(
     What is needed goes in any case, what is wanted as long as there are no more than `limit` bytes, in the order given;
     then checkpoints, in half precision where they do not fit in full.
     """
-    for old in out.glob(NAMES):
+    said = []
+    with tempfile.TemporaryDirectory() as folder:  # what is in `out` is whole, also when this is killed
+        parts = Parts(Path(folder), part)
+        with tarfile.open(fileobj=parts, mode="w|") as tar:
+
+            def add(name: str, content: bytes) -> None:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+            def fits(size: int) -> bool:
+                return parts.written + size + 2 * tarfile.RECORDSIZE <= limit
+
+            for file, name in needed:
+                add(name, file.read_bytes())
+            for file, name in wanted:
+                if not file.exists():
+                    said.append(f"{name} is not there")
+                elif fits(file.stat().st_size):
+                    add(name, file.read_bytes())
+                else:
+                    said.append(f"{name} does not fit and stays behind")
+            for file, name in checkpoints:
+                try:
+                    content = file.read_bytes()
+                except FileNotFoundError:  # its run is writing a new one, or has ended
+                    continue
+                if fits(len(content)):
+                    add(name, content)
+                elif fits(len(content) // 2) and fits(len(small := halved(content))):  # the cheap question first
+                    add(name, small)
+                    said.append(f"{name} travels in half precision")
+                else:
+                    said.append(f"{name} stays behind: its run begins anew")
+        parts.close()
+        for number in range(parts.count):
+            shutil.move(Path(folder, PART.format(number)), out / PART.format(number))
+    for old in sorted(out.glob(NAMES))[parts.count :]:
         old.unlink()
-    said, parts = [], Parts(out, part)
-    with tarfile.open(fileobj=parts, mode="w|") as tar:
-
-        def fits(file: Path, name: str) -> bool:
-            if parts.written + file.stat().st_size + 2 * tarfile.RECORDSIZE > limit:
-                return False
-            tar.add(file, name)
-            return True
-
-        for file, name in needed:
-            tar.add(file, name)
-        said += [f"{name} does not fit and stays behind" for file, name in wanted if not fits(file, name)]
-        for file, name in checkpoints:
-            if fits(file, name):
-                continue
-            small = file.with_name("checkpoint.half.pt")
-            halve(file, small)
-            went = fits(small, name)
-            said.append(f"{name} travels in half precision" if went else f"{name} stays behind: its run begins anew")
-            small.unlink()
-    parts.close()
     return [*said, f"{parts.written / 1e6:.1f} MB of state in {parts.count} parts"]
 
 
@@ -88,7 +106,7 @@ class Parts(io.RawIOBase):
         while len(rest):
             if self.written % self.part == 0:
                 self._close()
-                self.file = (self.folder / f"state.{self.count:02}").open("wb")
+                self.file = (self.folder / PART.format(self.count)).open("wb")
                 self.count += 1
             piece = rest[: self.part - self.written % self.part]
             self.file.write(piece)

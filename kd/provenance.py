@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -125,6 +126,11 @@ def environment() -> dict[str, str]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        tf32 = torch.backends.cudnn.allow_tf32  # torch's default; matrix products are in full float32
+        versions["convolutions"] = "tf32 where float32 is asked for" if tf32 else "float32"
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node(), **versions}
 
 

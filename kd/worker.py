@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from kd.config import Compute, Run
 from kd.data.prepare import prepare
 from kd.data.raw import Source
@@ -24,7 +26,8 @@ def work_through(
     """Make all runs and the teachers and data sets they need; gives what failed, path -> message.
 
     A run that another process has at that moment is left to it and looked at again later. One that fails does not
-    hold up the others, except its students; it is not tried twice, here or in a process started at the same time.
+    hold up the others, except its students; it is not tried twice, here or in a process started at the same time. A
+    process whose GPU is lost leaves the rest to the others.
     """
     started = time.time()
     waiting = {run.path: run for wanted in runs for run in (*(wanted.teachers or ()), wanted)}  # teachers come first
@@ -48,10 +51,23 @@ def work_through(
                 failed[path] = str(error)
             except Exception:
                 failed[path] = traceback.format_exc()
+                if _gpu_is_lost():
+                    return failed
             del waiting[path]
         if len(waiting) == before:
             time.sleep(POLL_SECONDS)
     return failed
+
+
+def _gpu_is_lost() -> bool:
+    """Whether this process can do nothing more on its GPU, after an illegal access for example: all further runs would
+    fail, and are left to other processes."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def make(run: Run, results: Path, compute: Compute, source: Source) -> dict[str, float]:

@@ -18,7 +18,8 @@ import torch
 from conftest import ROOT, tiny_run
 from test_run import execute, store  # noqa: F401
 
-from kd.checkpoint import Checkpoint, halve
+from kd.checkpoint import Checkpoint, halved
+from kd.files import read_json
 from kd.messages import ConfigError
 
 SCRIPT = ROOT / "benchmarks/gpu_evidence.py"
@@ -117,6 +118,41 @@ def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path,
 # --------------------------------------------------------------------------------------------------------- what travels
 
 
+def test_the_first_teacher_trains_alone_and_later_ones_beside_students(tmp_path: Path, script) -> None:
+    queue = script.Queue(tmp_path, True)
+    first = queue.next(set(), {"digits"})
+    assert [run.path for run in first] == [queue.sections[0][1][0].teachers[0].path]
+    later = queue.next({first[0].path}, {"digits"})
+    assert len(later) > script.TEACHERS_AHEAD
+    assert [run.path in queue.teachers for run in later[-script.TEACHERS_AHEAD - 1 :]] == [False, True, True]
+
+
+def test_a_worker_that_hangs_is_killed_with_its_children(script, monkeypatch) -> None:
+    monkeypatch.setattr(script, "GRACE_SECONDS", 0.5)
+    deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child = f"{deaf}print('up', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", f"{deaf}subprocess.run([sys.executable, '-c', {child!r}])"]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+    assert worker.stdout.readline() == "up\n"
+    script.end(worker)
+    assert worker.returncode == -signal.SIGKILL
+    assert worker.stdout.read() == "", "its child is gone, too: nobody holds the pipe"
+
+
+def test_what_fails_at_the_end_does_not_keep_the_rest_from_being_saved(tmp_path: Path, script, monkeypatch) -> None:
+    queue = script.Queue(tmp_path, True)
+    options = script.parsed(["--results", str(tmp_path / "r"), "--out", str(tmp_path)])
+    (tmp_path / "steps.json").write_text("{}")
+
+    def fails(*_: object) -> None:
+        raise ValueError("does not fit half precision")
+
+    monkeypatch.setattr(script, "keep_teachers", fails)
+    assert "1 parts" in script.save(queue, options)[-1]
+    with tarfile.open(tmp_path / "state.00") as tar:
+        assert tar.getnames() == ["steps.json"]
+
+
 def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, script, monkeypatch) -> None:
     monkeypatch.setitem(script.WHOLE, "cifar10", 4)
     for number in (1, 2):
@@ -127,10 +163,14 @@ def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, scri
     data = tmp_path / "data"
     run = tiny_run("scratch", dataset__name="cifar10", dataset__image_size=32)
     options = script.parsed(["--results", f"{tmp_path}/r", "--data", str(data)])
-    queue = type("Queue", (), {"left": staticmethod(lambda done: [run])})
+    queue = type("Queue", (), {"left": staticmethod(lambda done: [run] * 100)})
+    counted, count = [], script.images_in
+    monkeypatch.setattr(script, "images_in", lambda root: counted.append(root) or count(root))
     script.unpack([tmp_path / "part1.tar.gz"], data)
     assert script.images_in(data / "cifar10") == 2
+    counted.clear()
     assert script.prepare(queue, options, set()) == set()
+    assert len(counted) == 1, "once for all runs: there are tens of thousands of files"
     asked = []
     monkeypatch.setattr("kd.data.prepare.prepare", lambda dataset, file, source: asked.append(source.root))
     script.unpack([tmp_path / "part1.tar.gz", tmp_path / "part2.tar.gz"], data)
@@ -216,10 +256,9 @@ def test_a_halved_checkpoint_is_half_as_large_and_goes_on(tmp_path: Path) -> Non
     weights = torch.randn(50_000)
     state = {"w": weights, "step": torch.tensor(3.0), "images": torch.arange(2000), "rows": [(torch.randn(2000), 1)]}
     Checkpoint(tmp_path, "me", 60, lambda text: None).save({"part": Part(state)})
-    small = tmp_path / "small.pt"
-    halve(tmp_path / "checkpoint.pt", small)
-    assert small.stat().st_size < 0.6 * (tmp_path / "checkpoint.pt").stat().st_size
-    small.replace(tmp_path / "checkpoint.pt")
+    small = halved((tmp_path / "checkpoint.pt").read_bytes())
+    assert len(small) < 0.6 * (tmp_path / "checkpoint.pt").stat().st_size
+    (tmp_path / "checkpoint.pt").write_bytes(small)
     said: list[str] = []
     found = Part({})
     assert Checkpoint(tmp_path, "me", 60, said.append).restore({"part": found})
@@ -227,18 +266,31 @@ def test_a_halved_checkpoint_is_half_as_large_and_goes_on(tmp_path: Path) -> Non
     assert torch.equal(found.state["w"], weights.half().float())
     assert torch.equal(found.state["rows"][0][0], state["rows"][0][0].half().float())
     assert torch.equal(found.state["images"], state["images"])
-    (tmp_path / "checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(ValueError, match="is damaged"):
-        halve(tmp_path / "checkpoint.pt", small)
+        halved(b"torn")
+
+
+def test_a_halved_second_moment_does_not_become_zero(tmp_path: Path) -> None:
+    """Adam divides by its root: the next step would be a million times too long."""
+    squares = torch.full((2000,), 1e-9).cumsum(0)
+    Checkpoint(tmp_path, "me", 60, lambda text: None).save({"part": Part({"v": squares, "large": 1e6 * squares + 1e6})})
+    (tmp_path / "checkpoint.pt").write_bytes(halved((tmp_path / "checkpoint.pt").read_bytes()))
+    found = Part({})
+    assert Checkpoint(tmp_path, "me", 60, lambda text: None).restore({"part": found})
+    torch.testing.assert_close(found.state["v"], squares, rtol=2**-8, atol=0)
+    assert found.state["large"].isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------- bars and steps
 
 
-def test_bars_are_judged_by_wall_clock_per_run(tmp_path: Path, script) -> None:
-    """Two runs at once in 100 s are 50 s each, under the bar of 60, though each took 90."""
-    row = {"dataset": "cifar10", "teacher": "wrn_40_2", "student": "wrn_16_1", "method": "ssdkd", "scale": 0.1}
-    row |= {"accuracy": 90.0, "teacher_accuracy": 95.0, "seconds_total": 90.0, "device": "a GPU"}
+ROW = {"dataset": "cifar10", "teacher": "wrn_40_2", "student": "wrn_16_1", "method": "ssdkd", "scale": 0.1}
+ROW |= {"ablation": "full", "seed": 0, "precision": "float32"}
+
+
+def test_bars_are_judged_by_a_run_s_share_of_the_time(tmp_path: Path, script) -> None:
+    """Two runs at once in 100 s are 50 s each, under the bar of 60, though each took 90; whatever the other run is."""
+    row = ROW | {"accuracy": 90.0, "teacher_accuracy": 95.0, "seconds_total": 90.0, "device": "a GPU"}
     rows = [
         row | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:35Z"},
         row | {"started": "2026-01-01T00:00:05Z", "finished": "2026-01-01T00:01:40Z"},
@@ -246,11 +298,31 @@ def test_bars_are_judged_by_wall_clock_per_run(tmp_path: Path, script) -> None:
     pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
     text = "\n".join(script.bars(tmp_path / "results.csv"))
     assert "| 60 s | 90.0 | 50.0 | 90.00 | 2 | met, a GPU |" in text
+    pd.DataFrame([rows[0], rows[1] | {"method": "fast10"}]).to_csv(tmp_path / "results.csv", index=False)
+    assert "| 60 s | 90.0 | 50.0 | 90.00 | 1 | met, a GPU |" in "\n".join(script.bars(tmp_path / "results.csv"))
     weak = row | {"teacher": "", "student": "wrn_40_2", "method": "teacher", "scale": 1.0, "accuracy": 94.0}
     pd.DataFrame([weak | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:30Z"}]).to_csv(
         tmp_path / "results.csv", index=False
     )
     assert "180 s, 94.87 % | 90.0 | 90.0 | 94.00 | 1 | MISSED" in "\n".join(script.bars(tmp_path / "results.csv"))
+
+
+def test_a_run_that_was_gone_on_with_counts_in_full(script) -> None:
+    """Its last attempt took ten seconds, all of it 90."""
+    row = {"started": "2026-01-02T00:00:00Z", "finished": "2026-01-02T00:00:10Z", "seconds_total": 90.0}
+    assert script._shares(pd.DataFrame([row])) == 90
+
+
+@pytest.mark.parametrize(
+    ("bf16", "verdict"),
+    [([90.1, 91.3, 89.9], "equal within noise"), ([89.0, 90.1, 89.1], "DIFFERS"), ([90.1], "not decided")],
+)
+def test_bf16_is_judged_beside_float32_seed_by_seed(script, bf16: list[float], verdict: str) -> None:
+    rows = [ROW | {"seed": seed, "accuracy": value} for seed, value in enumerate((90.0, 91.0, 90.2))]
+    rows += [ROW | {"seed": seed, "accuracy": value, "precision": "bf16"} for seed, value in enumerate(bf16)]
+    *_, line = script.precisions(pd.DataFrame(rows))
+    assert line.startswith("| cifar10, wrn_40_2, wrn_16_1, ssdkd, full, 0.1 |")
+    assert line.endswith(f"| {len(bf16)} | {verdict} |")
 
 
 def test_steps_are_measured_once_each_and_go_on(tmp_path: Path, monkeypatch) -> None:
@@ -261,9 +333,10 @@ def test_steps_are_measured_once_each_and_go_on(tmp_path: Path, monkeypatch) -> 
     steps.measure(tmp_path, time.monotonic() - 1, True, "cpu")
     assert not (tmp_path / "steps.json").exists(), "no time, no part"
     steps.measure(tmp_path, time.monotonic() + 300, True, "cpu")
-    text = (tmp_path / "steps.md").read_text()
+    text = steps.markdown(read_json(tmp_path / "steps.json"))
     for part in parts:
         assert f"**{part.__name__}** (cpu" in text
+    assert "failed" not in text
     written = (tmp_path / "steps.json").stat().st_mtime_ns
     steps.measure(tmp_path, time.monotonic() + 300, True, "cpu")
     assert (tmp_path / "steps.json").stat().st_mtime_ns == written

@@ -39,6 +39,19 @@ KD, SCRATCH = tiny_run("kd"), tiny_run("scratch")
 STEPS = 2 * 22  # of KD's student: epochs times ceil(1,347 images / 64)
 
 
+def test_a_process_whose_gpu_is_lost_leaves_the_rest_to_others(tmp_path: Path, monkeypatch) -> None:
+    def illegal(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker, "make", illegal)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", illegal)
+    two = [SCRATCH, dataclasses.replace(SCRATCH, seed=1)]
+    assert list(work_through(two, tmp_path, COMPUTE, source(tmp_path))) == [SCRATCH.path]
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    assert len(work_through(two, tmp_path, COMPUTE, source(tmp_path))) == 2, "a failure of one run is not that"
+
+
 class Made(NamedTuple):
     """A results folder with KD, its teacher and SCRATCH, made by one process, alone."""
 
