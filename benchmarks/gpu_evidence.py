@@ -473,7 +473,7 @@ def _row(queue: Queue, path: str, results: Path) -> dict[str, Any]:
 
 
 def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
-    """evidence.md: what is done, bars, and each study's tables as far as they go."""
+    """evidence.md: what is done, bars, and each study's tables as far as they go; if wanted, their figures."""
     done = finished(queue, options.results)
     lines = ["# Evidence from a GPU", "", "| section | runs | done |", "|---|---|---|"]
     lines += [f"| {title} | {len(runs)} | {sum(run.path in done for run in runs)} |" for title, runs in queue.sections]
@@ -485,10 +485,12 @@ def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
     for key, study in queue.studies.items():
         folder = options.results / "studies" / key
         try:
-            count = publish(study, folder, figures=False)
+            count = publish(study, folder, figures=options.figures)
         except ConfigError:  # nothing is finished
             continue
         lines += [f"<!-- {key}: {count} of {len(study.students)} runs -->", (folder / "table.md").read_text()]
+        if options.figures:
+            shutil.copytree(folder / "figures", options.out / "figures" / key, dirs_exist_ok=True)
     write_atomically(options.out / "evidence.md", lambda file: file.write("\n".join(lines).encode()))
 
 
@@ -549,7 +551,8 @@ def _shares(runs: pd.DataFrame) -> np.ndarray:
 
 
 def pack(queue: Queue, options: argparse.Namespace) -> list[str]:
-    """state.NN in --out: records, then teachers, then the state of unfinished runs, the most valuable first."""
+    """state.NN in --out: records, then teachers, what figures show, and the state of unfinished runs, the most valuable
+    first."""
     from kd.pretrained import name_of
 
     results, done = options.results, finished(queue, options.results)
@@ -563,7 +566,18 @@ def pack(queue: Queue, options: argparse.Namespace) -> list[str]:
     checkpoints = [(file, f"results/{path}/{file.name}") for file, path in unfinished if file.exists()]
     sizes = (round(1e6 * size) for size in (options.part_mb, options.limit_mb))
     teachers = [(options.teachers / name, f"teachers/{name}") for name in names]
-    return travel.pack(options.out, needed, teachers, checkpoints, *sizes)
+    return travel.pack(options.out, needed, teachers + shown(queue, results, done), checkpoints, *sizes)
+
+
+def shown(queue: Queue, results: Path, done: set[str]) -> list[tuple[Path, str]]:
+    """The arrays that figures of finished runs are drawn from, and their names on the way."""
+    paths: dict[str, None] = {}
+    for study in queue.studies.values():
+        of_kind = [study.examples(kind, done) for kind in ("distill", "datafree")]
+        alone = [study.alone(path) for path in list(of_kind[0].values())[:1]]
+        paths |= {path: None for labels in of_kind + alone for path in labels.values() if path in done}
+    files = [f"{path}/{name}" for path in paths for name in ("correlations.npz", "synthetic.npz")]
+    return [(results / file, f"results/{file}") for file in files if (results / file).exists()]
 
 
 def restore(options: argparse.Namespace) -> None:
@@ -607,6 +621,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         help="first measure benchmarks/gpu_steps.py, where not done yet, for so long (default: all of it)",
     )
     parser.add_argument("--only-data", action="store_true", help="unpack and prepare the data, and end")
+    parser.add_argument("--figures", action="store_true", help="draw the studies' figures, too (takes matplotlib)")
     parser.add_argument("--miniature", action="store_true", help="the whole queue with tiny runs on the digits")
     options = parser.parse_args(arguments)
     for name in ("out", "results", "data", "teachers"):

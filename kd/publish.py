@@ -45,7 +45,7 @@ def _figures(study: Study, results: pd.DataFrame, folder: Path) -> None:
         save(figure(experiment["view"], summarise(rows), rows, experiment["title"]), folder / f"{name}.png")
     done = set(results["path"])
     for kind, file in (("distill", "correlations.npz"), ("datafree", "synthetic.npz")):
-        shown = {label: path for label, path in study.examples(kind).items() if path in done}
+        shown = study.examples(kind, done)
         files = {label: study.root / path / file for label, path in shown.items()}
         if files := {label: path for label, path in files.items() if path.exists()}:
             if kind == "datafree":

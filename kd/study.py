@@ -69,9 +69,13 @@ class Study:
         """Paths of the runs that the tables compare, each once."""
         return list(dict.fromkeys(self.table["path"]))
 
-    def examples(self, kind: str) -> dict[str, str]:
-        """First pair, scale and seed of each method and ablation of a kind, as many as a figure has: label -> path."""
+    def examples(self, kind: str, among: set[str] | None = None) -> dict[str, str]:
+        """First pair, scale and seed of each method and ablation of a kind, as many as a figure has: label -> path.
+
+        `among` are the paths that may be chosen, such as those of finished runs; all by default.
+        """
         rows = self.table[self.table["kind"] == kind]
+        rows = rows if among is None else rows[rows["path"].isin(among)]
         rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
         return _labelled(rows)
 

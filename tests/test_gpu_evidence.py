@@ -48,7 +48,8 @@ def start(folder: Path, **options: object) -> subprocess.Popen:
     given = {"minutes": 10, "jobs": 1, "device": "cpu", "out": folder / "out", "results": folder / "results"}
     given |= {"data": folder / "data", "teachers": folder / "teachers", "commit": folder / "COMMIT", **options}
     command = [sys.executable, str(SCRIPT), "--miniature"]
-    command += [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    for name, value in given.items():
+        command += [f"--{name.replace('_', '-')}"] + [str(value)] * (value is not True)
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1", "GIT_DIR": "none"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -93,6 +94,16 @@ def test_the_whole_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(
     text = (tmp_path / "second/out/evidence.md").read_text()
     for title in ("At 10 % scale", "Modules at 10 % scale", "Data scales", "Teacher and student of one style"):
         assert f"### {title}" in text
+
+    third = start(tmp_path / "third", state=tmp_path / "second/out", minutes=0, figures=True)
+    said, _ = third.communicate(timeout=300)
+    assert third.returncode == 0, said
+    assert (tmp_path / "third/out/evidence.md").read_text() == text
+    drawn = tmp_path / "third/out/figures"
+    figures = {file.relative_to(drawn).as_posix() for file in drawn.rglob("*.png")}
+    for name in ("modules", "scale", "synthetic-images", "synthetic-course"):
+        assert f"ssdkd-cifar100-float32/{name}.png" in figures
+    assert {"crd-cifar100-float32/correlations.png", "crd-cifar100-float32/same-style.png"} <= figures
 
 
 def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path, monkeypatch) -> None:  # noqa: F811
