@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import hashlib
 import importlib.metadata
 import os
@@ -93,7 +92,7 @@ def _tree(module: str) -> ast.Module:
 @cache
 def _code(module: str) -> str:
     """Digest of a module's text, written anew from its syntax tree: without docstrings, comments and layout."""
-    tree = copy.deepcopy(_tree(module))
+    tree = _tree.__wrapped__(module)  # one to change; to read it anew takes a quarter of a copy
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body[:1] = [] if len(node.body) > 1 else [ast.Pass()]
