@@ -785,6 +785,13 @@ def test_the_published_studies_hold_what_they_promise(name):
     assert set(small.table["teacher"]) == {"wrn_16_1"}
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "config/studies").glob("*.yaml")))
+def test_every_study_of_the_project_has_runs(name):
+    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name})
+    assert study.students
+    assert set(study.table["experiment"]) == set(study.experiments)
+
+
 @pytest.mark.parametrize("name", ["crd-cifar100", "crd-scale", "crd-modules", "crd-transfer"])
 def test_crds_studies_hold_what_they_promise(name):
     study, small = (
