@@ -31,7 +31,8 @@ demo: $(READY)
 	@echo "MLflow   $(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
+	$(BIN)/python -m pytest -m "not alone" -n 2 --dist worksteal --durations 15
+	$(BIN)/python -m pytest -m alone
 
 lint: $(READY)
 	$(BIN)/ruff check .

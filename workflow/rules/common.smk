@@ -1,4 +1,5 @@
 # The study, read and checked once per start; lookups from paths to settings. No torch here: every job reads this file.
+import gc
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from kd.script import close_study, open_study
 from kd.study import load_study
 
 HERE = Path(workflow.basedir)
+# All of a large DAG stays alive: to look through it for garbage again and again took a tenth of a dry run.
+gc.set_threshold(200_000, 20, 100)
+
 
 try:
     STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
