@@ -17,7 +17,6 @@ HERE = Path(workflow.basedir)
 # All of a large DAG stays alive: to look through it for garbage again and again took a tenth of a dry run.
 gc.set_threshold(200_000, 20, 100)
 
-
 try:
     STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
 except ConfigError as error:
