@@ -26,15 +26,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from kd import models
 from kd.batch import Batch, LossContext, Output
-from kd.config import Training
 from kd.data.augment import Augment
 from kd.losses.crd import CRD
 from kd.losses.objective import Objective
-from kd.optim import sgd
-from kd.torchvision_compat import import_torchvision
-from kd.train import train_step
+from kd.registry import models
+from kd.runtime.torchvision_compat import import_torchvision
+from kd.settings.run import Training
+from kd.training.optimisers import sgd
+from kd.training.with_data import train_step
 
 BATCH, NEGATIVES, FEAT_DIM, SAMPLES, CLASSES = 64, 16384, 128, 50_000, 100
 STUDENT_DIM, TEACHER_DIM = 64, 128

@@ -44,13 +44,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kd import models
-from kd.config import Inversion, Modulation, Replay
 from kd.data.augment import Augment, random_crop_flip
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis, Synthetic
 from kd.models.generator import Generator
-from kd.torchvision_compat import import_torchvision
+from kd.registry import models
+from kd.runtime.torchvision_compat import import_torchvision
+from kd.settings.run import Inversion, Modulation, Replay
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER, STUDENT, CLASSES, SIZE, PAD = "wrn_40_2", "wrn_16_1", 10, 32, 4

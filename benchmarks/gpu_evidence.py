@@ -47,13 +47,13 @@ import pandas as pd
 import travel
 import yaml
 
-from kd.claims import interval
-from kd.config import Run, merge
-from kd.files import read_json, write_atomically
-from kd.messages import ConfigError
-from kd.publish import publish
-from kd.report import collect
-from kd.study import Study, load_study
+from kd.reports.publish import publish
+from kd.reports.tables import collect
+from kd.runtime.files import read_json, write_atomically
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Run, merge
+from kd.studies.claims import interval
+from kd.studies.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVE_SECONDS = 30  # how often the state in --out is brought up to date while runs are at work
@@ -340,7 +340,7 @@ def finished(queue: Queue, results: Path) -> set[str]:
 
 def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
     """Round each new teacher to half precision, score it as it is then, and keep it; its run takes it from there."""
-    from kd import pretrained
+    from kd.runs import kept_teachers as pretrained
 
     for path, run in queue.teachers.items():
         folder, kept = options.results / path, options.teachers / f"{pretrained.name_of(run)}.pt"
@@ -355,8 +355,8 @@ def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
 
 def _take(run: Run, options: argparse.Namespace) -> float:
     """Let the teacher's own run adopt what is kept."""
-    from kd import pretrained
-    from kd.run import identity_of
+    from kd.runs import kept_teachers as pretrained
+    from kd.runs.run import identity_of
 
     identity = identity_of(run, options.results / run.data_path, [])
     return pretrained.take(run, options.results / run.path, identity, options.teachers)["accuracy"]
@@ -366,9 +366,9 @@ def _rounded_metrics(run: Run, folder: Path, options: argparse.Namespace) -> dic
     import torch
 
     from kd.data.dataset import load
-    from kd.evaluate import evaluate
-    from kd.pretrained import halved
-    from kd.run import network
+    from kd.runs.kept_teachers import halved
+    from kd.runs.run import network
+    from kd.training.evaluate import evaluate
 
     device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
     data = load(options.results / run.data_path, run.dataset, device)
@@ -553,7 +553,7 @@ def _shares(runs: pd.DataFrame) -> np.ndarray:
 def pack(queue: Queue, options: argparse.Namespace) -> list[str]:
     """state.NN in --out: records, then teachers, what figures show, and the state of unfinished runs, the most valuable
     first."""
-    from kd.pretrained import name_of
+    from kd.runs.kept_teachers import name_of
 
     results, done = options.results, finished(queue, options.results)
     records = [(path, name) for path in queue.runs if path in done for name in RECORD]

@@ -34,21 +34,21 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd import models
 from kd.batch import Batch, LossContext
-from kd.config import Inversion, Modulation, Replay, Training, run_of
 from kd.data.augment import Augment
 from kd.data.dataset import Loader, Split
-from kd.files import write_json
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis
 from kd.losses.objective import Objective
 from kd.models.generator import Generator
-from kd.optim import sgd
-from kd.provenance import ROOT
-from kd.reading import read_yaml
-from kd.torchvision_compat import import_torchvision
-from kd.train import train_step
+from kd.registry import models
+from kd.runs.provenance import ROOT
+from kd.runtime.files import write_json
+from kd.runtime.torchvision_compat import import_torchvision
+from kd.runtime.yaml_files import read_yaml
+from kd.settings.run import Inversion, Modulation, Replay, Training, run_of
+from kd.training.optimisers import sgd
+from kd.training.with_data import train_step
 
 MEAN, STD, CLASSES = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 10
 
@@ -124,7 +124,7 @@ class World:
 
 
 class Lesson:
-    """Training on labelled images, with a teacher by CRD, without by cross entropy: as kd.train does it."""
+    """Training on labelled images, with a teacher by CRD, without by cross entropy: as kd.training.with_data does."""
 
     def __init__(self, pair: tuple[str | None, str], batch: int, size: Size, device: torch.device):
         torch.manual_seed(0)

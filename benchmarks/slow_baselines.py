@@ -29,16 +29,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from kd import models
-from kd.config import Run
 from kd.data.dataset import Data, load
-from kd.files import read_json
 from kd.inversion.priors import BatchStatistics, adversarial_loss, batchnorm_loss, class_loss
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis
 from kd.models.classifier import frozen
 from kd.models.generator import Generator
-from kd.optim import adam
+from kd.registry import models
+from kd.runtime.files import read_json
+from kd.settings.run import Run
+from kd.training.optimisers import adam
 
 ROUNDS, STEPS = 7, 10
 

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kd.checkpoint import halved
-from kd.files import write_atomically
-from kd.messages import ConfigError
+from kd.runtime.checkpoint import halved
+from kd.runtime.files import write_atomically
+from kd.runtime.messages import ConfigError
 
 NAMES, PART = "state.[0-9][0-9]", "state.{:02}"
 Item = tuple[Path, str]  # a file, and its name on the way

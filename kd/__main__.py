@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from kd.config import Compute, Run
-from kd.messages import ConfigError, kind_of, shown
-from kd.provenance import ROOT
-from kd.reading import parse_yaml, read_yaml
+from kd.runs.provenance import ROOT
+from kd.runtime.messages import ConfigError, kind_of, shown
+from kd.runtime.yaml_files import parse_yaml, read_yaml
+from kd.settings.run import Compute, Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.jobs > 1:
         return _share(given.arguments, given.jobs)
     from kd.data.raw import Source
-    from kd.worker import work_through
+    from kd.runs.worker import work_through
 
     compute = Compute.by_hand(device=given.device, threads=given.threads, slots_per_gpu=given.slots_per_gpu)
     source = Source(given.root, given.results / "data/downloads", not given.no_download)
@@ -106,7 +106,7 @@ def _share(arguments: list[str], jobs: int) -> int:
 
 def _runs_in(file: Path) -> list[Run]:
     """The runs of a settings file, checked. Raises ConfigError."""
-    from kd.validation import validate_run
+    from kd.settings.validation import validate_run
 
     content = read_yaml(file)  # JSON is YAML
     if not isinstance(content.get("settings", {}), dict):
@@ -127,7 +127,7 @@ def _runs_in(file: Path) -> list[Run]:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    from kd.state import plan, to_do
+    from kd.studies.status import plan, to_do
 
     study = _study(given)
     print(plan(study))
@@ -142,14 +142,14 @@ def _plan(given: argparse.Namespace) -> int:
 
 
 def _status(given: argparse.Namespace) -> int:
-    from kd.state import status
+    from kd.studies.status import status
 
     print(status(_study(given)))
     return 0
 
 
 def _tables(given: argparse.Namespace) -> int:
-    from kd.publish import publish
+    from kd.reports.publish import publish
 
     study = _study(given)
     folder = given.out or study.root / "studies" / study.name / "so-far"
@@ -158,7 +158,7 @@ def _tables(given: argparse.Namespace) -> int:
 
 
 def _study(given: argparse.Namespace) -> Any:
-    from kd.study import load_study
+    from kd.studies.study import load_study
 
     project, chosen = _project(), {}
     for item in given.config:
@@ -180,7 +180,7 @@ def _project() -> Path:
 
 
 def _sync(given: argparse.Namespace) -> int:
-    from kd.tracking import sync
+    from kd.integrations.tracking import sync
 
     print(f"{sync(given.results)} runs sent")
     return 0

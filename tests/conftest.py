@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from kd.config import Run, merge, run_of
-from kd.study import nested
+from kd.settings.run import Run, merge, run_of
+from kd.studies.study import nested
 
 ROOT = Path(__file__).resolve().parent.parent
 

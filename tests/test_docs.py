@@ -14,9 +14,9 @@ import torch
 import yaml
 from conftest import ROOT, tiny_settings
 
-from kd import models
-from kd.config import run_of
-from kd.models import MODELS
+from kd.registry import models
+from kd.registry.models import MODELS
+from kd.settings.run import run_of
 
 
 def test_a_loss_added_as_the_docs_say(tmp_path: Path) -> None:
@@ -36,11 +36,11 @@ def test_a_loss_added_as_the_docs_say(tmp_path: Path) -> None:
     program = """
 import sys, yaml
 from pathlib import Path
-from kd import losses
-from kd.config import merge, run_of
-from kd.messages import ConfigError
-from kd.reading import read_yaml
-from kd.validation import validate
+from kd.registry import losses
+from kd.settings.run import merge, run_of
+from kd.runtime.messages import ConfigError
+from kd.runtime.yaml_files import read_yaml
+from kd.settings.validation import validate
 content = yaml.safe_load(Path("settings.yaml").read_text())
 schema = read_yaml(Path(sys.argv[1]) / "workflow/schemas/config.schema.yaml")
 settings = merge(content["settings"], content["method"])
@@ -66,7 +66,7 @@ def test_a_data_set_added_as_the_docs_say(tmp_path: Path) -> None:
     for name in ("kd", "config", "workflow"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "kd/data/squares.py").write_text(code)
-    registry = tmp_path / "kd/data/__init__.py"
+    registry = tmp_path / "kd/registry/datasets.py"
     head = "DATASETS: dict[str, str] = {\n"
     registry.write_text(registry.read_text().replace(head, head + line))
     run = run_of(tiny_settings("scratch", dataset__name="squares", dataset__classes=["top left", "bottom right"]), 0)

@@ -18,9 +18,9 @@ import torch
 from conftest import ROOT, tiny_run
 from test_run import execute, store  # noqa: F401
 
-from kd.checkpoint import Checkpoint, halved
-from kd.files import read_json
-from kd.messages import ConfigError
+from kd.runtime.checkpoint import Checkpoint, halved
+from kd.runtime.files import read_json
+from kd.runtime.messages import ConfigError
 
 SCRIPT = ROOT / "benchmarks/gpu_evidence.py"
 # As on a bare GPU machine: without the packages of the workflow.

@@ -22,12 +22,12 @@ import yaml
 from conftest import PAIR, ROOT, TINY, tiny_run
 
 from kd.__main__ import main
-from kd.config import Run, merge
-from kd.messages import ConfigError
-from kd.provenance import run_code
-from kd.reading import read_yaml
-from kd.state import plan, status
-from kd.study import Study, load_study
+from kd.runs.provenance import run_code
+from kd.runtime.messages import ConfigError
+from kd.runtime.yaml_files import read_yaml
+from kd.settings.run import Run, merge
+from kd.studies.status import plan, status
+from kd.studies.study import Study, load_study
 
 CONFIG, SCHEMAS = ROOT / "config/config.yaml", ROOT / "workflow/schemas"
 MUTATIONS = 660
@@ -102,7 +102,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(path: Path) -> dict[str, Any]:
         return copy.deepcopy(read_once(path)) if path in own else read_yaml(path)
 
-    for module in ("kd.study", "kd.validation"):
+    for module in ("kd.studies.study", "kd.settings.validation"):
         monkeypatch.setattr(f"{module}.read_yaml", read)
 
 
@@ -640,8 +640,8 @@ import resource, sys, time
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (12, 12))
-from kd.messages import ConfigError
-from kd.study import load_study
+from kd.runtime.messages import ConfigError
+from kd.studies.study import load_study
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
     load_study(Path(sys.argv[1]), Path(sys.argv[2]), {"study": sys.argv[3]})
@@ -1033,7 +1033,7 @@ def by_hand(
 ) -> Callable[[bytes], list[Run] | None]:
     """`python -m kd run --settings FILE` in which no run is made: those that would be, or None after error lines."""
     asked: list[Run] = []
-    monkeypatch.setattr("kd.worker.work_through", lambda runs, *_: asked.extend(runs) or {})
+    monkeypatch.setattr("kd.runs.worker.work_through", lambda runs, *_: asked.extend(runs) or {})
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "run.yaml"
 

@@ -33,8 +33,12 @@ def test_rooms_stay_apart() -> None:
         package: {name for name, text in sources.items() if f"import {package}" in text or f"from {package}" in text}
         for package in ("mlflow", "optuna", "snakemake")
     }
-    assert importing == {"mlflow": {"kd/tracking.py"}, "optuna": {"kd/tuning.py"}, "snakemake": set()}
+    assert importing == {
+        "mlflow": {"kd/integrations/tracking.py"},
+        "optuna": {"kd/integrations/tuning.py"},
+        "snakemake": set(),
+    }
     for name, text in sources.items():
         if name.startswith(("kd/losses/", "kd/models/", "kd/data/")):
-            assert "kd.train" not in text, name
+            assert "kd.training.with_data" not in text, name
             assert "kd.inversion" not in text, name

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kd.batch import Batch
-from kd.config import Dataset
 from kd.data.augment import Augment
+from kd.settings.run import Dataset
 
 VALIDATION_SEED = 0  # the validation split belongs to the data set, not to a run
 

@@ -8,9 +8,9 @@ from http.client import HTTPException
 from typing import Any
 
 from kd.data.raw import Source
-from kd.lease import Lease
-from kd.messages import ConfigError
-from kd.torchvision_compat import import_torchvision
+from kd.runtime.messages import ConfigError
+from kd.runtime.run_lock import Lease
+from kd.runtime.torchvision_compat import import_torchvision
 
 
 def torchvision_splits(name: str, source: Source) -> tuple[Any, Any]:

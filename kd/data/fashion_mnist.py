@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kd.config import Dataset
 from kd.data.downloads import torchvision_splits
 from kd.data.raw import RawData, Source
-from kd.messages import ConfigError
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Dataset
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from kd.config import Dataset
 from kd.data.raw import RawData, Source, chosen
-from kd.messages import ConfigError
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Dataset
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "test")

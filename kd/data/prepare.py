@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd.config import Dataset
-from kd.data import DATASETS
 from kd.data.raw import Source, subset
-from kd.files import write_atomically
+from kd.registry.datasets import DATASETS
+from kd.runtime.files import write_atomically
+from kd.settings.run import Dataset
 
 
 def prepare(dataset: Dataset, path: Path, source: Source) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd.messages import ConfigError, suggest
+from kd.runtime.messages import ConfigError, suggest
 
 
 class RawData(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.augment import Augment
-from kd.messages import ConfigError
+from kd.runtime.messages import ConfigError
 
 # rows over (R, G, B), and the spread of natural images along them relative to that of a colour
 MIXES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd.config import Modulation
+from kd.settings.run import Modulation
 
 
 def modulation(confidence: Tensor, class_share: Tensor, settings: Modulation) -> Tensor:

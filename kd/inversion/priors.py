@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kd.losses.kd import kl_divergence
-from kd.messages import ConfigError
+from kd.runtime.messages import ConfigError
 
 Statistics = list[tuple[Tensor, Tensor]]  # per BatchNorm layer: mean [C] and biased variance [C]
 

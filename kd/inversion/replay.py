@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kd.config import Replay
+from kd.settings.run import Replay
 
 
 class Drawn(NamedTuple):

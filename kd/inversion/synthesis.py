@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kd.config import Inversion, Modulation
 from kd.data.augment import Augment
 from kd.inversion.modulation import modulation
 from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, blend, class_loss
 from kd.inversion.replay import ReplayBuffer
 from kd.models.classifier import frozen
 from kd.models.generator import Generator
-from kd.optim import adam
+from kd.settings.run import Inversion, Modulation
+from kd.training.optimisers import adam
 
 BETAS = (0.5, 0.999)  # of every Adam in the inversion (Fang et al., AAAI 2022)
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses import ranges
 from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller
-from kd.losses.pairs import require
+from kd.registry import loss_ranges as ranges
+from kd.registry.loss_pairs import require
 
 
 def at(student: Output, teacher: Output, batch: Batch, *, p: int = 2) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
-from kd.losses import ranges
 from kd.losses.maps import at_least_float32, linear
+from kd.registry import loss_ranges as ranges
 
 
 class CC(nn.Module):

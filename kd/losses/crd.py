@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kd.batch import Batch, LossContext, Output
-from kd.losses import ranges
+from kd.registry import loss_ranges as ranges
 
 EPS = 1e-7  # of the NCE equation
 FULL_PRODUCT = 2**28  # dot products held at once (1 GiB); beyond, they are computed for the drawn rows alone

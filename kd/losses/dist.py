@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses import ranges
 from kd.losses.maps import at_least_float32
+from kd.registry import loss_ranges as ranges
 
 EPS = 1e-8  # beside the product of two norms
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses import ranges
 from kd.losses.kd import kl_divergence
 from kd.losses.maps import at_least_float32
+from kd.registry import loss_ranges as ranges
 
 
 def dkd(

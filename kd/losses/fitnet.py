@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
 from kd.losses.maps import at_least_float32, connector
-from kd.losses.pairs import require
+from kd.registry.loss_pairs import require
 
 
 class FitNet(nn.Module):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses import ranges
 from kd.losses.maps import at_least_float32, map_shapes
-from kd.losses.pairs import require
+from kd.registry import loss_ranges as ranges
+from kd.registry.loss_pairs import require
 
 SPARE = 3  # singular vectors that the student offers beyond the teacher's k
 DAMPING = 1e-5  # of the gradient, as a share of the largest squared singular value

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.losses.pairs import connection
+from kd.registry.loss_pairs import connection
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -78,8 +78,8 @@ def connector(
     generator: torch.Generator,
     device: torch.device,
 ) -> nn.Sequential:
-    """Convolution, as `kd.losses.pairs.connection` has it, and batch normalisation from a student's map to the shape of
-    a teacher's, given as (C, H, W) each.
+    """Convolution, as `kd.registry.loss_pairs.connection` has it, and batch normalisation from a student's map to the
+    shape of a teacher's, given as (C, H, W) each.
 
     Raises:
         ValueError: no such convolution relates the sizes.

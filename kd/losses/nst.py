@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd.batch import Batch, Output
 from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller
-from kd.losses.pairs import require
+from kd.registry.loss_pairs import require
 
 
 def nst(student: Output, teacher: Output, batch: Batch) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
-from kd.losses import LOSSES, OF_TERMS
-from kd.messages import ConfigError
+from kd.registry.losses import LOSSES, OF_TERMS
+from kd.runtime.messages import ConfigError
 
 
 class Objective(nn.Module):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
-from kd.losses import ranges
 from kd.losses.maps import at_least_float32, conv
-from kd.losses.pairs import require
+from kd.registry import loss_ranges as ranges
+from kd.registry.loss_pairs import require
 
 Size = tuple[int, int]  # H, W
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses import ranges
 from kd.losses.maps import at_least_float32
+from kd.registry import loss_ranges as ranges
 
 EPS = 1e-12  # smallest squared distance between two samples
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
 from kd.losses.maps import at_least_float32, conv, pool_to_smaller
-from kd.losses.pairs import require
-from kd.messages import ConfigError
 from kd.models.classifier import Classifier, Reusing, evaluating
+from kd.registry.loss_pairs import require
+from kd.runtime.messages import ConfigError
 
 
 class SimKD(nn.Module):

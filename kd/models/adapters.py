@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd.batch import Output
 from kd.models.classifier import Classifier, evaluating
-from kd.torchvision_compat import import_torchvision
+from kd.runtime.torchvision_compat import import_torchvision
 
 
 def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> Classifier:

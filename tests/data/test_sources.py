@@ -21,13 +21,14 @@ import torch
 from conftest import ROOT, tiny_run
 from PIL import Image
 
-from kd.config import Dataset, Run
-from kd.data import DATASETS, cifar, fashion_mnist
+from kd.data import cifar, fashion_mnist
 from kd.data.dataset import load
 from kd.data.prepare import _mean_std, prepare
 from kd.data.raw import Source
-from kd.messages import ConfigError
-from kd.torchvision_compat import import_torchvision
+from kd.registry.datasets import DATASETS
+from kd.runtime.messages import ConfigError
+from kd.runtime.torchvision_compat import import_torchvision
+from kd.settings.run import Dataset, Run
 
 ARCHIVES = [ROOT.parent / f"shared/data/cifar100-webp.part{part}.tar.gz" for part in (1, 2)]
 SPLITS = ("train", "test")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kd.config import Replay
 from kd.inversion.replay import Drawn, ReplayBuffer
+from kd.settings.run import Replay
 
 CLASSES = 6
 SETTINGS = Replay(

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from kd.batch import Output
-from kd.config import Inversion, Modulation, Replay
 from kd.data.augment import Augment
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis
 from kd.models.generator import Generator
+from kd.settings.run import Inversion, Modulation, Replay
 
 CLASSES, SIZE = 4, 8
 SETTINGS = Inversion(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kd.losses.maps import at_least_float32, conv, linear, map_shapes, pool_to_smaller
-from kd.losses.pairs import as_many_stages
+from kd.registry.loss_pairs import as_many_stages
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ from torch import nn
 from kd.batch import Batch, LossContext, Output
 from kd.losses.objective import Objective
 from kd.losses.simkd import SimKD
-from kd.messages import ConfigError
-from kd.models import build
 from kd.models.classifier import Classifier
+from kd.registry.models import build
+from kd.runtime.messages import ConfigError
 
 
 class Teacher(Classifier):

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kd import models
 from kd.batch import Output
 from kd.models import shufflenetv1, shufflenetv2
 from kd.models.classifier import Classifier, Ensemble, LogitsOnly, evaluating
-from kd.torchvision_compat import import_torchvision
+from kd.registry import models
+from kd.runtime.torchvision_compat import import_torchvision
 
 ALIASES = {  # names of models.csv that differ from ours
     "ResNet50": "resnet50",
@@ -425,7 +425,7 @@ def test_names_are_checked_without_torch(tmp_path):
     (package / "nets.py").write_text("import torch\ndef small(**sizes): ...\n")
     script = """
         import sys
-        from kd import models
+        from kd.registry import models
         for name in ("wrn_10_1", "torchvision:resnet18", "heavy.nets:small"):
             models.check(name)
             models.source(name)

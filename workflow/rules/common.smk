@@ -5,13 +5,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from kd import slots
-from kd.config import run_of
-from kd.messages import ConfigError
-from kd.files import read_json
-from kd.provenance import data_code, report_code, run_code
-from kd.script import close_study, open_study
-from kd.study import load_study
+from kd.runs import gpu_slots as slots
+from kd.settings.run import run_of
+from kd.runtime.messages import ConfigError
+from kd.runtime.files import read_json
+from kd.runs.provenance import data_code, report_code, run_code
+from kd.integrations.jobs import close_study, open_study
+from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
 # All of a large DAG stays alive: to look through it for garbage again and again took a tenth of a dry run.

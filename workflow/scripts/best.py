@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from kd.script import job
-from kd.tuning import best
+from kd.integrations.jobs import job
+from kd.integrations.tuning import best
 
 with job(snakemake.log[0]) as say:
     winner = best([Path(path) for path in snakemake.input], Path(snakemake.output.best), Path(snakemake.output.trials))

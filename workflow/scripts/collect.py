@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from kd.files import write_atomically
-from kd.report import collect
-from kd.script import job, results_of
+from kd.integrations.jobs import job, results_of
+from kd.reports.tables import collect
+from kd.runtime.files import write_atomically
 
 with job(snakemake.log[0]):
     results = collect(pd.DataFrame(snakemake.params.table), results_of(snakemake))

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from kd.publish import correlations_figure
-from kd.script import job
+from kd.integrations.jobs import job
+from kd.reports.publish import correlations_figure
 
 with job(snakemake.log[0]):
     files = dict(zip(snakemake.params.labels, map(Path, snakemake.input.distilled), strict=True))

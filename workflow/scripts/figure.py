@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from kd.figures import figure, save
-from kd.report import summarise
-from kd.script import job
+from kd.integrations.jobs import job
+from kd.reports.figures import figure, save
+from kd.reports.tables import summarise
 
 with job(snakemake.log[0]):
     results = pd.read_csv(snakemake.input.results)

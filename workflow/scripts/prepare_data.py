@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from kd.config import Dataset
 from kd.data.prepare import prepare
-from kd.script import job, source_of
+from kd.integrations.jobs import job, source_of
+from kd.settings.run import Dataset
 
 with job(snakemake.log[0]):
     dataset = Dataset.from_prepared(snakemake.params.dataset)

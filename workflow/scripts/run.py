@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from kd.config import Run
-from kd.run import run_step
-from kd.script import compute_of, job, tracker_of
+from kd.integrations.jobs import compute_of, job, tracker_of
+from kd.runs.run import run_step
+from kd.settings.run import Run
 
 with job(snakemake.log[0]) as say:
     run = Run.from_dict(snakemake.params.settings)

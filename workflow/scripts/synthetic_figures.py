@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from kd.publish import synthetic_figures
-from kd.script import job
+from kd.integrations.jobs import job
+from kd.reports.publish import synthetic_figures
 
 with job(snakemake.log[0]):
     folders = [Path(file).parent for file in snakemake.input.synthetic]

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kd.publish import write_tables
-from kd.script import job
+from kd.integrations.jobs import job
+from kd.reports.publish import write_tables
 
 with job(snakemake.log[0]):
     params, folder = snakemake.params, Path(snakemake.output.table).parent

@@ -1,9 +1,9 @@
 from pathlib import Path
 
-from kd.run import run_step
-from kd.script import compute_of, job, tracker_of
-from kd.study import Tuning
-from kd.tuning import trial
+from kd.integrations.jobs import compute_of, job, tracker_of
+from kd.integrations.tuning import trial
+from kd.runs.run import run_step
+from kd.studies.study import Tuning
 
 with job(snakemake.log[0]) as say:
     tuning, folder = Tuning(**snakemake.params.tuning, trials=0), Path(snakemake.output[0]).parent

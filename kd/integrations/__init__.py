@@ -1,0 +1,1 @@
+"""MLflow, Optuna and Snakemake: the only modules that know them."""

@@ -1,0 +1,124 @@
+"""What every script of the workflow needs: readable errors, and the settings that are no params.
+
+`snakemake` is the object that Snakemake gives a script. Settings that change no number (compute, tracking) come through
+its `config`, because a changed param would run everything again.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from kd.data.raw import Source
+from kd.runtime.files import write_atomically
+from kd.runtime.messages import ConfigError
+from kd.runtime.run_lock import TakenOver
+from kd.settings.run import Compute, Run
+from kd.studies.study import Study
+
+
+@contextmanager
+def job(log: str) -> Iterator[Callable[[str], None]]:
+    """Around a script's work; gives `say(text)`, which writes to the log file and to stderr.
+
+    A user's mistake, a diverged run or one that another process has ends in one line and exit code 1; anything else in
+    its traceback.
+    """
+    path = Path(log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+        with path.open("a") as file:
+            print(text, file=file)
+
+    try:
+        yield say
+    except (ConfigError, FloatingPointError, TakenOver) as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:  # while waiting; at work it is a wish to stop, and the state is saved
+        sys.exit(128 + signal.SIGINT)
+    except Exception:
+        say(traceback.format_exc())
+        sys.exit(1)
+
+
+def results_of(snakemake: Any) -> Path:
+    return Path(snakemake.config["results"])
+
+
+def compute_of(snakemake: Any) -> Compute:
+    return Compute(**snakemake.config["compute"])
+
+
+def source_of(snakemake: Any) -> Source:
+    """Where the data set of a `prepare_data` job is read from."""
+    results, file = results_of(snakemake), Path(snakemake.output[0])
+    root = snakemake.config["roots"][file.relative_to(results).as_posix()]
+    download = snakemake.config["compute"]["download"]
+    return Source(root and Path(root).expanduser(), results / "data/downloads", download)
+
+
+def open_study(study: Study, say: Callable[[str], None]) -> None:
+    """Before the first job: list the study's runs, and create a local MLflow store, which parallel jobs cannot do.
+
+    A store that cannot be made is reported; tracking is a view, and the study goes on without it.
+    """
+    folder = study.root / "studies" / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "runs.csv", lambda file: study.table.to_csv(file, index=False))
+    if study.tracking["enabled"]:
+        from kd.integrations.tracking import create_local_store, store_uri
+
+        uri = store_uri(study.tracking, study.root)
+        try:
+            create_local_store(uri, study.name, study.root)
+        except Exception as error:
+            say(f"MLflow store {uri} cannot be made ({type(error).__name__}); `python -m kd sync` sends all runs later")
+
+
+def close_study(study: Study, say: Callable[[str], None]) -> None:
+    """After the last job: send to MLflow what it does not have yet, and the study's tables and figures."""
+    if study.tracking["enabled"]:
+        from kd.integrations.tracking import log_study, store_uri, sync
+
+        folder = study.root / "studies" / study.name
+        sync(study.root, say)
+        try:
+            log_study(store_uri(study.tracking, study.root), study.name, study.root, folder)
+        except Exception as error:
+            say(f"tables and figures not sent to MLflow ({type(error).__name__})")
+
+
+def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None]) -> AbstractContextManager:
+    """The MLflow tracker of a run, tagged with the study's names for it; a null context where tracking is off."""
+    tracking = snakemake.config["tracking"]
+    if not tracking["enabled"]:
+        return nullcontext()
+    import pandas as pd
+
+    from kd.integrations.tracking import Tracker, store_uri
+
+    results, study = results_of(snakemake), snakemake.config["study_name"]
+    table = pd.read_csv(results / "studies" / study / "runs.csv", keep_default_na=False)
+    names = table[table["path"] == run.path]
+    aliases = {key: ", ".join(dict.fromkeys(names[key])) for key in ("experiment", "method", "ablation")}
+    tags = {
+        **(aliases if len(names) else {"method": "teacher" if run.kind == "train" else "trial"}),
+        "dataset": run.dataset.name,
+        "teacher": run.teacher_names,
+        "student": run.model,
+        "scale": str(run.scale),
+        "seed": str(run.seed),
+        "kind": run.kind,
+        "path": folder.as_posix(),
+        "digest": run.digest,
+    }
+    name = "/".join(folder.parts[-4:])
+    return Tracker(folder, store_uri(tracking, results), study, results, name, tags, run.as_dict(), say)

@@ -1,0 +1,16 @@
+"""Data sets by name. This file imports no torch, so that names can be checked before any job starts.
+
+To add one: write `kd/data/<name>.py` with a function `load(dataset: Dataset, source: Source) -> RawData` and add its
+line here; docs/add-a-dataset.md shows how.
+"""
+
+from __future__ import annotations
+
+DATASETS: dict[str, str] = {
+    "digits": "kd.data.digits:load",
+    "cifar10": "kd.data.cifar:load",
+    "cifar100": "kd.data.cifar:load",
+    "fashion_mnist": "kd.data.fashion_mnist:load",
+    "folder": "kd.data.folder:load",
+}
+GREY = ("digits", "fashion_mnist")  # whose images have no colours, so that networks see all of them: view rgb

@@ -1,0 +1,140 @@
+"""From the files of finished runs to one tidy frame, and from frames to tables. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kd.runtime.files import read_json
+from kd.studies.claims import paired_p
+
+GROUP = ["teacher", "student", "method", "ablation", "scale"]
+RGB = "rgb"  # the view of a network that sees all of an image
+
+
+def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The study's table with what each run's files say: a row per run and experiment, final numbers of the last epoch.
+
+    metrics.json gives the columns as they are; run.json gives seconds_<phase>, counts, memory, commit, device and what
+    the teacher sees of an image.
+    """
+    records = {path: _record(root / path) for path in dict.fromkeys(table["path"])}
+    return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    run = read_json(folder / "run.json")
+    teachers = run.get("settings", {}).get("teachers")
+    return {
+        **({"teacher_view": teachers[0].get("view", RGB)} if teachers else {}),
+        **read_json(folder / "metrics.json"),
+        **{f"seconds_{phase}": seconds for phase, seconds in run["seconds"].items()},
+        **run["counts"],
+        "peak_memory_mb": run["peak_memory_mb"],
+        "device": run["device"],
+        "commit": run["git"]["commit"][:10] + ("+changes" if run["git"]["diff"] else ""),
+    }
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds for each group of one experiment, in the order of the study.
+
+    `difference` is the mean paired difference in accuracy (same seed, teacher, student and scale) to the first method
+    and ablation of the experiment, `difference_se` its standard error, `difference_p` the two-sided p of the paired
+    t-test; empty for that first one.
+    """
+    reference = results[["method", "ablation"]].iloc[0]
+    rows = []
+    for key, group in results.groupby(GROUP, sort=False, dropna=False):
+        row = dict(zip(GROUP, key, strict=True)) | {
+            "n": len(group),
+            "accuracy": group["accuracy"].mean(),
+            "accuracy_std": group["accuracy"].std(),
+            "seconds": group["seconds_total"].mean(),
+        }
+        for phase in ("inversion", "distillation", "training"):
+            if f"seconds_{phase}" in group:
+                row[f"seconds_{phase}"] = group[f"seconds_{phase}"].mean()
+        for name in ("agreement", "teacher_accuracy", "images", "student_steps", "generator_steps"):
+            if name in group:
+                row[name] = group[name].mean()
+        if (row["method"], row["ablation"]) != tuple(reference):
+            difference = _paired(results, group, reference)
+            row["difference"] = difference.mean()
+            row["difference_se"] = difference.std() / np.sqrt(len(difference))
+            row["difference_p"] = paired_p(difference)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _paired(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) -> pd.Series:
+    same = results[(results["method"] == reference["method"]) & (results["ablation"] == reference["ablation"])]
+    keys = ["teacher", "student", "seed"] + (["scale"] if group["scale"].iloc[0] in set(same["scale"]) else [])
+    pairs = group.merge(same, on=keys, suffixes=("", "_reference"))
+    return pairs["accuracy"] - pairs["accuracy_reference"]
+
+
+def markdown(summary: pd.DataFrame, title: str) -> str:
+    """A summary as a Markdown table: mean ± std (n), paired difference ± standard error, seconds."""
+    first = summary.iloc[0]
+    name = first["method"] if first["ablation"] == "full" else f"{first['method']} ({first['ablation']})"
+    columns = {
+        "pair": [f"{row.teacher} → {row.student}" for row in summary.itertuples()],
+        "method": summary["method"],
+        "ablation": summary["ablation"],
+        "scale": [f"{scale:.4g}" for scale in summary["scale"]],
+        "accuracy %": [plus_minus(row.accuracy, row.accuracy_std) for row in summary.itertuples()],
+        "n": summary["n"],
+    }
+    if "difference" in summary:
+        columns[f"paired difference to {name}"] = [
+            "" if pd.isna(row.difference) else plus_minus(row.difference, row.difference_se, sign=True)
+            for row in summary.itertuples()
+        ]
+        columns["p"] = [_number(row.difference_p, ".2g") for row in summary.itertuples()]
+    columns["seconds"] = [f"{value:.1f}" for value in summary["seconds"]]
+    for phase in ("inversion", "distillation"):
+        if f"seconds_{phase}" in summary:
+            columns[f"of them {phase}"] = [_number(value, ".1f") for value in summary[f"seconds_{phase}"]]
+    if "images" in summary:
+        columns["images made"] = [_number(value, ".0f") for value in summary["images"]]
+    columns["student steps"] = [f"{value:.0f}" for value in summary["student_steps"]]
+    cells = [[name, *map(str, values)] for name, values in columns.items()]
+    widths = [max(3, *map(len, column)) for column in cells]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in zip(*cells, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
+    """The whole table file of a study: what is measured and on what, then a table per experiment."""
+    columns = results.columns.union(["teacher_accuracy", "teacher_view"])
+    teachers = results.reindex(columns=columns).dropna(subset=["teacher_accuracy"])
+    views = teachers["teacher_view"].astype(object).fillna(RGB)
+    known = teachers.groupby(["dataset", "teacher", views])["teacher_accuracy"].agg(["min", "max"])
+    lines = [f"## {title}", ""]
+    lines += [
+        f"Accuracy in % of the {results['scored'].iloc[0]} images after the last epoch, mean ± standard deviation over"
+    ]
+    lines += ["n seeds of the student. Seconds are computing alone, without start-up and the teacher's training."]
+    lines += ["Differences are paired by seed, ± standard error.", ""]
+    for row in known.reset_index().itertuples():
+        spread = f"{row.min:.2f}" if row.min == row.max else f"{row.min:.2f} to {row.max:.2f}"
+        view = "" if row.teacher_view == RGB else f" ({row.teacher_view})"
+        lines += [f"Teacher {row.teacher}{view} on {row.dataset}: {spread} %."]
+    devices = ", ".join(sorted(set(results["device"])))
+    lines += [f"Device: {devices}. Code: {', '.join(sorted(set(results['commit'])))}.", ""]
+    return "\n".join(lines) + "\n" + "\n".join(parts)
+
+
+def plus_minus(mean: float, spread: float, sign: bool = False) -> str:
+    """Two numbers as tables and figures write them; a spread that is not known is left out."""
+    shown = f"{mean:+.2f}" if sign else f"{mean:.2f}"
+    return shown if pd.isna(spread) else f"{shown} ± {spread:.2f}"
+
+
+def _number(value: float, form: str) -> str:
+    return "" if pd.isna(value) else format(value, form)

@@ -1,0 +1,55 @@
+"""Which device a run uses, and how torch is set up there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kd.runs import gpu_slots as slots
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Compute
+
+
+@contextmanager
+def lease(compute: Compute, say: Callable[[str], None] = print) -> Iterator[torch.device]:
+    """The device of this run, its own until the end; fixes the number of CPU threads.
+
+    A GPU is shared by `compute.slots_per_gpu` jobs of this machine at most: waits while all slots are taken. Only GPUs
+    that $CUDA_VISIBLE_DEVICES leaves are considered, so that a scheduler's choice holds. Raises ConfigError for a GPU
+    that is not there.
+    """
+    torch.set_num_threads(compute.threads)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if compute.device == "cpu" or (compute.device == "auto" and count == 0):
+        yield torch.device("cpu")
+        return
+    wanted = torch.device("cuda" if compute.device == "auto" else compute.device)
+    if (wanted.index or 0) >= count:
+        allowed = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
+        raise ConfigError(f"compute.device: got {compute.device!r}, but torch sees {count} GPUs; allowed: {allowed}")
+    indices = range(count) if wanted.index is None else [wanted.index]
+    names = [str(torch.cuda.get_device_properties(index).uuid) for index in indices]
+    with slots.lease(names, compute.slots_per_gpu, say) as position:
+        device = torch.device("cuda", indices[position])
+        torch.cuda.set_device(device)  # the generators that a checkpoint saves are those of the current device
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        yield device
+
+
+def describe(device: torch.device) -> str:
+    """The device's name for run.json."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far in MB: of the GPU's allocator, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,0 +1,90 @@
+"""Which GPU is mine: every training job of a machine leases a slot of one device. Imports no torch.
+
+Snakemake counts GPUs, but hands out none. Here a slot is an abstract Unix socket (Linux): whoever binds its name holds
+it, and the kernel frees it when the holder ends, however that happens. There are no files that could be left behind,
+and all users of the machine see the same names. Containers with a network of their own do not: give each its own GPUs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Compute
+
+POLL_SECONDS = 0.005
+
+
+@contextmanager
+def lease(devices: Sequence[str], slots_per_device: int, say: Callable[[str], None] = print) -> Iterator[int]:
+    """Hold a slot of one of `devices` (names that are the same in all processes); gives the device's position.
+
+    Slots with low numbers go first, so that jobs spread over the devices. Waits while all are taken, and says so.
+    """
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        position = _bind_any(holder, devices, slots_per_device)
+        if position is None:
+            say(f"all {slots_per_device * len(devices)} GPU slots are taken; waiting for one")
+        while position is None:
+            time.sleep(POLL_SECONDS)
+            position = _bind_any(holder, devices, slots_per_device)
+        yield position
+    finally:
+        holder.close()
+
+
+def _bind_any(holder: socket.socket, devices: Sequence[str], slots_per_device: int) -> int | None:
+    for slot in range(slots_per_device):
+        for position, device in enumerate(devices):
+            try:
+                holder.bind(f"\0kd/{device}/{slot}")
+                return position
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:  # not taken, but impossible: no reason to wait
+                    raise
+    return None
+
+
+def check(compute: Compute, asked: int | None) -> str:
+    """Compare what a workflow on this machine asks for (`--resources gpu=N`; None: no limit) with what is there.
+
+    Gives a line for the user, or nothing. Raises ConfigError for more than there is.
+    """
+    gpus = visible_gpus()
+    if compute.device == "cpu":
+        return ""
+    if gpus == 0:
+        if compute.device != "auto":
+            raise ConfigError(f"compute.device: got {compute.device!r}, but no GPU is seen here; allowed: auto, cpu")
+        return "no GPU here: all runs use the CPU"
+    if compute.device.startswith("cuda:"):
+        if int(compute.device.removeprefix("cuda:")) >= gpus:
+            allowed = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(gpus))])
+            raise ConfigError(f"compute.device: got {compute.device!r}, but {gpus} GPUs are seen; allowed: {allowed}")
+        gpus = 1  # all jobs want this one
+    slots = gpus * compute.slots_per_gpu
+    have = f"{gpus} GPUs x compute.slots_per_gpu {compute.slots_per_gpu}"
+    if asked is None:
+        return f"{slots} GPU slots here ({have}); give --resources gpu={slots}, or jobs start that only wait for one"
+    if asked > slots:
+        raise ConfigError(f"--resources gpu: got {asked}; allowed: at most {slots} on this machine ({have})")
+    return ""
+
+
+def visible_gpus() -> int:
+    """GPUs that jobs of this machine see: those of $CUDA_VISIBLE_DEVICES where it is set, else all."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())

@@ -1,0 +1,78 @@
+"""Teachers that come trained with the project: weights in half precision, and where they are from.
+
+A kept teacher is a file NAME.pt (state dict) with NAME.json (settings, metrics, curves, seconds, device, commit,
+checksum). NAME follows from the settings of its run, so that a run finds what was kept of the same settings.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kd.runs.provenance import ROOT, run_code
+from kd.runtime.files import file_digest, read_json, write_atomically, write_json
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Run, slug
+
+KEPT = Path(os.environ.get("KD_TEACHERS", ROOT / "results/reference/teachers"))
+RECORDED = ("settings", "git", "environment", "device", "seconds", "counts", "train_images", "classes", "finished")
+
+
+def name_of(run: Run) -> str:
+    return f"{slug(run.dataset.label)}-{slug(run.model)}-{run.digest}-seed{run.seed}"
+
+
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors in half precision. Raises ValueError for a number beyond its range."""
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    if wrong := [name for name, value in half.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise ValueError(f"{wrong[0]} does not fit half precision")
+    return half
+
+
+def keep(run: Run, folder: Path, metrics: dict[str, Any], to: Path = KEPT) -> Path:
+    """Keep the finished run in `folder`. `metrics` are those of its weights as they are kept, rounded."""
+    record = read_json(folder / "run.json")
+    state = halved(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
+    to.mkdir(parents=True, exist_ok=True)
+    weights = to / f"{name_of(run)}.pt"
+    write_atomically(weights, lambda file: torch.save(state, file))
+    history = pd.read_csv(folder / "history.csv").to_dict("list")
+    kept = {"metrics": metrics, "history": history, "sha256": file_digest(weights)}
+    write_json(weights.with_suffix(".json"), {**{key: record.get(key) for key in RECORDED}, **kept})
+    return weights
+
+
+def take(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> dict[str, float] | None:
+    """Fill a run's folder from the teacher kept of the same settings, and give its metrics; None without one.
+
+    Raises ConfigError for a kept file that is damaged.
+    """
+    record_file = kept / f"{name_of(run)}.json"
+    if run.kind != "train" or not record_file.exists():
+        return None
+    weights = record_file.with_suffix(".pt")
+    try:
+        record = read_json(record_file)
+        if file_digest(weights) != record["sha256"]:
+            raise ValueError("its checksum differs")
+        state = torch.load(weights, weights_only=True, map_location="cpu")
+        history = pd.DataFrame(record.pop("history"))
+        metrics = record.pop("metrics")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{weights}: cannot be used ({error}); restore it, or set compute.pretrained: false"
+        ) from None
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    write_atomically(folder / "weights.pt", lambda file: torch.save(state, file))
+    write_atomically(folder / "history.csv", lambda file: history.to_csv(file, index=False))
+    (folder / "correlations.npz").unlink(missing_ok=True)  # of an earlier training
+    write_json(folder / "metrics.json", metrics)
+    source = {"identity": identity, "digest": run.digest, "code": run_code(run), "taken_from": weights.name}
+    write_json(folder / "run.json", {"peak_memory_mb": 0.0, **record, **source})
+    return metrics

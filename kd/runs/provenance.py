@@ -1,0 +1,159 @@
+"""Where a number comes from: digests of the code, the commit, the environment. Imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+from kd.registry import models
+from kd.registry.datasets import DATASETS
+from kd.registry.losses import LOSSES
+from kd.settings.run import Dataset, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+LOOPS = {"train": "kd.training.with_data", "distill": "kd.training.with_data", "datafree": "kd.training.datafree"}
+# Looked up by name, or without influence on any number: what they lead to is named in `run_code` instead.
+NOT_FOLLOWED = frozenset(
+    {
+        "kd",
+        "kd.losses",
+        "kd.models",
+        "kd.data",
+        "kd.inversion",
+        "kd.registry",
+        "kd.registry.losses",
+        "kd.registry.models",
+        "kd.registry.datasets",
+        "kd.registry.loss_ranges",
+        "kd.settings",
+        "kd.settings.run",
+        "kd.runtime",
+        "kd.runtime.messages",
+        "kd.runtime.yaml_files",
+        "kd.runtime.checkpoint",
+        "kd.runtime.journal",
+        "kd.runtime.files",
+        "kd.runtime.run_lock",
+        "kd.studies",
+        "kd.studies.study",
+        "kd.training",
+        "kd.runs",
+    }
+)
+ALONE = frozenset({"kd.runs.run"})  # counts itself, but what it imports is chosen by the run's kind
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "mlflow", "optuna", "scikit-learn")
+
+
+def run_code(run: Run) -> str:
+    """Digest of the code that a run's numbers depend on: its loop and all that this imports, its losses, its models.
+
+    Comments, docstrings and formatting do not count, nor does a loss or model that the run does not use.
+    """
+    networks = [run.model, *(teacher.model for teacher in run.teachers or ())]
+    losses = [LOSSES[name] for name in sorted(run.objective or {})]
+    modules = [LOOPS[run.kind], "kd.training.evaluate", "kd.runs.run", *(line.split(":")[0] for line in losses)]
+    modules += [models.source(name) for name in networks]
+    modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
+    chosen = losses + [repr(models.entry(name)) for name in networks]
+    return _digest_modules(frozenset(modules), tuple(chosen))
+
+
+def report_code() -> str:
+    """Digest of the code that makes tables and figures."""
+    return _digest_modules(frozenset({"kd.reports.publish"}))
+
+
+def data_code(dataset: Dataset) -> str:
+    """Digest of the code that prepares a data set."""
+    return _digest_modules(frozenset({"kd.data.prepare", DATASETS[dataset.name].split(":")[0]}))
+
+
+@cache
+def _digest_modules(entries: frozenset[str], also: tuple[str, ...] = ()) -> str:
+    found: set[str] = set()
+    waiting = set(entries)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            if module not in ALONE:
+                waiting |= _imports(module) - NOT_FOLLOWED
+    text = "".join(f"{module}:{_code(module)}\n" for module in sorted(found)) + "\n".join(also)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    """Of a module without a Python source (built in, an extension) nothing is known but its name."""
+    spec = models.find_spec(module)  # imports no package, which would run its code
+    if spec is None or not spec.has_location or not str(spec.origin).endswith(".py"):
+        return ast.Module([], [])
+    return ast.parse(Path(spec.origin).read_bytes())
+
+
+@cache
+def _code(module: str) -> str:
+    """Digest of a module's text, written anew from its syntax tree: without docstrings, comments and layout."""
+    tree = _tree.__wrapped__(module)  # one to change; to read it anew takes a quarter of a copy
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[:1] = [] if len(node.body) > 1 else [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """Modules of kd that a module imports anywhere in its text."""
+    names = set()
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(name for name in names if name.split(".")[0] == "kd" and _is_module(name))
+
+
+@cache
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def environment() -> dict[str, str]:
+    """Versions of what decides the numbers, and of the machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        tf32 = torch.backends.cudnn.allow_tf32  # torch's default; matrix products are in full float32
+        versions["convolutions"] = "tf32 where float32 is asked for" if tf32 else "float32"
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node(), **versions}
+
+
+def git_state() -> dict[str, str]:
+    """Commit and local changes of the code; $KD_COMMIT where there is no git history."""
+    commit = _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT", "unknown")
+    parts = ("kd", "workflow", "config", "Snakefile")
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *parts).splitlines()
+    diffs = [_git("diff", "HEAD", "--", *parts), *(_git("diff", "--no-index", "--", "/dev/null", name) for name in new)]
+    return {"commit": commit.strip(), "diff": "".join(diffs)}
+
+
+def _git(*command: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return ""
+    return done.stdout if done.returncode in (0, 1) else ""  # 1: there is a difference

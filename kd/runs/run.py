@@ -1,0 +1,198 @@
+"""One run from its settings to its files: what the workflow's scripts and `python -m kd run` call."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kd.data import views
+from kd.data.dataset import Data, load
+from kd.models.classifier import Ensemble
+from kd.registry import models
+from kd.runs import devices
+from kd.runs import kept_teachers as pretrained
+from kd.runs.provenance import environment, git_state, run_code
+from kd.runtime.checkpoint import Checkpoint, Stopped
+from kd.runtime.files import file_digest, read_json, write_atomically, write_json
+from kd.runtime.journal import Journal, Progress, Sink
+from kd.runtime.run_lock import Lease, TakenOver
+from kd.settings.run import Compute, Run
+from kd.training import datafree
+from kd.training.evaluate import evaluate
+from kd.training.with_data import train
+
+
+def run_step(
+    run: Run,
+    folder: Path,
+    data_file: Path,
+    teacher_weights: list[Path],
+    compute: Compute,
+    tracker: AbstractContextManager[Sink | None] | None = None,
+    log: Path | None = None,
+    wait: bool = True,
+) -> dict[str, float]:
+    """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
+
+    metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), with data correlations.npz (of
+    the student's logits across classes, the teacher's, their difference), for data-free runs synthetic.npz, and last of
+    all run.json (settings, code, environment, seconds, counts). Returns the content of metrics.json.
+
+    One process works on a folder at a time; another one waits (or raises Busy), and takes what it then finds complete.
+    Raises ConfigError for a device that is not there, FloatingPointError when the loss is not finite, Stopped after
+    SIGTERM, TakenOver when another process has the run; what went wrong is in ended.json until the next start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        closing(Progress(run.path, log)) as progress,
+        Lease(folder, progress.say, lambda: progress.position, wait) as lease,
+    ):
+        identity = identity_of(run, data_file, teacher_weights)
+        checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lease.check)
+        if (metrics := finished(folder, identity)) is not None:
+            checkpoint.remove()
+            progress.say(f"already complete: accuracy {metrics['accuracy']:.2f} %")
+            return metrics
+        if compute.pretrained and (metrics := pretrained.take(run, folder, identity)) is not None:
+            checkpoint.remove()
+            progress.say(f"taken from the teachers that are kept: accuracy {metrics['accuracy']:.2f} %")
+            return metrics
+        with _end_noted(folder, progress), devices.lease(compute, progress.say) as device:
+            with checkpoint, tracker or nullcontext() as sink:
+                metrics = _make(run, folder, data_file, teacher_weights, device, checkpoint, Journal(progress, sink))
+            checkpoint.remove()
+    if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
+        raise Stopped(checkpoint.stopping)
+    return metrics
+
+
+def identity_of(run: Run, data_file: Path, teacher_weights: list[Path]) -> str:
+    """Of a run's settings, seed, code, data and teachers: a finished run or a checkpoint of another one is not used."""
+    made_from = "-".join(file_digest(path) for path in (data_file, *teacher_weights))
+    return f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
+
+
+def finished(folder: Path, identity: str) -> dict[str, float] | None:
+    """The metrics of a run of this identity that is complete, else None."""
+    try:
+        record, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get("identity") != identity:
+        return None
+    kind = record["settings"]["kind"]
+    files = ["weights.pt", "history.csv"] + ["synthetic.npz"] * (kind == "datafree")
+    files += ["correlations.npz"] * (kind == "distill")
+    return metrics if all((folder / name).exists() for name in files) else None
+
+
+@contextmanager
+def _end_noted(folder: Path, progress: Progress) -> Iterator[None]:
+    """How far a run came that did not get to its end, and why: for `kd status`."""
+    note = folder / "ended.json"
+    note.unlink(missing_ok=True)
+    try:
+        yield
+    except TakenOver:  # the folder is another's now
+        raise
+    except BaseException as error:
+        failure = None if isinstance(error, Stopped | KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        write_json(note, {"error": failure, "when": _time(time.time()), **progress.position})
+        raise
+
+
+def _make(
+    run: Run,
+    folder: Path,
+    data_file: Path,
+    teacher_weights: list[Path],
+    device: torch.device,
+    checkpoint: Checkpoint,
+    journal: Journal,
+) -> dict[str, float]:
+    started = time.time()
+    progress = journal.progress
+    progress.title = f"{run.path} on {device}"
+    data = load(data_file, run.dataset, device)
+    torch.manual_seed(run.seed)
+    student = network(run, data, device)
+    teachers = []
+    for described, weights in zip(run.teachers or (), teacher_weights, strict=True):
+        teachers.append(network(described, data, device))
+        teachers[-1].load_state_dict(torch.load(weights, weights_only=True, map_location=device))
+    teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(run.seed)
+    drawn = None
+    if run.kind == "datafree":
+        drawn = datafree.distil(run, data, student, teacher, generator, journal, checkpoint)
+    else:
+        student = train(run, data, student, teacher, generator, journal, checkpoint)
+    with journal.phase("evaluation", device):
+        metrics, correlations = evaluate(student, data.score, data.augment, teacher)
+    metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
+    checkpoint.guard()
+    if drawn is not None:
+        write_atomically(folder / "synthetic.npz", lambda file: np.savez_compressed(file, **drawn))
+    if run.kind != "datafree":
+        small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
+        write_atomically(folder / "correlations.npz", lambda file: np.savez_compressed(file, **small))
+    weights = {name: value.cpu() for name, value in student.state_dict().items()}
+    write_atomically(folder / "weights.pt", lambda file: torch.save(weights, file))
+    write_atomically(folder / "history.csv", lambda file: file.write(_csv(journal.history).encode()))
+    write_json(folder / "metrics.json", metrics)
+    record = _record(run, journal, device, started, data)
+    write_json(folder / "run.json", {"identity": checkpoint.identity, **record})
+    progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
+    return metrics
+
+
+def network(run: Run, data: Data, device: torch.device) -> nn.Module:
+    """Built for what the run's view leaves of an image, to which it then turns every batch."""
+    channels = views.channels(run.view, data.channels)
+    network = models.build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
+    if run.view != "rgb":
+        views.look_through(run.view, network, data.augment)
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def _record(run: Run, journal: Journal, device: torch.device, started: float, data: Data) -> dict[str, Any]:
+    seconds = {name: round(value, 3) for name, value in journal.seconds.items()}
+    return {
+        "settings": run.as_dict(),
+        "digest": run.digest,
+        "code": run_code(run),
+        "git": git_state(),
+        "environment": environment(),
+        "device": devices.describe(device),
+        "seconds": {**seconds, "total": round(sum(journal.seconds.values()), 3)},
+        "counts": dict(journal.counts),
+        "train_images": len(data.train),
+        "classes": data.classes,
+        "peak_memory_mb": round(devices.peak_memory_mb(device), 1),
+        "started": _time(started),
+        "finished": _time(time.time()),
+    }
+
+
+def _csv(history: list[dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

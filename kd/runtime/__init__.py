@@ -1,0 +1,1 @@
+"""What any long job needs and no number depends on."""

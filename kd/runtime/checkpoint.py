@@ -1,0 +1,217 @@
+"""Checkpoints, from which a killed run goes on exactly where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import torch
+
+from kd.runtime.files import write_atomically
+
+MAGIC = b"kd-checkpoint-1\n"
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop (SIGTERM, Ctrl-C), has saved its state and leaves with a non-zero code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class Checkpoint:
+    """The saved state of one run, kept outside the declared outputs and removed when the run is complete.
+
+    `parts` are the run's stateful objects by name. The file carries a checksum and the identity of settings and
+    code; a torn, damaged or foreign one is put aside with a word to `say`, and the one before it is used.
+    SIGTERM and Ctrl-C are taken note of from `with checkpoint:` on; the loop asks `stop_or_save` at every boundary.
+    `guard` is called before each save and raises where this process may no longer write here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        every_seconds: float,
+        say: Callable[[str], None] = print,
+        guard: Callable[[], None] = lambda: None,
+    ):
+        self.files = [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"]
+        self.identity, self.every_seconds, self.say, self.guard = identity, every_seconds, say, guard
+        self.stopping = 0  # the signal that asked to stop
+        self._saved_at = time.monotonic()
+
+    def __enter__(self) -> Checkpoint:
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():  # else whoever started the thread handles signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self.stopping = number
+
+    def stop_or_save(self, parts: dict[str, Stateful]) -> None:
+        """Save if it is time to; when asked to stop, save and raise Stopped."""
+        if self.stopping:
+            if self.save(parts):
+                self.say("asked to stop: state saved, the next start goes on from here")
+            else:
+                self.say("asked to stop: the next start goes on from the last good state")
+            raise Stopped(self.stopping)
+        if time.monotonic() - self._saved_at >= self.every_seconds:
+            self.save(parts)
+
+    def save(self, parts: dict[str, Stateful]) -> bool:
+        """Write all parts and the random state; the previous file is kept. A full disk costs only this save.
+
+        Parts that are not `healthy()`, where they can tell, are not saved: the last good state stays.
+        """
+        self.guard()
+        if not all(part.healthy() for part in parts.values() if hasattr(part, "healthy")):
+            self.say("checkpoint not written: a loss is not finite; the last good one is kept")
+            return False
+        buffer = io.BytesIO()
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"identity": self.identity, "state": state, "torch_rng": _global_rng()}, buffer)
+        payload = buffer.getbuffer()
+        newest, previous = self.files
+        staged = newest.with_name("checkpoint.new.pt")
+        try:
+            write_atomically(staged, lambda file: _write(file, payload))
+            if newest.exists():
+                newest.replace(previous)
+            staged.replace(newest)
+        except OSError as error:
+            staged.unlink(missing_ok=True)
+            self.say(f"checkpoint not written ({error}); the last good one is kept")
+            return False
+        finally:
+            self._saved_at = time.monotonic()
+        return True
+
+    def restore(self, parts: dict[str, Stateful]) -> bool:
+        """Load the newest good checkpoint into the parts; False when there is none."""
+        for file in self.files:
+            if not file.exists():
+                continue
+            if (content := self._read(file)) is None:
+                file.rename(file.with_suffix(".unusable.pt"))  # put aside: it must not push out the one before it
+            else:
+                for name, part in parts.items():
+                    part.load_state_dict(content["state"][name])
+                _set_global_rng(content["torch_rng"])
+                self.say(f"resumed from {file.name}")
+                return True
+        return False
+
+    def _read(self, file: Path) -> dict[str, Any] | None:
+        if (payload := _payload(file.read_bytes())) is None:
+            self.say(f"{file.name} is damaged and not used")
+            return None
+        content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        if content.get("halved"):
+            self.say(f"{file.name} has travelled in half precision: the run goes on from it, but not bit for bit")
+            content = _mapped(content, _to_float)
+        if content["identity"] != self.identity:
+            self.say(f"{file.name} was made with other settings or other code and is not used")
+            return None
+        return content
+
+    def remove(self) -> None:
+        """The run is complete."""
+        folder = self.files[0].parent
+        for file in [*folder.glob("checkpoint*.pt"), *folder.glob(".checkpoint*.tmp")]:
+            file.unlink(missing_ok=True)
+
+
+def halved(data: bytes) -> bytes:
+    """A checkpoint file for a narrow way: its large float32 tensors in 16 bits.
+
+    A run goes on from it, but not bit for bit. Raises ValueError for a file that is damaged.
+    """
+    if (payload := _payload(data)) is None:
+        raise ValueError("the checkpoint is damaged")
+    content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    buffer, file = io.BytesIO(), io.BytesIO()
+    torch.save(_mapped(content, _to_half) | {"halved": True}, buffer)
+    _write(file, buffer.getbuffer())
+    return file.getvalue()
+
+
+def _to_half(tensor: torch.Tensor) -> torch.Tensor:
+    """In half precision, or in bfloat16 where its range is too small: a second moment of Adam that became 0 would let
+    the next step run away."""
+    if tensor.dtype != torch.float32 or tensor.numel() <= 1000:
+        return tensor
+    half = tensor.half()
+    lost = (half == 0) & (tensor != 0) | ~half.isfinite()
+    return tensor.bfloat16() if lost.any() else half
+
+
+def _to_float(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _mapped(content: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(content, torch.Tensor):
+        return change(content)
+    if isinstance(content, dict):
+        return {key: _mapped(value, change) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_mapped(value, change) for value in content)
+    return content
+
+
+class RandomState:
+    """A torch.Generator as a part of a checkpoint."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def _payload(data: bytes) -> memoryview | None:
+    """What a checkpoint file holds behind its checksum; None where that differs."""
+    start = len(MAGIC) + 64
+    payload = memoryview(data)[start:]
+    good = data.startswith(MAGIC) and hashlib.sha256(payload).hexdigest().encode() == data[len(MAGIC) : start]
+    return payload if good else None
+
+
+def _write(file: BinaryIO, payload: memoryview) -> None:
+    file.write(MAGIC + hashlib.sha256(payload).hexdigest().encode())
+    file.write(payload)
+
+
+def _global_rng() -> dict[str, Any]:
+    """torch's own generators: layers such as dropout draw from them."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_global_rng(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,222 @@
+"""One trainer per run: a lease on the run's folder, with a heartbeat and the owner's name. Imports no torch.
+
+File locks fail on network disks, so a lease is a file that the owner keeps rewriting. Leases are numbered: a dead
+owner's place is taken by creating the next number, which only one process can do; whoever finds a higher number than
+its own has lost the run and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kd.runtime.files import write_json
+
+HEARTBEAT_SECONDS = 5.0
+DEAD_AFTER_SECONDS = 60.0  # without a heartbeat; where the owner's process can be looked up, at once
+POLL_SECONDS = 0.2
+REMIND_SECONDS = 600.0
+
+
+# What this process last saw of others' leases and since when that is unchanged: also for who asks without waiting.
+_watched: dict[tuple[str, str], tuple[dict[str, Any] | None, float]] = {}
+
+
+class Busy(RuntimeError):
+    """Another process that is alive has the run."""
+
+
+class TakenOver(RuntimeError):
+    """Another process has the run now: this one was thought dead (a machine that slept, a disk that was away)."""
+
+
+class Lease:
+    """Context manager: inside it this process is the only one that works on `folder` (on what is `name`d in it).
+
+    Entering waits for an owner that is alive, an orphan of a killed workflow for example (raises Busy with
+    `wait=False`), and takes over from a dead one. `progress` gives what the heartbeat tells others, such as
+    {"done": 3, "total": 20}.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None] = print,
+        progress: Callable[[], dict[str, Any]] = dict,
+        wait: bool = True,
+        name: str = "lease",
+    ):
+        self.folder, self.say, self.progress, self.wait, self.name = folder, say, progress, wait, name
+        self.number = 0
+        self._token = uuid.uuid4().hex  # numbers are used again once all have left
+        self.lost = False
+        self._beats = 0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Lease:
+        reminded = None
+        while True:
+            number, content = newest(self.folder, self.name)
+            now = time.monotonic()
+            if content is None or _is_dead(content, _silent(self.folder, self.name, content)):
+                if self._create(number + 1, content):
+                    if content is not None:
+                        self.say(f"taking over from {owner(content)}, which is gone")
+                    break
+                continue
+            if not self.wait:
+                raise Busy(f"{owner(content)} is working on {self.folder}")
+            if reminded is None or now - reminded >= REMIND_SECONDS:
+                self.say(f"{owner(content)} is working on this run; waiting for it")
+                reminded = now
+            time.sleep(POLL_SECONDS)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if not self._is_lost():
+            for number, file in sorted(_files(self.folder, self.name)):  # the own one last: it keeps others out
+                if number <= self.number:
+                    for torn in self.folder.glob(f".{file.name}.*.tmp"):
+                        torn.unlink(missing_ok=True)
+                    file.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise TakenOver when another process has the run; to be asked before anything is written."""
+        if self._is_lost():
+            content = newest(self.folder, self.name)[1]
+            other = content is not None and content.get("token") != self._token
+            raise TakenOver(
+                f"{owner(content) if other else 'another process'} has taken over this run; this process stops"
+            )
+
+    def _is_lost(self) -> bool:
+        if not self.lost:
+            try:
+                number, content = newest(self.folder, self.name)
+            except OSError:  # the disk is away: nobody can tell
+                return False
+            self.lost = number != self.number or content.get("token") != self._token
+        return self.lost
+
+    def _create(self, number: int, dead: dict[str, Any] | None) -> bool:
+        """Create lease `number`, in the place of a `dead` one; False when another process was faster."""
+        try:
+            file = self._file(number).open("x")
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                json.dump(self._content(), file)
+            fast = dead is None or _read(self._file(number - 1)) == dead  # else its place was taken and left since
+        except OSError:
+            self._file(number).unlink(missing_ok=True)
+            raise
+        if not fast:
+            self._file(number).unlink(missing_ok=True)
+            return False
+        self.number = number
+        return True
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{self.name}.{number}.json"
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                if self._is_lost():
+                    return
+                self._beats += 1
+                write_json(self._file(self.number), self._content())
+            except OSError:  # a full disk, or one that is away: the next beat may work
+                continue
+
+    def _content(self) -> dict[str, Any]:
+        me = {"host": platform.node(), "pid": os.getpid(), "process": _process(os.getpid()), "machine": _machine()}
+        me |= {"token": self._token}
+        return {**me, "slurm_job": os.environ.get("SLURM_JOB_ID"), "beat": self._beats, **self.progress()}
+
+
+def newest(folder: Path, name: str = "lease") -> tuple[int, dict[str, Any] | None]:
+    """Number and content of the lease with the highest number; 0 and None when nobody has the run."""
+    for number, file in sorted(_files(folder, name), reverse=True):
+        if (content := _read(file)) is not None:  # else released in this moment
+            return number, content
+    return 0, None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and {"host", "pid", "process"} <= set(content):
+            return content
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        pass
+    return {"host": "an unknown machine", "pid": "?", "beat": None}  # its owner is just writing it, or died there
+
+
+def _silent(folder: Path, name: str, content: dict[str, Any]) -> float:
+    """Seconds since this process first saw the lease as it is."""
+    key, now = (str(folder.absolute()), name), time.monotonic()
+    if _watched.get(key, (None, now))[0] != content:
+        _watched[key] = (content, now)
+    return now - _watched[key][1]
+
+
+def peek(folder: Path, name: str = "lease") -> tuple[dict[str, Any] | None, bool]:
+    """What the newest lease says, and whether its owner is alive: at one look, by the file's time."""
+    number, content = newest(folder, name)
+    try:
+        silent = time.time() - (folder / f"{name}.{number}.json").stat().st_mtime
+    except OSError:  # nobody has it, or it was released in this moment
+        return None, False
+    return content, not _is_dead(content, silent)
+
+
+def owner(content: dict[str, Any]) -> str:
+    job = f", SLURM job {content['slurm_job']}" if content.get("slurm_job") else ""
+    return f"process {content['pid']} on {content['host']}{job}"
+
+
+def _is_dead(content: dict[str, Any], silent_seconds: float) -> bool:
+    here = _machine()
+    if here is not None and content.get("machine") == here:  # the kernel knows
+        return _process(content["pid"]) != content["process"]
+    return silent_seconds >= DEAD_AFTER_SECONDS
+
+
+def _files(folder: Path, name: str) -> list[tuple[int, Path]]:
+    numbered = re.compile(rf"{re.escape(name)}\.(\d+)\.json")
+    found = ((numbered.fullmatch(entry.name), folder / entry.name) for entry in os.scandir(folder))
+    return [(int(match[1]), file) for match, file in found if match]
+
+
+def _machine() -> str | None:
+    """This boot of this machine and its process numbers (containers may count their own); None if it cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _process(pid: int) -> int | None:
+    """When the process started, which tells it from a later one of the same number; None when it is gone."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(fields[18])

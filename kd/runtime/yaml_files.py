@@ -1,0 +1,108 @@
+"""YAML as users write it: every mistake in one line, and nothing that unfolds without end. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd.runtime.messages import ConfigError, kind_of, shown
+
+DEEPEST = 50  # levels of a file
+REPEATED = 100_000  # values that aliases may add to a file
+
+
+_Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast, where PyYAML has it
+
+
+class _Loader(_Safe):
+    """Refuses a key that is given twice, which YAML would forget silently, and what unfolds without end."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        sizes: dict[int, int] = {}
+        if node is not None and _size(node, sizes, 1) - len(sizes) > REPEATED:
+            raise yaml.YAMLError(f"its aliases stand for more than {REPEATED} values")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+        if twice := next((key for key, count in keys.items() if count > 1 and key != "<<"), None):
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # !!int of no integer
+            problem = f"{shown(node.value)} is no {node.tag.rsplit(':', 1)[-1]} ({error})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        if isinstance(value, int) and abs(value) >= 2**64:
+            raise yaml.constructor.ConstructorError(None, None, "an integer of more than 64 bits", node.start_mark)
+        if isinstance(value, str) and not _encodable(value):
+            raise yaml.constructor.ConstructorError(None, None, "half a character", node.start_mark)
+        return value
+
+
+def _require_shallow(text: str) -> None:
+    """Event by event: deep nesting would overflow the stack of what follows, in C with no way back."""
+    level = 0
+    for event in yaml.parse(text, _Safe):
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if level > DEEPEST:
+            raise yaml.YAMLError(f"more than {DEEPEST} levels")
+
+
+def _size(node: yaml.Node, sizes: dict[int, int], level: int) -> int:
+    """How many values a node stands for, those of its aliases counted again."""
+    if level > DEEPEST:
+        raise yaml.YAMLError(f"more than {DEEPEST} levels, or an alias inside of what it names")
+    if id(node) not in sizes:
+        inside = node.value if not isinstance(node, yaml.ScalarNode) else ()
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_size(part, sizes, level + 1) for part in parts)
+    return sizes[id(node)]
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text holds. Raises ConfigError, in one line."""
+    try:
+        _require_shallow(text)
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"not valid YAML{where} ({problem})") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError where the file is missing, unreadable or holds no mapping."""
+    try:
+        content = parse_yaml(path.read_text("utf-8"))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {kind_of(content)}; a mapping of settings is needed")
+    return content

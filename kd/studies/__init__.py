@@ -1,0 +1,1 @@
+"""Studies: tables of runs, where they stand, what they claim. Imports no torch."""

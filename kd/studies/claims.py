@@ -1,0 +1,185 @@
+"""Published claims, each with a rule that a study writes down before it runs, and the verdicts. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kd.runtime.messages import ConfigError, shown
+
+CONFIDENCE = 0.95
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+MEASURES = {  # name -> column of results
+    "accuracy": "accuracy",
+    "seconds": "seconds_total",
+    "correlation_gap": "correlation_gap",
+}
+KEYS = ("teacher", "student", "scale", "seed")  # what runs that are compared share, unless a side names it
+
+
+class Interval(NamedTuple):
+    """Mean of n paired values with its two-sided confidence interval by Student's t; of one value no interval."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: pd.Series) -> Interval:
+    """The mean of independent values and where it lies with 95 % confidence."""
+    from scipy.stats import t  # half a second, which planning a study need not wait
+
+    n, mean = len(values), float(values.mean())
+    if n < 2:
+        return Interval(n, mean, -np.inf, np.inf)
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std() / np.sqrt(n))
+    return Interval(n, mean, mean - reach, mean + reach)
+
+
+def paired_p(differences: pd.Series) -> float:
+    """Two-sided p of the paired t-test; NaN where the differences tell nothing (fewer than two, or all equal)."""
+    from scipy.stats import t
+
+    spread = differences.std()
+    if not spread > 0:
+        return float("nan")
+    return float(2 * t.sf(abs(differences.mean()) * np.sqrt(len(differences)) / spread, len(differences) - 1))
+
+
+def pairs(table: pd.DataFrame, test: dict[str, Any]) -> pd.DataFrame:
+    """The runs that a test compares: a row per teacher, student, scale and seed, columns with the suffixes _of and _to.
+
+    What a side names is no part of the pairing: runs at two scales are compared by naming them. Experiments share runs;
+    each counts once.
+    """
+    keys, sides = _keys(test), []
+    for side in ("of", "to"):
+        wanted = {"ablation": "full", **test[side]}
+        rows = table[np.logical_and.reduce([_equal(table[key], value) for key, value in wanted.items()])]
+        # by the keys as well: one student trained without a teacher stands beside the students of several
+        sides.append(rows.drop_duplicates([*keys, "path"]))
+    return sides[0].merge(sides[1], on=keys, suffixes=("_of", "_to"))
+
+
+def _keys(test: dict[str, Any]) -> list[str]:
+    return [key for key in KEYS if key not in test["of"] and key not in test["to"]]
+
+
+def _equal(column: pd.Series, value: str | float) -> pd.Series:
+    return column == value if isinstance(value, str) else np.isclose(column, value)  # scales come from a CSV file
+
+
+def require_runs(claims: dict[str, Any], table: pd.DataFrame, source: str) -> None:
+    """Raises ConfigError for a test that compares nothing, or one of whose sides leaves open which run is meant."""
+    for name, claim in claims.items():
+        for number, test in enumerate(claim["tests"]):
+            compared, where = pairs(table, test), f"{source}: claims.{name}.tests.{number}"
+            if compared.empty:
+                raise ConfigError(
+                    f"{where}: no run of {shown(test['of'])} has a partner among "
+                    f"{shown(test['to'])} with the same teacher, student, scale and seed; name what is run"
+                )
+            for side in ("of", "to"):
+                several = compared.groupby(_keys(test))[f"path_{side}"].nunique().max()
+                if several > 1:
+                    raise ConfigError(
+                        f"{where}.{side}: got {shown(test[side])}, {several} runs for one on the other side; "
+                        "name the experiment, teacher, student or scale that is meant"
+                    )
+
+
+def expanded(claims: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """Claims with `each: pair` written out: such a test is one for every pair of networks that it compares."""
+    return {
+        name: {**claim, "tests": [single for test in claim["tests"] for single in _each(test, table)]}
+        for name, claim in claims.items()
+    }
+
+
+def _each(test: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
+    if "each" not in test:
+        return [test]
+    rest = {key: value for key, value in test.items() if key != "each"}
+    names = [key for key in ("teacher", "student") if key in _keys(test)]
+    found = pairs(table, test)[names].drop_duplicates().to_dict("records")
+    return [{**rest, **{side: {**test[side], **networks} for side in ("of", "to")}} for networks in found]
+
+
+def judge(claims: dict[str, Any], results: pd.DataFrame) -> pd.DataFrame:
+    """A row per test of every claim: what was measured, what was wanted, the verdict of the test and of its claim.
+
+    A test holds if the whole confidence interval of the mean paired difference (with `as: ratio`, of the geometric
+    mean of the paired ratios) lies on the claimed side of its bound, does not if it lies on the other, and is not
+    decided if the bound is inside. A claim holds if all its tests do, and does not if one of them does not.
+    """
+    rows = []
+    for name, claim in claims.items():
+        tests = [_judge_test(test, results) for test in claim["tests"]]
+        verdicts = {row["verdict"] for row in tests}
+        verdict = FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
+        rows += [{"claim": name, "says": claim["says"], "claim_verdict": verdict, **row} for row in tests]
+    return pd.DataFrame(rows)
+
+
+def _judge_test(test: dict[str, Any], results: pd.DataFrame) -> dict[str, Any]:
+    measure, ratio = test.get("measure", "accuracy"), test.get("as") == "ratio"
+    column = MEASURES[measure]
+    compared = pairs(results.assign(**{column: results.get(column, np.nan)}), test)  # absent: no run that has it yet
+    of, to = (compared[f"{column}_{side}"] for side in ("of", "to"))
+    found = Interval(*map(float, interval((np.log(of / to) if ratio else of - to).dropna())))
+    if ratio:
+        found = Interval(found.n, *np.exp(found[1:]))
+    above = "above" in test
+    bound = test["above" if above else "below"]
+    return {
+        "of": _side(test["of"]),
+        "to": _side(test["to"]),
+        "measure": f"{measure}, {'ratio' if ratio else 'difference'}",
+        "wanted": f"{'above' if above else 'below'} {bound:g}",
+        "n": int(found.n),
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "verdict": _verdict(found, bound, above),
+    }
+
+
+def _verdict(found: Interval, bound: float, above: bool) -> str:
+    if found.low > bound:
+        return HOLDS if above else FAILS
+    if found.high < bound:
+        return FAILS if above else HOLDS
+    return OPEN
+
+
+def _side(chosen: dict[str, Any]) -> str:
+    """{"method": "ssdkd", "ablation": "none", "scale": 0.1} -> ssdkd, none, 10 %."""
+    named = {key: value for key, value in chosen.items() if (key, value) != ("ablation", "full")}
+    return ", ".join(f"{100 * value:.4g} %" if key == "scale" else str(value) for key, value in named.items())
+
+
+def claims_markdown(judged: pd.DataFrame) -> str:
+    """The verdicts: a paragraph and a table per claim."""
+    parts = ["### Claims\n"]
+    parts += [
+        f"A test holds if the {100 * CONFIDENCE:.0f} % interval of the mean over pairs and seeds lies wholly on the "
+        "claimed side, does not\nif it lies wholly on the other, and is not decided otherwise. A claim needs all its "
+        "tests.\n"
+    ]
+    for name, tests in judged.groupby("claim", sort=False):
+        first = tests.iloc[0]
+        parts.append(f"**{name}: {first.claim_verdict}.** {first.says}\n")
+        lines = ["| compared | measure | wanted | measured (95 % interval) | n | test |", "|---|---|---|---|---|---|"]
+        for row in tests.itertuples():
+            form = ".3f" if row.measure.endswith("ratio") else "+.4f" if row.measure.startswith("corr") else "+.2f"
+            measured = format(row.mean, form) if row.n else ""
+            if row.n > 1:
+                measured += f" ({row.low:{form}} to {row.high:{form}})"
+            lines.append(
+                f"| {row.of} against {row.to} | {row.measure} | {row.wanted} | {measured} | {row.n} | {row.verdict} |"
+            )
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)

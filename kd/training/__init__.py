@@ -1,0 +1,1 @@
+"""What decides a run's numbers: the step, the loops, optimisers, scores."""

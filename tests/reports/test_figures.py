@@ -1,0 +1,128 @@
+"""From frames and arrays to figures."""
+
+import numpy as np
+import pytest
+from test_report import ACCURACY, frame
+
+from kd.reports.figures import _tiles as tiles
+from kd.reports.figures import figure, histograms, image_grid, save
+from kd.reports.tables import GROUP, summarise
+
+
+def bytes_of(make, folder):
+    """PNG and SVG of a figure, each of its own format."""
+    save(make(), folder / "a.b/figure.png")
+    assert sorted(path.name for path in (folder / "a.b").iterdir()) == ["figure.png", "figure.svg"]
+    png, svg = ((folder / f"a.b/figure.{ending}").read_bytes() for ending in ("png", "svg"))
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(png) > 3000
+    assert b"<svg" in svg[:1000]
+    assert svg.rstrip().endswith(b"</svg>")
+    return png, svg
+
+
+def synthetic():
+    draw = np.random.default_rng(0)
+    return {
+        name: {
+            "images": draw.integers(0, 256, (10, channels, 8, 8), dtype=np.uint8),
+            "class_counts": np.array([5, 3, 0, 2]),
+            "confidence_counts": np.array([1, 2, 3, 4, 0]),
+        }
+        for name, channels in (("grey", 1), ("colour", 3))
+    }
+
+
+def views():
+    results = frame()
+    summary = summarise(results)
+    part = summary[summary["scale"] == 0.1]
+    return {
+        "scale": lambda: figure("scale", summary, results, "Title"),
+        "modules": lambda: figure("modules", part, results.drop(columns="teacher_accuracy"), "Title"),
+        "images": lambda: image_grid(synthetic()),
+        "histograms": lambda: histograms(synthetic(), list("abcd")),
+    }
+
+
+@pytest.mark.parametrize("name", views())
+def test_the_same_figure_has_the_same_bytes(tmp_path, name):
+    first = bytes_of(views()[name], tmp_path / "1")
+    assert bytes_of(views()[name], tmp_path / "2") == first
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+
+
+def test_another_number_gives_another_figure(tmp_path):
+    results = frame()
+    first = bytes_of(lambda: figure("scale", summarise(results), results, "T"), tmp_path / "1")
+    results.loc[0, "accuracy"] += 10
+    second = bytes_of(lambda: figure("scale", summarise(results), results, "T"), tmp_path / "2")
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_a_figure_holds_the_numbers():
+    from matplotlib import pyplot
+
+    results = frame()
+    summary = summarise(results)
+    drawn = figure("scale", summary, results, "Title")
+    lines = {line.get_label(): line for line in drawn.axes[0].containers}
+    assert set(lines) == {"kd", "crd", "crd, no-bank"}
+    x, y = lines["crd"].lines[0].get_data()
+    np.testing.assert_allclose(np.array(x, float), [10.0, 100.0])
+    np.testing.assert_allclose(np.array(y, float), [np.mean([72.0, 74.0, 74.5]), np.mean([79.0, 82.5, 83.0])])
+    part = summary[summary["scale"] == 0.1]
+    bars = figure("modules", part, results, "Title")
+    assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["kd", "crd", "crd, no-bank"]
+    points = [line.get_xdata() for line in bars.axes[0].lines if line.get_marker() == "o"]
+    assert [sorted(values) for values in points] == [
+        sorted(ACCURACY[row[:3]]) for row in part[GROUP[2:]].itertuples(index=False)
+    ]
+    assert [bar.get_width() for bar in bars.axes[1].patches] == list(part["seconds"])
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize(
+    ("methods", "labels", "pairs"),
+    [
+        (["scratch"], [], []),  # nothing to compare with: an empty figure, no error
+        (["kd", "crd"], ["crd"], [("a", "b")]),
+        (["kd", "crd"], ["crd"], [("a", "b"), ("a", "c")]),
+    ],
+)
+def test_pairs_of_a_method_lie_beside_each_other(methods, labels, pairs):
+    from matplotlib import pyplot
+
+    accuracy = {(method, "full", 1.0): [70.0 + place, 72.0, 71.0] for place, method in enumerate(methods)}
+    results = frame(accuracy, pairs=pairs or [("a", "b")])
+    drawn = figure("pairs", summarise(results), results, "Title").axes[0]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == labels
+    points = {bars.get_label(): bars.lines[0].get_ydata() for bars in drawn.containers}
+    assert list(points) == [" → ".join(pair) for pair in pairs]
+    places = [place for ys in points.values() for place in ys]
+    assert len(set(places)) == len(places)
+    assert all(abs(place) < 0.5 for place in places)
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (3, 3)), (8, (3, 31)), (9, (7, 31)), (20, (11, 31))])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_lie_in_rows_of_eight_with_a_white_line_between(count, shape, channels):
+    images = np.stack([np.full((channels, 3, 3), number, dtype=np.uint8) for number in range(count)])
+    picture = tiles(images)
+    assert picture.shape == (shape if channels == 1 else (*shape, 3))
+    assert picture.dtype == np.uint8
+    seen = np.full(shape, 255)
+    for number in range(count):
+        top, left = 4 * (number // 8), 4 * (number % 8)
+        seen[top : top + 3, left : left + 3] = number
+    np.testing.assert_array_equal(picture if channels == 1 else picture[..., 0], seen)
+
+
+def test_tiles_keep_rows_columns_and_channels():
+    image = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4)
+    np.testing.assert_array_equal(tiles(image), image[0].transpose(1, 2, 0))
+    np.testing.assert_array_equal(tiles(image[:, :1]), image[0, 0])

@@ -1,0 +1,132 @@
+"""Tables and figures of a study from the runs that are finished, without Snakemake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PAIR
+from test_report import frame
+from test_state import loaded
+
+from kd.__main__ import main
+from kd.data.raw import Source
+from kd.reports.publish import correlations_figure, publish, write_tables
+from kd.runs.worker import work_through
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Compute
+from kd.studies.study import Study
+
+EXPERIMENTS = {
+    "data": {"view": "pairs", "pairs": [PAIR], "methods": ["kd", "scratch", "sp"], "seeds": [0, 1]},
+    "free": {"pairs": [PAIR], "methods": ["ssdkd"], "scales": [0.5], "seeds": [0]},
+}
+CLAIMS = {
+    "sp-above-kd": {"says": "SP is above KD.", "tests": [{"of": {"method": "sp"}, "to": {"method": "kd"}, "above": 0}]},
+    "kd-at-all": {
+        "says": "KD is not a hundred points below.",
+        "tests": [{"of": {"method": "kd"}, "to": {"method": "scratch"}, "above": -100}],
+    },
+}
+
+
+def study_of(folder: Path) -> Study:
+    """Beside these experiments `extra` of `loaded`, whose runs no test makes."""
+    return loaded(folder, experiments=EXPERIMENTS, claims=CLAIMS)
+
+
+def finish(study: Study, methods: set[str]) -> None:
+    paths = study.table[study.table["method"].isin(methods) & (study.table["experiment"] != "extra")]["path"]
+    runs = [study.runs[path] for path in paths]
+    assert work_through(runs, study.root, Compute.by_hand(device="cpu"), Source(None, study.root, False)) == {}
+
+
+def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study, out = study_of(tmp_path), tmp_path / "out"
+    command = ["tables", str(tmp_path / "watched.yaml"), "--out", str(out), "--config", f"results={study.root}"]
+    assert main(command) == 1
+    assert "no run is finished" in capsys.readouterr().err
+    assert not out.exists()
+
+    finish(study, {"kd", "scratch"})
+    assert main(command) == 0
+    assert f"4 of {len(study.students)} runs" in capsys.readouterr().out
+    results = pd.read_csv(out / "results.csv")
+    assert sorted(zip(results["method"], results["seed"], strict=True)) == [
+        (method, seed) for method in ("kd", "scratch") for seed in (0, 1)
+    ]
+    text = (out / "table.md").read_text()
+    assert "sp-above-kd: not decided" in text
+    assert "kd-at-all: holds" in text
+    assert {file.name for file in out.rglob("*.png")} == {"data.png", "correlations.png"}
+    assert "\\begin{tabular}" in (out / "tables/data-by-pair.tex").read_text()
+
+    finish(study, {"sp", "ssdkd"})
+    assert publish(study, out) == 7
+    assert len(pd.read_csv(out / "results.csv")) == 7
+    assert {file.name for file in out.rglob("*.png")} >= {"free.png", "synthetic-images.png", "synthetic-course.png"}
+
+
+def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> None:
+    """CRD's headline is a mean over two experiments, of equal and of other style."""
+    results = pd.concat(
+        frame({("kd", "full", 1.0): [72.0, 72.0], ("scratch", "full", 1.0): [70.0, 70.0], ("crd", "full", 1.0): crd})
+        .assign(experiment=experiment, student=student)
+        .assign(path=lambda rows: rows["student"] + rows["path"])
+        for experiment, student, crd in (("same", "a", [73.0, 73.0]), ("other", "b", [75.0, 75.0]))
+    )
+    experiments = {name: {"title": name, "view": "pairs"} for name in ("same", "other")}
+    write_tables(results, "T", experiments, {}, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| crd | 50.0 | 50.0 | 50.0 |" in text, "of one experiment"
+    assert "### All experiments, by pairs" in text
+    assert "| crd | 50.0 | 150.0 | 100.0 (-535 to 735) | 100.0 |" in text
+    assert len(pd.read_csv(tmp_path / "tables/_all-by-pair.csv")) == 6
+    assert (tmp_path / "tables/_all-by-pair.tex").read_text().startswith("\\begin{tabular}{lcc}")
+
+    write_tables(results, "T", {**experiments, "other": {"title": "other", "view": "methods"}}, {}, tmp_path / "one")
+    assert not list((tmp_path / "one").rglob("_all*"))
+
+
+def test_the_student_without_a_teacher_is_compared_with_the_teacher_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CRD's figure 3 begins with it. Runs made before files held what that takes are drawn without it."""
+    study = study_of(tmp_path)
+    kd, scratch = (
+        study.table[(study.table["method"] == method) & (study.table["seed"] == 0)]["path"].iloc[0]
+        for method in ("kd", "scratch")
+    )
+    assert study.alone(kd) == {"scratch (full), 100 %": scratch}
+    assert study.alone(scratch + "x") == {}
+
+    draw = np.random.default_rng(0)
+    own, student, teacher = draw.normal(size=(3, 10, 10)).astype(np.float16)
+    drawn, alone = {}, {"scratch": tmp_path / "scratch.npz"}
+    monkeypatch.setattr("kd.reports.publish.correlations", drawn.update)
+    monkeypatch.setattr("kd.reports.publish.save", lambda figure, png: None)
+    np.savez(alone["scratch"], student=own)
+    np.savez(tmp_path / "kd.npz", student=student, teacher=teacher, difference=student - teacher)
+    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", alone)
+    assert list(drawn) == ["scratch", "kd"]
+    np.testing.assert_allclose(drawn["scratch"], own.astype(float) - teacher.astype(float))
+    np.testing.assert_allclose(drawn["kd"], (student - teacher).astype(float))
+
+    drawn.clear()
+    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", {"scratch": tmp_path / "none.npz"})
+    assert list(drawn) == ["kd"], "its run was taken from those kept"
+    drawn.clear()
+    np.savez(tmp_path / "kd.npz", difference=student - teacher)
+    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", alone)
+    assert list(drawn) == ["kd"], "made before"
+
+
+def test_by_default_they_lie_beside_the_workflows_own(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    finish(study, {"scratch"})
+    assert main(["tables", str(tmp_path / "watched.yaml"), "--config", f"results={study.root}"]) == 0
+    assert (study.root / "studies/watched/so-far/table.md").exists()
+    with pytest.raises(ConfigError, match="no run is finished"):
+        publish(loaded(tmp_path, given={"results": str(tmp_path / "elsewhere")}), tmp_path / "out")

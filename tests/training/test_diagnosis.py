@@ -1,0 +1,136 @@
+"""Runs that lead nowhere: what stops them, what they say, and that healthy ones go on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_run
+from test_run import execute, store  # noqa: F401  (a fixture)
+
+from kd.inversion.synthesis import Synthesis
+from kd.models.generator import Generator
+from kd.runtime.checkpoint import Checkpoint
+from kd.training import datafree
+from kd.training.diagnosis import Unhealthy, require_learning, require_sound_loss, require_varied_images
+from kd.training.with_data import Sums
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_refused_with_a_remedy(value: float) -> None:
+    require_sound_loss({"epoch": 3.0, "loss": 1.0}, [], "loss", "lower lr")
+    with pytest.raises(Unhealthy, match=r"^epoch 3: loss is .*; lower lr$"):
+        require_sound_loss({"epoch": 3.0, "loss": value}, [], "loss", "lower lr")
+
+
+def test_a_loss_may_grow_but_not_a_thousandfold() -> None:
+    history = [{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0}, {"epoch": 3.0, "loss": 0.5}]
+    require_sound_loss({"epoch": 4.0, "loss": 499.0}, history, "loss", "lower lr")
+    with pytest.raises(Unhealthy, match=r"epoch 4: loss is 501, and was 0.5; lower lr"):
+        require_sound_loss({"epoch": 4.0, "loss": 501.0}, history, "loss", "lower lr")
+    require_sound_loss({"epoch": 4.0, "loss": 1.0}, [{"loss": 0.0}], "loss", "a loss of 0 is no measure")
+    require_sound_loss({"epoch": 4.0, "loss": -3.0}, [{"loss": 0.001}], "loss", "a likelihood may pass through 0")
+    require_sound_loss({"epoch": 5.0, "loss": 3.0}, [{"loss": 0.001}, {"loss": -3.0}], "loss", "and back")
+
+
+def test_a_collapsed_generator_is_named_with_its_settings() -> None:
+    require_varied_images(5, 0.9, 1.0, 10)
+    with pytest.raises(Unhealthy, match=r"epoch 5: 91 % of the buffer are of one class; .*inversion.oh"):
+        require_varied_images(5, 0.91, 20.0, 10)
+    with pytest.raises(Unhealthy, match=r"epoch 5: the generator makes one image only .*inversion.lr_generator"):
+        require_varied_images(5, 0.1, 0.5, 10)
+    require_varied_images(5, 0.95, 20.0, 2)  # of two classes one may well be that frequent
+
+
+def test_a_student_has_time_before_it_must_be_better_than_chance() -> None:
+    require_learning(9, 30, 10_000, [0.1] * 9, 10, "its accuracy", "lower lr")
+    require_learning(39, 200, 10_000, [0.1] * 39, 10, "its accuracy", "lower lr")
+    require_learning(40, 200, 10_000, [0.13] * 40, 10, "its accuracy", "lower lr")
+    with pytest.raises(Unhealthy, match=r"epoch 10: .* its accuracy is 10.0 %, chance is 10 %; lower lr"):
+        require_learning(10, 30, 10_000, [0.1] * 10, 10, "its accuracy", "lower lr")
+    with pytest.raises(Unhealthy, match=r"epoch 40"):
+        require_learning(40, 200, 10_000, [0.1] * 40, 10, "its accuracy", "lower lr")
+
+
+def test_few_samples_and_single_bad_epochs_prove_nothing() -> None:
+    """14 images, two steps of 16 an epoch: three hits of 32 are chance, and no reason to stop."""
+    require_learning(13, 60, 416, [0.094] * 13, 10, "its accuracy", "lower lr")
+    require_learning(20, 60, 10_000, [0.3] * 19 + [0.05], 10, "its accuracy", "lower lr")
+    with pytest.raises(Unhealthy):
+        require_learning(20, 60, 10_000, [0.9] * 10 + [0.05] * 10, 10, "its accuracy", "lower lr")
+
+
+def test_a_state_that_is_not_finite_does_not_replace_the_last_good_one(tmp_path: Path) -> None:
+    said: list[str] = []
+    checkpoint = Checkpoint(tmp_path, "x", 1.0, said.append)
+    sums = Sums(["loss"], torch.device("cpu"))
+    sums.add(torch.tensor(1.0))
+    assert checkpoint.save({"sums": sums})
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    sums.add(torch.tensor(math.nan))
+    assert not checkpoint.save({"sums": sums})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good
+    assert "a loss is not finite" in said[-1]
+
+
+def test_a_run_with_a_generator_stuck_on_one_image_stops(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    forward = Generator.forward
+    monkeypatch.setattr(Generator, "forward", lambda self, noise: forward(self, noise) * 0 + 0.5)
+    with pytest.raises(Unhealthy, match=r"epoch 2: the generator makes one image only"):
+        execute(tiny_run("ssdkd"), store, tmp_path)
+    assert "one image only" in (tmp_path / "ended.json").read_text()
+
+
+def test_a_run_whose_images_are_of_one_class_stops(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    epoch = Synthesis.epoch
+
+    def one_class(self, *given):
+        made = epoch(self, *given)
+        return made._replace(classes=torch.zeros_like(made.classes))
+
+    monkeypatch.setattr(Synthesis, "epoch", one_class)
+    with pytest.raises(Unhealthy, match=r"100 % of the buffer are of one class"):
+        execute(tiny_run("ssdkd"), store, tmp_path)
+
+
+def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr("kd.training.diagnosis.ENOUGH", 100)
+    with pytest.raises(Unhealthy, match=r"does not learn: its training accuracy.*lower training.lr"):
+        execute(tiny_run("scratch", training__lr=1e-12, training__epochs=12), store, tmp_path / "a")
+    slow = {"distillation__training__lr": 1e-12, "distillation__training__epochs": 12}
+    with pytest.raises(Unhealthy, match=r"does not learn: its agreement.*distillation.training.lr"):
+        execute(tiny_run("ssdkd", **slow), store, tmp_path / "b")
+
+
+def test_original_samples_fill_the_buffer_and_nothing_is_synthesised(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    seen = []
+    gap = datafree._gap
+    monkeypatch.setattr(
+        datafree, "_gap", lambda buffer, data, *rest: seen.append((buffer, data)) or gap(buffer, data, *rest)
+    )
+    metrics = execute(tiny_run("original", scale=0.5), store, tmp_path)
+    buffer, data = seen[0]
+    assert buffer.size == buffer.capacity == 50
+    real = {image.numpy().tobytes(): int(label) for image, label in zip(*vars(data.train).values(), strict=True)}
+    for image, label in zip(buffer.images, buffer.classes, strict=True):
+        assert real[image.numpy().tobytes()] == int(label)
+    assert np.bincount(buffer.classes, minlength=10).min() >= 4, "stratified"
+    assert metrics["accuracy"] > 0
+    record = (tmp_path / "run.json").read_text()
+    assert '"images"' not in record.split('"counts"')[1].split("}")[0]
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 3, "no warm-up"
+
+
+def test_the_course_of_the_synthetic_set_is_kept(store: Path, tmp_path: Path) -> None:  # noqa: F811
+    execute(tiny_run("ssdkd"), store, tmp_path)
+    arrays = np.load(tmp_path / "synthetic.npz")
+    assert arrays["class_counts_by_epoch"].shape == (4, 10)
+    assert arrays["class_counts_by_epoch"].sum(1).tolist() == [16, 32, 48, 64]
+    assert arrays["confidence_counts_by_epoch"].sum(1).tolist() == [16] * 4
+    quantiles = arrays["priorities_by_epoch"]
+    assert (np.diff(quantiles, axis=1) >= 0).all()
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert {"gap_stored", "gap_drawn", "inversion_image_std"} <= set(rows[0].split(","))
