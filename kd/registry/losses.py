@@ -11,11 +11,9 @@ the settings a study may give; validation reads them from the file without impor
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-from functools import cache
-from pathlib import Path
 from typing import Any
+
+from kd.registry import keywords
 
 LOSSES: dict[str, str] = {
     "ce": "kd.losses.ce:ce",
@@ -47,27 +45,11 @@ ONE_TEACHER = ("simkd",)  # the student takes over parts of its teacher: not for
 OF_TERMS = {"weight": "float", "warmup": "int"}  # settings of every term beside its loss's own
 
 
-@cache
 def loss_settings(name: str) -> dict[str, str]:
     """Keyword arguments of a loss with their annotations, read from its source without importing torch."""
-    arguments = _arguments(name).kwonlyargs
-    return {item.arg: ast.unparse(item.annotation) if item.annotation else "" for item in arguments}
+    return keywords.annotations(LOSSES[name])
 
 
-@cache
 def loss_defaults(name: str) -> dict[str, Any]:
-    """What these arguments are where a study does not give them."""
-    given = _arguments(name)
-    pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    return {item.arg: ast.literal_eval(value) for item, value in pairs if value is not None}
-
-
-@cache
-def _arguments(name: str) -> ast.arguments:
-    module, attribute = LOSSES[name].split(":")
-    spec = importlib.util.find_spec(module)
-    tree = ast.parse(Path(spec.origin).read_text())
-    node = next(item for item in tree.body if getattr(item, "name", None) == attribute)
-    if isinstance(node, ast.ClassDef):
-        node = next(item for item in node.body if getattr(item, "name", None) == "__init__")
-    return node.args
+    """Default values of these arguments."""
+    return keywords.defaults(LOSSES[name])

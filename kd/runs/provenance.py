@@ -31,6 +31,7 @@ NOT_FOLLOWED = frozenset(
         "kd.registry.losses",
         "kd.registry.models",
         "kd.registry.datasets",
+        "kd.registry.keywords",
         "kd.registry.loss_ranges",
         "kd.settings",
         "kd.settings.run",
