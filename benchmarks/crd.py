@@ -34,7 +34,7 @@ from kd.registry import models
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.settings.run import Training
 from kd.training.optimisers import sgd
-from kd.training.with_data import train_step
+from kd.training.step import train_step
 
 BATCH, NEGATIVES, FEAT_DIM, SAMPLES, CLASSES = 64, 16384, 128, 50_000, 100
 STUDENT_DIM, TEACHER_DIM = 64, 128

@@ -367,8 +367,8 @@ def _rounded_metrics(run: Run, folder: Path, options: argparse.Namespace) -> dic
 
     from kd.data.dataset import load
     from kd.runs.kept_teachers import halved
-    from kd.runs.run import network
     from kd.training.evaluate import evaluate
+    from kd.training.networks import network
 
     device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
     data = load(options.results / run.data_path, run.dataset, device)

@@ -48,7 +48,7 @@ from kd.runtime.torchvision_compat import import_torchvision
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Inversion, Modulation, Replay, Training, run_of
 from kd.training.optimisers import sgd
-from kd.training.with_data import train_step
+from kd.training.step import train_step
 
 MEAN, STD, CLASSES = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 10
 

@@ -34,8 +34,6 @@ def lease(compute: Compute, say: Callable[[str], None] = print) -> Iterator[torc
     with slots.lease(names, compute.slots_per_gpu, say) as position:
         device = torch.device("cuda", indices[position])
         torch.cuda.set_device(device)  # the generators that a checkpoint saves are those of the current device
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
         yield device
 
 

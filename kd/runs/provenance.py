@@ -14,52 +14,24 @@ from pathlib import Path
 
 from kd.registry import models
 from kd.registry.datasets import DATASETS
+from kd.registry.kinds import KINDS
 from kd.registry.losses import LOSSES
 from kd.settings.run import Dataset, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-LOOPS = {"train": "kd.training.with_data", "distill": "kd.training.with_data", "datafree": "kd.training.datafree"}
-# Looked up by name, or without influence on any number: what they lead to is named in `run_code` instead.
-NOT_FOLLOWED = frozenset(
-    {
-        "kd",
-        "kd.losses",
-        "kd.models",
-        "kd.data",
-        "kd.inversion",
-        "kd.registry",
-        "kd.registry.losses",
-        "kd.registry.models",
-        "kd.registry.datasets",
-        "kd.registry.keywords",
-        "kd.registry.loss_ranges",
-        "kd.settings",
-        "kd.settings.run",
-        "kd.runtime",
-        "kd.runtime.messages",
-        "kd.runtime.yaml_files",
-        "kd.runtime.checkpoint",
-        "kd.runtime.journal",
-        "kd.runtime.files",
-        "kd.runtime.run_lock",
-        "kd.studies",
-        "kd.studies.study",
-        "kd.training",
-        "kd.runs",
-    }
-)
-ALONE = frozenset({"kd.runs.run"})  # counts itself, but what it imports is chosen by the run's kind
+# Rooms whose code changes no number of a run: a digest does not follow imports into them.
+NOT_FOLLOWED = ("kd.runtime", "kd.registry", "kd.settings")
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "mlflow", "optuna", "scikit-learn")
 
 
 def run_code(run: Run) -> str:
-    """Digest of the code that a run's numbers depend on: its loop and all that this imports, its losses, its models.
+    """Return the digest of the code that decides a run's numbers: its loop, losses, networks and all that they import.
 
-    Comments, docstrings and formatting do not count, nor does a loss or model that the run does not use.
+    The rooms of NOT_FOLLOWED do not count, nor do comments, docstrings, formatting, and losses or models of other runs.
     """
     networks = [run.model, *(teacher.model for teacher in run.teachers or ())]
     losses = [LOSSES[name] for name in sorted(run.objective or {})]
-    modules = [LOOPS[run.kind], "kd.training.evaluate", "kd.runs.run", *(line.split(":")[0] for line in losses)]
+    modules = [KINDS[run.kind].loop, *(line.split(":")[0] for line in losses)]
     modules += [models.source(name) for name in networks]
     modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
     chosen = losses + [repr(models.entry(name)) for name in networks]
@@ -84,8 +56,7 @@ def _digest_modules(entries: frozenset[str], also: tuple[str, ...] = ()) -> str:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            if module not in ALONE:
-                waiting |= _imports(module) - NOT_FOLLOWED
+            waiting |= {name for name in _imports(module) if not name.startswith(NOT_FOLLOWED)}
     text = "".join(f"{module}:{_code(module)}\n" for module in sorted(found)) + "\n".join(also)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import time
 from collections.abc import Iterator
@@ -12,12 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from kd.data import views
 from kd.data.dataset import Data, load
-from kd.models.classifier import Ensemble
-from kd.registry import models
+from kd.registry.kinds import KINDS
 from kd.runs import devices
 from kd.runs import kept_teachers as pretrained
 from kd.runs.provenance import environment, git_state, run_code
@@ -26,9 +24,6 @@ from kd.runtime.files import file_digest, read_json, write_atomically, write_jso
 from kd.runtime.journal import Journal, Progress, Sink
 from kd.runtime.run_lock import Lease, TakenOver
 from kd.settings.run import Compute, Run
-from kd.training import datafree
-from kd.training.evaluate import evaluate
-from kd.training.with_data import train
 
 
 def run_step(
@@ -89,9 +84,8 @@ def finished(folder: Path, identity: str) -> dict[str, float] | None:
         return None
     if not isinstance(record, dict) or record.get("identity") != identity:
         return None
-    kind = record["settings"]["kind"]
-    files = ["weights.pt", "history.csv"] + ["synthetic.npz"] * (kind == "datafree")
-    files += ["correlations.npz"] * (kind == "distill")
+    own = KINDS[record["settings"]["kind"]].file
+    files = ["weights.pt", "history.csv", *([own] if own else [])]
     return metrics if all((folder / name).exists() for name in files) else None
 
 
@@ -123,30 +117,12 @@ def _make(
     progress = journal.progress
     progress.title = f"{run.path} on {device}"
     data = load(data_file, run.dataset, device)
-    torch.manual_seed(run.seed)
-    student = network(run, data, device)
-    teachers = []
-    for described, weights in zip(run.teachers or (), teacher_weights, strict=True):
-        teachers.append(network(described, data, device))
-        teachers[-1].load_state_dict(torch.load(weights, weights_only=True, map_location=device))
-    teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
-    if teacher is not None:
-        teacher.eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(run.seed)
-    drawn = None
-    if run.kind == "datafree":
-        drawn = datafree.distil(run, data, student, teacher, generator, journal, checkpoint)
-    else:
-        student = train(run, data, student, teacher, generator, journal, checkpoint)
-    with journal.phase("evaluation", device):
-        metrics, correlations = evaluate(student, data.score, data.augment, teacher)
+    compute = importlib.import_module(KINDS[run.kind].loop).compute
+    student, metrics, arrays = compute(run, data, teacher_weights, device, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
     checkpoint.guard()
-    if drawn is not None:
-        write_atomically(folder / "synthetic.npz", lambda file: np.savez_compressed(file, **drawn))
-    if run.kind != "datafree":
-        small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
-        write_atomically(folder / "correlations.npz", lambda file: np.savez_compressed(file, **small))
+    for name, content in arrays.items():
+        write_atomically(folder / name, lambda file, content=content: np.savez_compressed(file, **content))
     weights = {name: value.cpu() for name, value in student.state_dict().items()}
     write_atomically(folder / "weights.pt", lambda file: torch.save(weights, file))
     write_atomically(folder / "history.csv", lambda file: file.write(_csv(journal.history).encode()))
@@ -155,15 +131,6 @@ def _make(
     write_json(folder / "run.json", {"identity": checkpoint.identity, **record})
     progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
     return metrics
-
-
-def network(run: Run, data: Data, device: torch.device) -> nn.Module:
-    """Built for what the run's view leaves of an image, to which it then turns every batch."""
-    channels = views.channels(run.view, data.channels)
-    network = models.build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
-    if run.view != "rgb":
-        views.look_through(run.view, network, data.augment)
-    return network.to(device, memory_format=torch.channels_last)
 
 
 def _record(run: Run, journal: Journal, device: torch.device, started: float, data: Data) -> dict[str, Any]:

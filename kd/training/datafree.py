@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,29 @@ from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.settings.run import Run
 from kd.training.diagnosis import require_learning, require_sound_loss, require_varied_images
-from kd.training.evaluate import predict
+from kd.training.evaluate import Result, evaluate, predict
+from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
-from kd.training.with_data import Sums, train_step
+from kd.training.step import Sums, train_step
 
 CONFIDENCE_BINS = 20
 GAPS, GAP_BATCHES = 10, 4  # how often, and on how many batches of images, the student's gap is measured
+
+
+def compute(
+    run: Run,
+    data: Data,
+    teacher_weights: list[Path],
+    device: torch.device,
+    journal: Journal,
+    checkpoint: Checkpoint,
+) -> Result:
+    """Train and score the student of a run of kind datafree. Raises as `distil` does."""
+    student, teacher, generator = student_and_teacher(run, data, teacher_weights, device)
+    drawn = distil(run, data, student, teacher, generator, journal, checkpoint)
+    with journal.phase("evaluation", device):
+        metrics, _ = evaluate(student, data.score, data.augment, teacher)
+    return Result(student, metrics, {"synthetic.npz": drawn})
 
 
 def capacity(run: Run, full_size: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +15,14 @@ from kd.data.dataset import Split
 from kd.models.classifier import Ensemble, evaluating
 
 BATCH = 512
+
+
+class Result(NamedTuple):
+    """What a loop has made."""
+
+    student: nn.Module
+    metrics: dict[str, float]  # final numbers, for metrics.json
+    arrays: dict[str, dict[str, np.ndarray]]  # name of an .npz file -> its arrays, for figures
 
 
 def evaluate(

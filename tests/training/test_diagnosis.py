@@ -16,7 +16,7 @@ from kd.models.generator import Generator
 from kd.runtime.checkpoint import Checkpoint
 from kd.training import datafree
 from kd.training.diagnosis import Unhealthy, require_learning, require_sound_loss, require_varied_images
-from kd.training.with_data import Sums
+from kd.training.step import Sums
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

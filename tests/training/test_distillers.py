@@ -29,7 +29,7 @@ from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Run, slug
-from kd.training.with_data import train_step
+from kd.training.step import train_step
 
 METHODS = {
     name: method

@@ -35,7 +35,8 @@ from kd.runtime.journal import Journal, Progress
 from kd.settings.run import Replay
 from kd.training import datafree
 from kd.training.optimisers import adam
-from kd.training.with_data import Sums, train
+from kd.training.step import Sums
+from kd.training.with_data import train
 
 CLASSES, SIZE, IMAGES = 10, 8, 48
 
@@ -354,7 +355,7 @@ def test_a_wait_is_shown_with_its_place():
     for wait, expected in zip(
         found,
         [
-            r"call tolist at kd/training/with_data\.py:\d+, take",
+            r"call tolist at kd/training/step\.py:\d+, take",
             rf"call tensor at {here}, numbers",
             rf"aten::is_nonzero in call __bool__ at {here}, test_a_wait_is_shown_with_its_place",
         ],

@@ -15,7 +15,7 @@ from kd.batch import Batch, Output
 from kd.losses.objective import Objective
 from kd.settings.run import Training
 from kd.training.optimisers import learning_rate, set_lr, sgd
-from kd.training.with_data import Sums, train_step
+from kd.training.step import Sums, train_step
 
 CLASSES, SIZE = 5, 8
 TRAINING = Training(

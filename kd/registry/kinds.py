@@ -1,0 +1,21 @@
+"""The kinds of run: which loop makes their numbers, which settings and files are theirs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of run."""
+
+    loop: str  # the module of kd/training whose `compute` makes the numbers
+    uses: tuple[str, ...]  # sections of the settings beside those that every run has
+    file: str | None  # what it writes beside the files of every run
+
+
+KINDS = {
+    "train": Kind("kd.training.with_data", ("training", "objective"), None),
+    "distill": Kind("kd.training.with_data", ("training", "objective", "teachers"), "correlations.npz"),
+    "datafree": Kind("kd.training.datafree", ("teachers", "inversion", "replay", "distillation"), "synthetic.npz"),
+}

@@ -1,0 +1,45 @@
+"""The student and the teacher of one run, built for its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kd.data import views
+from kd.data.dataset import Data
+from kd.models.classifier import Ensemble
+from kd.registry import models
+from kd.settings.run import Run
+from kd.training.device_flags import set_flags
+
+
+def student_and_teacher(
+    run: Run, data: Data, teacher_weights: list[Path], device: torch.device
+) -> tuple[nn.Module, nn.Module | None, torch.Generator]:
+    """Build a run's networks and the generator of all its later randomness, both seeded by the run.
+
+    The student has its initial weights. The teacher is frozen, in eval mode, with the weights from the given state
+    dicts; an Ensemble of several; None for a run without one.
+    """
+    set_flags()
+    torch.manual_seed(run.seed)
+    student = network(run, data, device)
+    teachers = []
+    for described, weights in zip(run.teachers or (), teacher_weights, strict=True):
+        teachers.append(network(described, data, device))
+        teachers[-1].load_state_dict(torch.load(weights, weights_only=True, map_location=device))
+    teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
+    return student, teacher, torch.Generator(device).manual_seed(run.seed)
+
+
+def network(run: Run, data: Data, device: torch.device) -> nn.Module:
+    """Build a network for the channels that the run's view leaves of an image; it turns every batch to its view."""
+    channels = views.channels(run.view, data.channels)
+    network = models.build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
+    if run.view != "rgb":
+        views.look_through(run.view, network, data.augment)
+    return network.to(device, memory_format=torch.channels_last)

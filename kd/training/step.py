@@ -1,0 +1,74 @@
+"""One training step, the same for all loops, and the sums of what its steps say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kd.batch import Batch, Output
+
+
+class Step(NamedTuple):
+    """What a step has seen: the unweighted loss per sample [B] and both networks' outputs, without gradient."""
+
+    loss: Tensor
+    student: Output
+    teacher: Output | None
+
+
+def train_step(
+    student: nn.Module,
+    teacher: Callable[..., Any] | None,
+    objective: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    precision: str,
+) -> Step:
+    """One update of the student (and of the objective's own parameters) on mean(weight * loss).
+
+    The teacher is in eval mode and without gradient. No value is brought to the host.
+    """
+    asked = {kind: True for kind in ("maps", "signed") if getattr(objective, kind, False)}
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad():
+            teacher_output = None if teacher is None else teacher(batch.images, **asked)
+        student_output = student(batch.images, **asked)
+    loss = objective(student_output, teacher_output, batch)  # [B]
+    optimizer.zero_grad(set_to_none=True)
+    (batch.weight * loss).mean().backward()
+    optimizer.step()
+    return Step(loss.detach(), Output(*(part.detach() for part in student_output[:2])), teacher_output)
+
+
+class Sums:
+    """Running means of an epoch, kept on the device; part of a checkpoint."""
+
+    def __init__(self, names: list[str], device: torch.device):
+        self.names = names
+        self.totals = torch.zeros(len(names), device=device)
+        self.steps = 0
+
+    def add(self, *values: Tensor) -> None:
+        self.totals += torch.stack(values)
+        self.steps += 1
+
+    def healthy(self) -> bool:
+        """Whether all sums are finite; waits for the device."""
+        return bool(self.totals.isfinite().all())
+
+    def take(self) -> dict[str, float]:
+        """Means since the last take, then start anew; one read from the device."""
+        means = (self.totals / max(1, self.steps)).tolist()
+        self.totals.zero_()
+        self.steps = 0
+        return dict(zip(self.names, means, strict=True))
+
+    def state_dict(self) -> dict[str, object]:
+        return {"totals": self.totals, "steps": self.steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.totals.copy_(state["totals"])
+        self.steps = state["steps"]
