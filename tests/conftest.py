@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from kd.settings.run import Run, merge, run_of
-from kd.studies.study import nested
+from kd.studies.search import nested
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ import yaml
 
 from kd.runtime.files import read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
-from kd.studies.study import nested
+from kd.studies.search import nested
 
 METRIC = "accuracy"  # on the validation split
 RANDOM_TRIALS = 4  # drawn at random before the sampler learns from finished ones

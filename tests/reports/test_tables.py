@@ -10,7 +10,7 @@ import pytest
 
 from kd.reports.tables import collect, markdown, study_markdown, summarise
 from kd.runtime.files import write_json
-from kd.studies.study import COLUMNS
+from kd.studies.expansion import COLUMNS
 
 # (method, ablation, scale) -> accuracy of seeds 0, 1, 2
 ACCURACY = {

@@ -148,7 +148,7 @@ def test_killed_and_resumed_equals_undisturbed(method: str, kill: str, at: int, 
 TRIAL = (
     KILLED.rsplit("execute(", 1)[0]
     + """
-from kd.studies.study import Tuning
+from kd.studies.search import Tuning
 from kd.integrations.tuning import trial
 from conftest import tiny_settings
 settings = tiny_settings(method, dataset__validation=0.2)

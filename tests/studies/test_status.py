@@ -28,6 +28,7 @@ from kd.runs.run import run_step
 from kd.runtime.run_lock import Lease, _machine, _process
 from kd.settings.run import Compute, Run, merge
 from kd.studies import status as state
+from kd.studies.estimates import Estimates, Records
 from kd.studies.study import Study, load_study
 
 SETTINGS = {key: value for key, value in TINY.items() if key != "methods"}
@@ -344,7 +345,8 @@ def test_trials_done_are_counted(tmp_path: Path) -> None:
 
 
 def left(study: Study, run: Run) -> float | None:
-    return state._left(study, state.states(study))[run.path]
+    records = Records(study.root)
+    return state._left(study, state.states(study), Estimates(records, study.runs))[run.path]
 
 
 def test_without_a_finished_run_the_time_is_unknown(study: Study) -> None:

@@ -12,7 +12,8 @@ import yaml
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import merge
-from kd.studies.study import COLUMNS, FULL, load_study
+from kd.studies.expansion import COLUMNS, FULL
+from kd.studies.study import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "workflow/schemas"

@@ -3,7 +3,7 @@ from pathlib import Path
 from kd.integrations.jobs import compute_of, job, tracker_of
 from kd.integrations.tuning import trial
 from kd.runs.run import run_step
-from kd.studies.study import Tuning
+from kd.studies.search import Tuning
 
 with job(snakemake.log[0]) as say:
     tuning, folder = Tuning(**snakemake.params.tuning, trials=0), Path(snakemake.output[0]).parent

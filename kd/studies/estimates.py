@@ -1,0 +1,143 @@
+"""Seconds and bytes of runs that are still to be made, estimated from finished ones. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd.runtime.files import read_json
+from kd.settings.run import Run
+
+RECENT = 5  # an estimate is the mean of this many finished runs, the latest ones
+
+
+class Records(dict[str, Any]):
+    """What the run.json below a results folder say, by the paths of the runs; None where one is missing or torn.
+
+    Each file is read once: both the state of a run and the estimates need it.
+    """
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, path: str) -> Any:
+        try:
+            record = read_json(self.root / path / "run.json")
+        except (OSError, ValueError):
+            record = None
+        return self.setdefault(path, record)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is left of a run of any study: settings, seconds by phase, size of its training set, when it finished."""
+
+    run: Run
+    folder: Path
+    seconds: dict[str, float]
+    images: int
+    when: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files on the disk."""
+        try:
+            return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
+        except OSError:  # removed in the meantime
+            return 0
+
+
+class Estimates:
+    """Seconds and bytes of runs still to be made, from the finished runs of all studies in a results folder.
+
+    They come from runs with the same settings (other seeds); else from runs of the same kind, data set and networks,
+    or of the same kind and data set, scaled by the number of images that pass through the networks.
+    """
+
+    def __init__(self, records: Records, known: dict[str, Run]):
+        """Read all runs in the results folder of `records`; `known` are runs by path whose settings need no reading."""
+        self._by: dict[tuple, list[Finished]] = defaultdict(list)
+        found = sorted(_finished(records, known), key=lambda item: item.when)
+        self.count = len(found)
+        for item in found:
+            for key in _likenesses(item.run):
+                self._by[key].append(item)
+
+    def seconds(self, run: Run) -> float | None:
+        """Return the seconds of a whole run; None where no finished run is like it."""
+        for alike in filter(None, (self._by.get(key) for key in _likenesses(run))):
+            return _mean(_scaled_seconds(run, item) for item in alike[-RECENT:])
+        return None
+
+    def bytes(self, run: Run) -> float | None:
+        """Return the bytes that a run takes on the disk; None where no finished run is like it."""
+        for alike in filter(None, (self._by.get(key) for key in _likenesses(run)[:2])):
+            return _mean(item.bytes for item in alike[-RECENT:])
+        return None
+
+
+def _finished(records: Records, known: dict[str, Run]) -> Iterator[Finished]:
+    for path, names in _folders(records.root, "runs", depth=4):
+        if "run.json" not in names or "metrics.json" not in names:
+            continue
+        try:
+            record, run = records[path], known.get(path)
+            if run is None or record["digest"] != run.digest:
+                run = Run.from_dict(record["settings"])
+            seconds = {name: float(value) for name, value in record["seconds"].items()}
+            if "total" in seconds:
+                folder, images = records.root / path, int(record["train_images"])
+                yield Finished(run, folder, seconds, images, str(record["finished"]))
+        except (ValueError, KeyError, TypeError, AttributeError):  # torn, or written by another version: of no use
+            continue
+
+
+def _folders(root: Path, path: str, depth: int) -> Iterator[tuple[str, set[str]]]:
+    """Yield the folders exactly `depth` levels below root/path, as paths below `root`, with the names in them."""
+    try:
+        with os.scandir(root / path) as found:
+            entries = list(found)
+    except OSError:  # none yet, or removed in the meantime
+        return
+    if depth == 0:
+        yield path, {entry.name for entry in entries}
+    else:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _folders(root, f"{path}/{entry.name}", depth - 1)
+
+
+def _likenesses(run: Run) -> list[tuple]:
+    """Return keys that runs share which are like each other, the closest likeness first."""
+    kind = (run.kind, run.dataset.label, run.dataset.image_size)
+    return [("settings", run.digest), ("networks", *kind, run.model, run.teacher_names, run.precision), ("kind", *kind)]
+
+
+def _scaled_seconds(run: Run, item: Finished) -> float:
+    """Return the seconds of `run` if an image costs in each phase what it cost in the finished run."""
+    mine, theirs = _images(run, item.images), _images(item.run, item.images)
+    fixed = item.seconds["total"] - sum(item.seconds.get(phase, 0.0) for phase in theirs)
+    return fixed + sum(item.seconds.get(phase, 0.0) * mine[phase] / theirs[phase] for phase in theirs)
+
+
+def _images(run: Run, training_set: int) -> dict[str, float]:
+    """Return how many images pass through the networks in each phase."""
+    if run.kind != "datafree":
+        return {"training": run.training.epochs * run.scale * training_set}
+    epochs, full = run.distillation.training.epochs, run.replay.full_size or training_set
+    batch = run.distillation.training.batch_size
+    return {
+        "inversion": (run.inversion.warmup + epochs) * run.inversion.steps * run.inversion.batch_size,
+        "distillation": epochs * batch * math.ceil(run.distillation.passes * run.scale * full / batch),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

@@ -1,0 +1,150 @@
+"""The axes of a study's experiments multiplied to rows, each with its run. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from kd.runtime.messages import ConfigError, suggest
+from kd.runtime.yaml_files import read_yaml
+from kd.settings.run import Dataset, Run, merge, run_of, teacher_models
+from kd.settings.validation import Checker
+from kd.studies.files import is_file
+from kd.studies.search import Tuning, nested, number_kind
+
+FULL = "full"  # the ablation that switches nothing off
+STUDY_WIDE = ("study", "quick", "results", "methods", "compute", "tracking")  # hold for a whole study, not for a run
+COLUMNS = ["experiment", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "kind", "path"]
+
+
+class Expansion:
+    """Turns experiments into rows and collects their runs; each distinct combination of settings is checked once."""
+
+    def __init__(self, base: dict[str, Any], study: dict[str, Any], path: Path, check: Checker, given: dict[str, Any]):
+        self.study, self.path, self.check = study, path, check
+        self.wide = {key: base[key] for key in STUDY_WIDE}
+        self.base, self.given = (
+            {key: value for key, value in settings.items() if key not in STUDY_WIDE} for settings in (base, given)
+        )
+        self.runs: dict[str, Run] = {}
+        self.datasets: dict[str, Dataset] = {}
+        self.roots: dict[str, str | None] = {}
+        self.methods = base["methods"]
+        ablations = {FULL: {}, **study.get("ablations", {})}
+        self.ablations = {name: self._overrides(value, f"ablations.{name}") for name, value in ablations.items()}
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield a row (COLUMNS) per run of an experiment. Raises ConfigError."""
+        experiment, where = self.study["experiments"][name], f"experiments.{name}"
+        axes = [experiment["pairs"], experiment["methods"], experiment.get("ablations", [FULL])]
+        for pair, method, ablation, scale in product(*axes, experiment.get("scales", [None])):
+            settings = self._settings(where, method, ablation, pair, scale, experiment.get("settings", {}))
+            for run in _runs(settings, experiment["seeds"]):
+                self.runs[run.path] = run
+                self._add_inputs(run, settings)
+                yield {
+                    "experiment": name,
+                    "dataset": run.dataset.label,
+                    "teacher": "+".join(teacher_models(pair[0])),
+                    "student": pair[1],
+                    "method": method,
+                    "ablation": ablation,
+                    "scale": run.scale,
+                    "seed": run.seed,
+                    "kind": run.kind,
+                    "path": run.path,
+                }
+
+    def tuning(self, name: str) -> Tuning:
+        """Return a search of the study; both ends of every range are checked as settings of a run."""
+        entry = self.study["tune"][name]
+        override = merge(entry.get("settings", {}), {"dataset": {"validation": entry["validation"]}})
+        settings = self._settings(f"tune.{name}", entry["method"], FULL, entry["pair"], entry["scale"], override)
+        space = {key: dict(values) for key, values in entry["space"].items()}
+        for key, values in space.items():
+            where = f"{self.path}: tune.{name}.space.{key}"
+            if "low" in values and not values["low"] < values["high"]:
+                raise ConfigError(f"{where}: low is {values['low']} and high {values['high']}; low must be below high")
+            if values.get("log") and values["low"] <= 0:
+                raise ConfigError(f"{where}: low is {values['low']}; a log range needs low above 0")
+            for value in values.get("choices", [values.get("low"), values.get("high")]):
+                self.check(merge(settings, nested({key: value})), where)
+            if "low" in values:
+                values["integer"] = number_kind(self.check.schema, key) == "integer"
+        for key in STUDY_WIDE:  # how trials are computed is no part of the search
+            del settings[key]
+        self._add_inputs(run_of(settings, entry["seed"]), settings)
+        return Tuning(name, settings, space, entry["seed"], entry["trials"])
+
+    def _overrides(self, value: Any, key: str) -> dict[str, Any]:
+        """Return overrides, read from a file where a path is given (such as the best.yaml of `snakemake tune`)."""
+        if not isinstance(value, str):
+            return value
+        if not is_file(Path(value)):
+            hint = "write it (`snakemake tune` writes the best settings) or correct the path"
+            raise ConfigError(f"{self.path}: {key}: no file {value!r}; {hint}")
+        return read_yaml(Path(value))
+
+    def _settings(self, where, method, ablation, pair, scale, override) -> dict[str, Any]:
+        """Merge and check the settings of one combination; the result shares parts with what it was merged from."""
+        for kind, word, known in (("methods", method, self.methods), ("ablations", ablation, self.ablations)):
+            if word not in known:
+                raise ConfigError(f"{self.path}: {where}.{kind}: got {word!r}; {suggest(word, sorted(known))}")
+        chosen = {"teacher": {"model": pair[0]}, "student": {"model": pair[1]}}
+        if scale is not None:
+            chosen["scale"] = scale
+        names = teacher_models(pair[0])
+        teachers = [self._of_network("teachers", name, method) for name in names]
+        if any(other != teachers[0] for other in teachers):
+            raise ConfigError(
+                f"{self.path}: teachers: {' and '.join(sorted(set(names)))} are one ensemble in {where} but have "
+                "unlike settings there; give them the same settings, or none"
+            )
+        for_all, for_method = zip(teachers[0], self._of_network("students", pair[1], method), strict=True)
+        layers = [*for_all, self.methods[method], *for_method, self.ablations[ablation], override]
+        if wide := sorted({key for layer in layers for key in layer if key in STUDY_WIDE}):
+            place = f"{self.path}: {where} ({method}, {ablation})"
+            raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
+        settings = _laid_over(self.base, *layers, self.given, chosen) | self.wide
+        self.check(settings, f"{self.path}: {where} ({method}, {ablation})")
+        return settings
+
+    def _of_network(self, kind: str, name: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a teacher's or student's overrides in the study: those for all its runs, and those for this method."""
+        said = self.study.get(kind, {}).get(name, {})
+        methods = said.get("methods", {})
+        if unknown := sorted(set(methods) - set(self.methods)):
+            hint = suggest(unknown[0], sorted(self.methods))
+            raise ConfigError(f"{self.path}: {kind}.{name}.methods: got {unknown[0]!r}; {hint}")
+        return {key: value for key, value in said.items() if key != "methods"}, methods.get(method, {})
+
+    def _add_inputs(self, run: Run, settings: dict[str, Any]) -> None:
+        """Note the data set and the teachers of a run."""
+        self.datasets[run.data_path], self.roots[run.data_path] = run.dataset, settings["dataset"]["root"]
+        self.runs |= {teacher.path: teacher for teacher in run.teachers or ()}
+
+
+def _runs(settings: dict[str, Any], seeds: list[int]) -> Iterator[Run]:
+    """Yield a run per seed. What all seeds share is built and digested once, a large part of a study's expansion."""
+    first = run_of(settings, seeds[0])
+    yield first
+    shared = first.kind == "train" or settings["teacher"]["seed"] is not None  # else each seed has its own teachers
+    for seed in seeds[1:]:
+        run = replace(first, seed=seed) if shared else run_of(settings, seed)
+        if shared:
+            run.__dict__.update(digest=first.digest, data_path=first.data_path)
+        yield run
+
+
+def _laid_over(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
+    """Merge as kd.settings.run.merge does, but copy only the mappings that change: quick, and only to be read."""
+    result = dict(base)
+    for override in overrides:
+        for key, value in override.items():
+            below = result.get(key)
+            both = isinstance(value, dict) and isinstance(below, dict)
+            result[key] = _laid_over(below, value) if both else value
+    return result
