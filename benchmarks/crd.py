@@ -30,7 +30,7 @@ from kd.batch import Batch, LossContext, Output
 from kd.data.augment import Augment
 from kd.losses.crd import CRD
 from kd.losses.objective import Objective
-from kd.registry import models
+from kd.models.build import build
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.settings.run import Training
 from kd.training.optimisers import sgd
@@ -199,14 +199,14 @@ def measure_steps() -> dict[str, list[float]]:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     shape = {"num_classes": CLASSES, "in_channels": 3, "image_size": SIZE}
-    teacher = models.build(TEACHER, **shape).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    teacher = build(TEACHER, **shape).eval().requires_grad_(False).to(memory_format=torch.channels_last)
     labels = torch.arange(SAMPLES) % CLASSES
     images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator).contiguous(memory_format=torch.channels_last)
     index = torch.randperm(SAMPLES, generator=generator)[:BATCH]
     batch = Batch(images, labels[index], index, torch.ones(BATCH))
     worlds = {}
     for name, terms in OBJECTIVES.items():
-        student = models.build(STUDENT, **shape).train().to(memory_format=torch.channels_last)
+        student = build(STUDENT, **shape).train().to(memory_format=torch.channels_last)
         context = LossContext(
             student_dim=student.feature_dim,
             teacher_dim=teacher.feature_dim,

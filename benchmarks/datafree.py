@@ -47,8 +47,8 @@ from torch.utils.data import DataLoader
 from kd.data.augment import Augment, random_crop_flip
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis, Synthetic
+from kd.models.build import build
 from kd.models.generator import Generator
-from kd.registry import models
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.settings.run import Inversion, Modulation, Replay
 
@@ -106,7 +106,7 @@ def normalisations(network: nn.Module) -> list[nn.BatchNorm2d]:
 def network(name: str, seed: int) -> nn.Module:
     """Random weights, with running statistics that fit them: without these, activations double from block to block."""
     torch.manual_seed(seed)
-    built = models.build(name, num_classes=CLASSES, in_channels=3, image_size=SIZE)
+    built = build(name, num_classes=CLASSES, in_channels=3, image_size=SIZE)
     layers = normalisations(built)
     for layer in layers:
         layer.momentum = None  # the plain mean over what is seen

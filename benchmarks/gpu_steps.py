@@ -40,8 +40,8 @@ from kd.data.dataset import Loader, Split
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis
 from kd.losses.objective import Objective
+from kd.models.build import build
 from kd.models.generator import Generator
-from kd.registry import models
 from kd.runs.provenance import ROOT
 from kd.runtime.files import write_json
 from kd.runtime.torchvision_compat import import_torchvision
@@ -84,9 +84,7 @@ class World:
         self.replay: Replay = run.replay
         self.training: Training = run.distillation.training
         shape = {"num_classes": CLASSES, "in_channels": 3, "image_size": size.image}
-        self.teacher, self.student = (
-            models.build(name, **shape).to(device, memory_format=memory_format) for name in pair
-        )
+        self.teacher, self.student = (build(name, **shape).to(device, memory_format=memory_format) for name in pair)
         self.teacher.eval().requires_grad_(False)
         self.student.train()
         self.random = torch.Generator(device).manual_seed(0)
@@ -130,7 +128,7 @@ class Lesson:
         torch.manual_seed(0)
         shape = {"num_classes": CLASSES, "in_channels": 3, "image_size": size.image}
         teacher, self.student = (
-            name and models.build(name, **shape).to(device, memory_format=torch.channels_last) for name in pair
+            name and build(name, **shape).to(device, memory_format=torch.channels_last) for name in pair
         )
         self.teacher = teacher and teacher.eval().requires_grad_(False)
         random = torch.Generator(device).manual_seed(0)

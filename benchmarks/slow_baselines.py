@@ -33,9 +33,9 @@ from kd.data.dataset import Data, load
 from kd.inversion.priors import BatchStatistics, adversarial_loss, batchnorm_loss, class_loss
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.synthesis import Synthesis
+from kd.models.build import build
 from kd.models.classifier import frozen
 from kd.models.generator import Generator
-from kd.registry import models
 from kd.runtime.files import read_json
 from kd.settings.run import Run
 from kd.training.optimisers import adam
@@ -54,7 +54,7 @@ class Setting:
         self.random = torch.Generator().manual_seed(0)
 
     def network(self, name: str) -> nn.Module:
-        built = models.build(name, num_classes=self.classes, in_channels=self.channels, image_size=self.size)
+        built = build(name, num_classes=self.classes, in_channels=self.channels, image_size=self.size)
         return built.to(memory_format=torch.channels_last).eval()
 
     def pixels(self) -> Callable[[], None]:

@@ -14,8 +14,8 @@ import torch
 import yaml
 from conftest import ROOT, tiny_settings
 
-from kd.registry import models
-from kd.registry.models import MODELS
+from kd.models.build import build
+from kd.registry.models import MODELS, Model
 from kd.settings.run import run_of
 
 
@@ -86,9 +86,9 @@ def test_a_model_added_as_the_docs_say(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "my_nets.py").write_text(mine)
     (tmp_path / "my_tiny.py").write_text(tiny)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(MODELS, "tiny", ("my_tiny:Tiny", {"width": 16}))
+    monkeypatch.setitem(MODELS, "tiny", Model("my_tiny:Tiny", {"width": 16}))
     for name, width in (("my_nets:small", 16), ("tiny", 32)):
-        network = models.build(name, num_classes=5, in_channels=3, image_size=32)
+        network = build(name, num_classes=5, in_channels=3, image_size=32)
         output = network(torch.randn(2, 3, 32, 32), True)
         assert output.logits.shape == (2, 5)
         assert network.feature_dim == output.feature.shape[1] == width

@@ -1,40 +1,51 @@
-"""Shapes of the networks' intermediate maps, known without building them. This file imports no torch: with it a study
-whose losses cannot relate two networks is refused before any job starts."""
+"""Shapes of the networks' intermediate maps by family, known without building them. This file imports no torch: with it
+a study whose losses cannot relate two networks is refused before any job starts.
+
+Each function has the image's size and the arguments that the network is built from, and returns (C, H, W) of each map,
+from the stem's to the last stage's.
+"""
 
 from __future__ import annotations
 
-from kd.registry.models import entry
+from collections.abc import Sequence
+from typing import Any
 
 Shapes = tuple[tuple[int, int, int], ...]
 
-SHUFFLENETS = {"ShuffleNetV1": (24, 240, 480, 960), "ShuffleNetV2": (24, 116, 232, 464)}
+
+def resnet(size: int, *, depth: int) -> Shapes:
+    expansion = 4 if depth == 50 else 1
+    return _halved(size, [64, *(expansion * width for width in (64, 128, 256, 512))], [0, 0, 1, 2, 3])
 
 
-def map_shapes(name: str, image_size: int) -> Shapes | None:
-    """(C, H, W) of each of the maps that `Classifier.map_shapes` gives; None for networks from outside of kd."""
-    known = None if ":" in name else entry(name)
-    if known is None:
-        return None
-    kind, settings = known[0].split(":")[1], known[1]
-    widths, halvings = _stages(kind, settings, image_size)
-    sizes = [image_size]
+def resnet_cifar(size: int, *, stem: int = 16, widths: Sequence[int] = (16, 32, 64), **_: Any) -> Shapes:
+    return _halved(size, [stem, *widths], [0, 0, 1, 2])
+
+
+def wrn(size: int, *, width: int, **_: Any) -> Shapes:
+    return _halved(size, [16, 16 * width, 32 * width, 64 * width], [0, 0, 1, 2])
+
+
+def vgg(size: int, **_: Any) -> Shapes:
+    return _halved(size, [64, 128, 256, 512, 512], [0, 1, 2, 3, 4 if size >= 64 else 3], by_pools=True)
+
+
+def mobilenetv2(size: int, *, width: float, strides: Sequence[int], **_: Any) -> Shapes:
+    halvings = [sum(stride == 2 for stride in strides[:end]) for end in (1, 3, 4, 6, 8)]
+    return _halved(size, [int(channels * width) for channels in (32, 24, 32, 96, 320)], halvings)
+
+
+def shufflenetv1(size: int) -> Shapes:
+    return _halved(size, [24, 240, 480, 960], [0, 1, 2, 3])
+
+
+def shufflenetv2(size: int) -> Shapes:
+    return _halved(size, [24, 116, 232, 464], [0, 1, 2, 3])
+
+
+def _halved(size: int, widths: Sequence[int], halvings: Sequence[int], by_pools: bool = False) -> Shapes:
+    """Return square maps of these widths, the image halved that often; pools round odd sizes down, convolutions up."""
+    sizes = [size]
     for _ in range(max(halvings)):
-        sizes.append(sizes[-1] // 2 if kind == "VGG" else -(-sizes[-1] // 2))  # pools round down, convolutions up
-    return tuple((width, sizes[halved], sizes[halved]) for width, halved in zip(widths, halvings, strict=True))
-
-
-def _stages(kind: str, settings: dict, image_size: int) -> tuple[list[int], list[int]]:
-    """Channels of each map, and how often the image has been halved by then."""
-    if kind == "ResNetCifar":
-        return [settings.get("stem", 16), *settings.get("widths", (16, 32, 64))], [0, 0, 1, 2]
-    if kind == "WideResNet":
-        return [16, *(channels * settings["width"] for channels in (16, 32, 64))], [0, 0, 1, 2]
-    if kind == "ResNet":
-        expansion = 4 if settings["depth"] == 50 else 1
-        return [64, *(channels * expansion for channels in (64, 128, 256, 512))], [0, 0, 1, 2, 3]
-    if kind == "VGG":
-        return [64, 128, 256, 512, 512], [0, 1, 2, 3, 4 if image_size >= 64 else 3]
-    if kind == "MobileNetV2":
-        halved = [sum(stride == 2 for stride in settings["strides"][:end]) for end in (1, 3, 4, 6, 8)]
-        return [int(channels * settings["width"]) for channels in (32, 24, 32, 96, 320)], halved
-    return list(SHUFFLENETS[kind]), [0, 1, 2, 3]
+        sizes.append(sizes[-1] // 2 if by_pools else -(-sizes[-1] // 2))
+    return tuple((width, sizes[often], sizes[often]) for width, often in zip(widths, halvings, strict=True))

@@ -1,11 +1,13 @@
 """Networks by name. This file imports no torch, so that names can be checked before any job starts.
 
-A name takes one of four forms:
+A name has one of four forms:
 
 - a key of `MODELS` below, such as `resnet34` or `vgg8`;
 - `resnet<depth>` with depth = 6n + 2 or `wrn_<depth>_<width>` with depth = 6n + 4, such as `wrn_10_1`;
 - `torchvision:<name>`, one of torchvision's classifiers, such as `torchvision:mobilenet_v3_small`;
 - `module:function`, your own `function(num_classes=..., in_channels=..., image_size=...)` (docs/add-a-model.md).
+
+To add one: write `kd/models/<name>.py` and add its entry to `MODELS`. `kd.models.build` constructs what is named.
 """
 
 from __future__ import annotations
@@ -14,48 +16,79 @@ import ast
 import difflib
 import importlib.util
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from kd.models.classifier import Classifier
+from kd.registry import map_shapes as maps
 
-# name -> (module:class, what the class is built from beside num_classes, in_channels and image_size)
-MODELS: dict[str, tuple[str, dict]] = {
+
+@dataclass(frozen=True)
+class Model:
+    """One network: where its code is, what it is built from, and what is known of it without building it."""
+
+    code: str  # module:class
+    settings: dict[str, Any] = field(default_factory=dict)  # arguments next to num_classes, in_channels, image_size
+    # map_shapes(image_size, **settings) returns what Classifier.map_shapes() of the built network returns.
+    # Without it, losses on maps are checked only when the network is built.
+    map_shapes: Callable[..., maps.Shapes] | None = None
+    has_batchnorm: bool = True  # whether it has a BatchNorm2d, as teachers of data-free methods need
+
+
+def _resnet(depth: int) -> Model:
+    return Model("kd.models.resnet:ResNet", {"depth": depth}, maps.resnet)
+
+
+def _resnet_cifar(depth: int, **widths: Any) -> Model:
+    return Model("kd.models.resnet_cifar:ResNetCifar", {"depth": depth, **widths}, maps.resnet_cifar)
+
+
+def _wrn(depth: int, width: int) -> Model:
+    return Model("kd.models.wrn:WideResNet", {"depth": depth, "width": width}, maps.wrn)
+
+
+def _vgg(depth: int) -> Model:
+    return Model("kd.models.vgg:VGG", {"depth": depth}, maps.vgg)
+
+
+def _mobilenetv2(**settings: Any) -> Model:
+    return Model("kd.models.mobilenetv2:MobileNetV2", settings, maps.mobilenetv2)
+
+
+MODELS: dict[str, Model] = {
     # residual networks of ImageNet's kind, with a 3x3 stem and no max pool
-    "resnet18": ("kd.models.resnet:ResNet", {"depth": 18}),
-    "resnet34": ("kd.models.resnet:ResNet", {"depth": 34}),
-    "resnet50": ("kd.models.resnet:ResNet", {"depth": 50}),
+    "resnet18": _resnet(18),
+    "resnet34": _resnet(34),
+    "resnet50": _resnet(50),
     # residual networks of CIFAR's kind: three stages of basic blocks
-    "resnet8": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 8}),
-    "resnet14": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 14}),
-    "resnet20": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 20}),
-    "resnet32": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 32}),
-    "resnet44": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 44}),
-    "resnet56": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 56}),
-    "resnet110": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 110}),
-    "resnet8x4": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 8, "stem": 32, "widths": (64, 128, 256)}),
-    "resnet32x4": ("kd.models.resnet_cifar:ResNetCifar", {"depth": 32, "stem": 32, "widths": (64, 128, 256)}),
+    "resnet8": _resnet_cifar(8),
+    "resnet14": _resnet_cifar(14),
+    "resnet20": _resnet_cifar(20),
+    "resnet32": _resnet_cifar(32),
+    "resnet44": _resnet_cifar(44),
+    "resnet56": _resnet_cifar(56),
+    "resnet110": _resnet_cifar(110),
+    "resnet8x4": _resnet_cifar(8, stem=32, widths=(64, 128, 256)),
+    "resnet32x4": _resnet_cifar(32, stem=32, widths=(64, 128, 256)),
     # wide residual networks
-    "wrn_16_1": ("kd.models.wrn:WideResNet", {"depth": 16, "width": 1}),
-    "wrn_16_2": ("kd.models.wrn:WideResNet", {"depth": 16, "width": 2}),
-    "wrn_40_1": ("kd.models.wrn:WideResNet", {"depth": 40, "width": 1}),
-    "wrn_40_2": ("kd.models.wrn:WideResNet", {"depth": 40, "width": 2}),
+    "wrn_16_1": _wrn(16, 1),
+    "wrn_16_2": _wrn(16, 2),
+    "wrn_40_1": _wrn(40, 1),
+    "wrn_40_2": _wrn(40, 2),
     # VGG with batch normalisation
-    "vgg8": ("kd.models.vgg:VGG", {"depth": 8}),
-    "vgg11": ("kd.models.vgg:VGG", {"depth": 11}),
-    "vgg13": ("kd.models.vgg:VGG", {"depth": 13}),
-    "vgg16": ("kd.models.vgg:VGG", {"depth": 16}),
-    "vgg19": ("kd.models.vgg:VGG", {"depth": 19}),
+    "vgg8": _vgg(8),
+    "vgg11": _vgg(11),
+    "vgg13": _vgg(13),
+    "vgg16": _vgg(16),
+    "vgg19": _vgg(19),
     # mobile networks; mobilenetv2 is the data-free papers', mobilenetv2_half is CRD's
-    "mobilenetv2": ("kd.models.mobilenetv2:MobileNetV2", {"width": 1.0, "strides": (2, 1, 2, 2, 2, 1, 2, 1)}),
-    "mobilenetv2_half": (
-        "kd.models.mobilenetv2:MobileNetV2",
-        {"width": 0.5, "strides": (2, 1, 1, 2, 2, 1, 2, 1), "widen_first": True, "relu6": False},
-    ),
-    "shufflenetv1": ("kd.models.shufflenetv1:ShuffleNetV1", {}),
-    "shufflenetv2": ("kd.models.shufflenetv2:ShuffleNetV2", {}),
+    "mobilenetv2": _mobilenetv2(width=1.0, strides=(2, 1, 2, 2, 2, 1, 2, 1)),
+    "mobilenetv2_half": _mobilenetv2(width=0.5, strides=(2, 1, 1, 2, 2, 1, 2, 1), widen_first=True, relu6=False),
+    "shufflenetv1": Model("kd.models.shufflenetv1:ShuffleNetV1", {}, maps.shufflenetv1),
+    "shufflenetv2": Model("kd.models.shufflenetv2:ShuffleNetV2", {}, maps.shufflenetv2),
 }
 
 FORMS = (
@@ -66,7 +99,22 @@ FORMS = (
 )
 
 ADAPTERS = "kd.models.adapters"
-SMALLEST = 8  # pixels; VGG halves its maps three times
+# torchvision's families of classifiers, by how their builders' names begin; its VGGs say it themselves: vgg11_bn
+WITH_BATCHNORM = (
+    "densenet",
+    "efficientnet",
+    "googlenet",
+    "inception",
+    "maxvit",
+    "mnasnet",
+    "mobilenet",
+    "regnet",
+    "resnet",
+    "resnext",
+    "shufflenet",
+    "wide_resnet",
+)
+WITHOUT_BATCHNORM = ("alexnet", "convnext", "squeezenet", "swin", "vit")
 
 
 def check(name: str) -> None:
@@ -87,68 +135,82 @@ def check(name: str) -> None:
 
 
 def source(name: str) -> str:
-    """The dotted kd module that implements `name`, whose code decides a run's numbers; ValueError as in `check`.
+    """Return the dotted kd module that implements `name`, whose code decides a run's numbers.
 
-    For torchvision's and the user's own models that is the adapter; the user's own module is `name.split(":")[0]`.
+    For torchvision's and the user's own networks that is the adapter; the user's own module is `name.split(":")[0]`.
+    Raises ValueError as `check` does.
     """
     check(name)
-    return ADAPTERS if ":" in name else entry(name)[0].split(":")[0]
+    return ADAPTERS if ":" in name else entry(name).code.split(":")[0]
 
 
-def build(name: str, *, num_classes: int, in_channels: int = 3, image_size: int = 32) -> Classifier:
-    """A freshly initialised network for images [B, in_channels, image_size, image_size] and `num_classes` classes.
-
-    The networks of MODELS take any size from 8 pixels on. Raises ValueError for a name that `check` refuses,
-    a size that is no positive integer, smaller images, or images that one of torchvision's or your own networks
-    cannot take.
-    """
-    check(name)
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    for key, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{key} of model {name!r} is {value!r}; give a positive integer")
-    if ":" in name:
-        return importlib.import_module(ADAPTERS).build(name, **sizes)
-    target, settings = entry(name)
-    if image_size < SMALLEST:
-        raise ValueError(
-            f"model {name!r} takes images from {SMALLEST}x{SMALLEST} pixels on, not {image_size}x{image_size}"
-        )
-    module, _, cls = target.partition(":")
-    return getattr(importlib.import_module(module), cls)(**settings, **sizes)
-
-
-def entry(name: str) -> tuple[str, dict] | None:
-    """The line of MODELS for `name`, or the one that the rules of depth and width give; None without either."""
+def entry(name: str) -> Model | None:
+    """Return the entry of MODELS for `name`, or the one by the rules of depth and width; None if there is neither."""
     if name in MODELS:
         return MODELS[name]
     if (match := re.fullmatch(r"resnet([1-9]\d*)", name)) and (depth := int(match[1])) >= 8 and depth % 6 == 2:
-        return "kd.models.resnet_cifar:ResNetCifar", {"depth": depth}
+        return _resnet_cifar(depth)
     if match := re.fullmatch(r"wrn_([1-9]\d*)_([1-9]\d*)", name):
         depth, width = int(match[1]), int(match[2])
         if depth >= 10 and depth % 6 == 4:
-            return "kd.models.wrn:WideResNet", {"depth": depth, "width": width}
+            return _wrn(depth, width)
     return None
+
+
+def built_from(name: str) -> str:
+    """Return, as text, the class and the arguments that `name` is built from: what of its entry decides numbers.
+
+    torchvision's and the user's own networks have no entry: "None".
+    """
+    found = entry(name)
+    return repr(found and (found.code, found.settings))
+
+
+def map_shapes(name: str, image_size: int) -> maps.Shapes | None:
+    """Return (C, H, W) of each map that the network's `Classifier.map_shapes` would return; None where it is unknown.
+
+    Unknown are torchvision's and the user's own networks, entries without `map_shapes`, and names that do not exist.
+    """
+    found = entry(name)
+    if found is None or found.map_shapes is None:
+        return None
+    return found.map_shapes(image_size, **found.settings)
+
+
+def has_batchnorm(name: str) -> bool | None:
+    """Return whether the network has a BatchNorm2d layer; None where only building it would tell."""
+    where, _, builder = name.rpartition(":")
+    if where == "torchvision":
+        if builder.startswith("vgg"):
+            return builder.endswith("_bn")
+        if builder.startswith(WITH_BATCHNORM):
+            return True
+        return False if builder.startswith(WITHOUT_BATCHNORM) else None
+    found = entry(name)
+    return None if found is None else found.has_batchnorm
 
 
 def _check_torchvision(name: str) -> None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None:
         raise ValueError(f"model {name!r} needs torchvision, which is not installed: pip install torchvision")
-    # Reads the sources instead of importing them: `@register_model()` stands above every builder of a classifier.
-    files = sorted((Path(spec.origin).parent / "models").glob("*.py"))
-    known = [
-        builder
-        for file in files
-        for builder in re.findall(
-            r"^@register_model\(.*\)\n(?:@.*\n)*def (\w+)\(", file.read_text("utf-8"), re.MULTILINE
-        )
-    ]
+    known = torchvision_builders(Path(spec.origin).parent)
     builder = name.partition(":")[2]
     if known and builder not in known:
         raise ValueError(
             f"torchvision has no classifier {builder!r}{_close(builder, known)}; it has {', '.join(known)}"
         )
+
+
+@cache
+def torchvision_builders(package: Path) -> list[str]:
+    """Return the names of torchvision's classifiers, read from its sources without importing them.
+
+    `@register_model()` stands above the builder of each.
+    """
+    builder = re.compile(r"^@register_model\(.*\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    files = sorted((package / "models").glob("*.py"))
+    return [name for file in files for name in builder.findall(file.read_text("utf-8"))]
 
 
 def _check_own(name: str) -> None:
@@ -176,7 +238,7 @@ def _check_own(name: str) -> None:
 
 
 def _names(file: Path) -> set[str]:
-    """The names that a Python file defines or imports at its top level, read without running it."""
+    """Return the names that a Python file defines or imports at its top level, read without running it."""
     names = set()
     nodes = list(ast.iter_child_nodes(ast.parse(file.read_bytes())))
     while nodes:
@@ -193,7 +255,7 @@ def _names(file: Path) -> set[str]:
 
 
 def find_spec(module: str) -> ModuleSpec | None:
-    """Where a dotted module lies, found without importing its parents, which might import torch."""
+    """Return where a dotted module lies, found without importing its parents, which might import torch."""
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)

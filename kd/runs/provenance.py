@@ -34,7 +34,7 @@ def run_code(run: Run) -> str:
     modules = [KINDS[run.kind].loop, *(line.split(":")[0] for line in losses)]
     modules += [models.source(name) for name in networks]
     modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
-    chosen = losses + [repr(models.entry(name)) for name in networks]
+    chosen = losses + [models.built_from(name) for name in networks]
     return _digest_modules(frozenset(modules), tuple(chosen))
 
 

@@ -16,7 +16,7 @@ from kd.registry import models
 from kd.registry.datasets import DATASETS, GREY
 from kd.registry.loss_pairs import require
 from kd.registry.losses import LOSSES, OF_TERMS, ONE_TEACHER, loss_defaults, loss_settings
-from kd.registry.map_shapes import map_shapes
+from kd.registry.models import map_shapes
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import LARGEST, Run, active, merge, teacher_models

@@ -9,8 +9,8 @@ from torch import nn
 
 from kd.data import views
 from kd.data.dataset import Data
+from kd.models.build import build
 from kd.models.classifier import Ensemble
-from kd.registry import models
 from kd.settings.run import Run
 from kd.training.device_flags import set_flags
 
@@ -39,7 +39,7 @@ def student_and_teacher(
 def network(run: Run, data: Data, device: torch.device) -> nn.Module:
     """Build a network for the channels that the run's view leaves of an image; it turns every batch to its view."""
     channels = views.channels(run.view, data.channels)
-    network = models.build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
+    network = build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
     if run.view != "rgb":
         views.look_through(run.view, network, data.augment)
     return network.to(device, memory_format=torch.channels_last)

@@ -7,8 +7,8 @@ from torch import nn
 from kd.batch import Batch, LossContext, Output
 from kd.losses.objective import Objective
 from kd.losses.simkd import SimKD
+from kd.models.build import build
 from kd.models.classifier import Classifier
-from kd.registry.models import build
 from kd.runtime.messages import ConfigError
 
 

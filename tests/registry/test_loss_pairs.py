@@ -9,7 +9,7 @@ from kd.batch import Batch, LossContext, Output
 from kd.losses.objective import build_loss
 from kd.registry.loss_pairs import require
 from kd.registry.losses import LOSSES
-from kd.registry.map_shapes import map_shapes
+from kd.registry.models import map_shapes
 
 CRDS_PAIRS = [  # the 13 pairs of Tian et al., ICLR 2020, tables 1 and 2
     *(("wrn_40_2", "wrn_16_2"), ("wrn_40_2", "wrn_40_1"), ("resnet56", "resnet20"), ("resnet110", "resnet20")),

@@ -238,7 +238,7 @@ def test_a_new_loss_or_model_touches_nothing(touched):
         ),
         "kd/models/mine.py": lambda _: "class Mine:\n    pass\n",
         "kd/registry/models.py": lambda text: text.replace(
-            "] = {\n", '] = {\n    "mine": ("kd.models.mine:Mine", {}),\n', 1
+            "] = {\n", '] = {\n    "mine": Model("kd.models.mine:Mine"),\n', 1
         ),
         "kd/registry/datasets.py": lambda text: text.replace('"digits":', '"mine": "kd.data.mine:load", "digits":'),
     }
@@ -249,9 +249,17 @@ def test_a_models_line_counts_for_its_runs(touched):
     """Depths and widths stand in kd/registry/models.py; another width is another network."""
 
     def deeper(text):
-        return re.sub(r'("vgg8": \("kd.models.vgg:VGG", \{"depth": )8', r"\g<1>11", text)
+        return text.replace('"vgg8": _vgg(8)', '"vgg8": _vgg(11)')
 
     assert touched({"kd/registry/models.py": deeper}) == {"labels-vgg", "crd", "free-vgg"}
+
+
+def test_what_an_entry_knows_of_a_network_without_building_it_touches_nothing(touched):
+    edits = {
+        "kd/registry/map_shapes.py": lambda text: text.replace("[64, 128, 256, 512, 512]", "[64, 128, 256, 512, 9]"),
+        "kd/registry/models.py": lambda text: text.replace("maps.wrn)", "maps.wrn, has_batchnorm=False)"),
+    }
+    assert touched(edits) == set()
 
 
 def test_a_losss_line_counts_for_its_runs(touched):

@@ -17,7 +17,7 @@ from conftest import ROOT, tiny_run
 
 from kd.data.prepare import prepare
 from kd.data.raw import Source
-from kd.registry import models
+from kd.models.build import build
 from kd.runs.run import run_step
 from kd.runtime.messages import ConfigError
 from kd.settings.run import Compute, Run
@@ -64,7 +64,7 @@ def test_files_of_a_run(store: Path, tmp_path: Path) -> None:
     assert record["seconds"]["total"] >= record["seconds"]["inversion"] > 0
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 4
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)
-    models.build(run.model, num_classes=10, in_channels=1, image_size=8).load_state_dict(weights)
+    build(run.model, num_classes=10, in_channels=1, image_size=8).load_state_dict(weights)
     assert not list(tmp_path.glob("checkpoint*")), "checkpoints are removed when the run is complete"
 
 

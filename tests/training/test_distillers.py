@@ -20,9 +20,9 @@ from kd.data.augment import Augment
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.losses.objective import EnsembleObjective, Objective
+from kd.models.build import build
 from kd.models.classifier import Classifier, Ensemble, Reusing
 from kd.registry.losses import LOSSES, ONE_TEACHER
-from kd.registry.models import build
 from kd.runs.run import run_step
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import read_json
