@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, connector
 from kd.models.classifier import frozen
-from kd.registry import loss_ranges as ranges
-from kd.registry.loss_pairs import require
 
 
-class AB(nn.Module):
+class AB(Loss):
     """Puts the student's neurons on the side of the activation boundary where the teacher's are, in a first stage, [B]:
 
         L = 3/1000 sum over stages i = 1..n of 2^(i - n) sum_chw max(0, m - b s)^2        b = 1 where t > 0, else -1
@@ -34,10 +33,6 @@ class AB(nn.Module):
         margin: m.
         connectors: only where the shapes are `unequal`, as in the code of CRD's study, or at `all` stages.
         keep: the loss stays on in the main stage, its connectors as the first stage left them.
-
-    Raises:
-        ValueError: the networks have different numbers of stages, no convolution relates two sizes, or a setting is out
-            of range.
     """
 
     signed = True
@@ -52,16 +47,11 @@ class AB(nn.Module):
         keep: bool = False,
     ) -> None:
         super().__init__()
-        ranges.require("ab", first_epochs=first_epochs, margin=margin)
-        if connectors not in ("all", "unequal"):
-            raise ValueError(f"ab: connectors must be one of all, unequal; got {connectors!r}")
-        pairs = (context.student_maps[1:], context.teacher_maps[1:])
-        require("ab", context.student_maps, context.teacher_maps)
         self.first_epochs, self.margin, self.keep = first_epochs, margin, keep
         drawn = {"generator": context.generator, "device": context.labels.device}
         self.connectors = nn.ModuleList(
-            nn.Identity() if connectors == "unequal" and s == t else connector("ab", s, t, **drawn)
-            for s, t in zip(*pairs, strict=True)
+            nn.Identity() if connectors == "unequal" and s == t else connector(s, t, **drawn)
+            for s, t in zip(context.student_maps[1:], context.teacher_maps[1:], strict=True)
         )
 
     def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:

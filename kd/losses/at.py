@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller
-from kd.registry import loss_ranges as ranges
-from kd.registry.loss_pairs import require
+from kd.losses.maps import at_least_float32, pool_to_smaller
 
 
 def at(student: Output, teacher: Output, batch: Batch, *, p: int = 2) -> Tensor:
@@ -24,13 +22,8 @@ def at(student: Output, teacher: Output, batch: Batch, *, p: int = 2) -> Tensor:
         L = sum over stages of mean over positions of (Q_s - Q_t)^2
 
     Channels may differ. Of two sizes, the larger map is first averaged to the smaller one.
-
-    Raises:
-        ValueError: p is below 1, the networks have unlike numbers of stages, or gave no maps.
     """
-    ranges.require("at", p=p)
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
-    require("at", map_shapes(student.maps), map_shapes(teacher.maps))
     return sum(_stage(s, t, p) for s, t in zip(student_maps, teacher_maps, strict=True))
 
 

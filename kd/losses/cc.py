@@ -6,14 +6,14 @@ Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, Correlation Congruence for Knowledge D
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, linear
-from kd.registry import loss_ranges as ranges
 
 
-class CC(nn.Module):
+class CC(Loss):
     """Differences between the embedded penultimate features, correlated between neighbours in the batch, a scalar:
 
         d_i = |e_s(f_s,i) - e_t(f_t,i)|        L = 1/(B - 1) sum_i d_i . d_{i+1}
@@ -25,14 +25,10 @@ class CC(nn.Module):
     Args:
         context: both feature widths, the generator of the initial weights.
         feat_dim: width of the embeddings.
-
-    Raises:
-        ValueError: feat_dim is below 1.
     """
 
     def __init__(self, context: LossContext, *, feat_dim: int = 128) -> None:
         super().__init__()
-        ranges.require("cc", feat_dim=feat_dim)
         drawn = {"generator": context.generator, "device": context.labels.device}
         self.student_embedding = linear(context.student_dim, feat_dim, **drawn)
         self.teacher_embedding = linear(context.teacher_dim, feat_dim, **drawn)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kd.batch import Batch, LossContext, Output
-from kd.registry import loss_ranges as ranges
+from kd.losses.base import Loss
 
 EPS = 1e-7  # of the NCE equation
 FULL_PRODUCT = 2**28  # dot products held at once (1 GiB); beyond, they are computed for the drawn rows alone
@@ -49,7 +49,7 @@ def infonce_loss(positive_logit: Tensor, negative_logits: Tensor) -> Tensor:
     return F.softplus(negative_logits.logsumexp(1) - positive_logit)
 
 
-class CRD(nn.Module):
+class CRD(Loss):
     """Contrast of student and teacher, summed over both sides as anchor: [B].
 
     The penultimate features pass a linear embedding and L2 normalisation; both embeddings are trainable and belong to
@@ -77,8 +77,7 @@ class CRD(nn.Module):
         estimator: `nce` (the paper's) or `infonce`.
 
     Raises:
-        ValueError: a setting is out of range, features of unlike widths have no embedding, or the training samples
-            leave no negative to draw.
+        ValueError: features of unlike widths have no embedding, or the training samples leave no negative to draw.
     """
 
     def __init__(
@@ -96,14 +95,6 @@ class CRD(nn.Module):
         memory: Literal["bank", "queue"] = "bank",
     ) -> None:
         super().__init__()
-        _require_one_of("embedding", embedding, "linear", "none")
-        of_pairs = {"negatives_from": negatives_from, "positive": positive, "memory": memory}
-        ranges.require("crd", feat_dim=feat_dim, negatives=negatives, tau=tau, momentum=momentum, **of_pairs)
-        _require_one_of("negatives_from", negatives_from, "other_classes", "other_indices")
-        _require_one_of("positive", positive, "exact", "relax")
-        _require_one_of("estimator", estimator, "nce", "infonce")
-        _require_one_of("memory", memory, "bank", "queue")
-
         self.negatives = negatives
         self.tau = tau
         self.momentum = momentum
@@ -309,8 +300,3 @@ class _AttachGradient(torch.autograd.Function):
     def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return grad_loss[:, None] * gradient, None, None
-
-
-def _require_one_of(key: str, value: str, *allowed: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"crd: {key} must be one of {', '.join(allowed)}; got {value!r}")

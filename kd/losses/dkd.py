@@ -11,7 +11,6 @@ from torch import Tensor
 from kd.batch import Batch, Output
 from kd.losses.kd import kl_divergence
 from kd.losses.maps import at_least_float32
-from kd.registry import loss_ranges as ranges
 
 
 def dkd(
@@ -35,11 +34,7 @@ def dkd(
     The authors choose beta by pair. On CIFAR-100 it is 8, but 6 from VGG-13 and from WRN-40-2 to another WRN, and 2
     from ResNet-56 and ResNet-110; the weight is 1, beside cross entropy of weight 1. They raise the weight linearly
     over the first 20 epochs (`warmup: 20`).
-
-    Raises:
-        ValueError: the temperature is not above 0, or a weight below 0.
     """
-    ranges.require("dkd", temperature=temperature, alpha=alpha, beta=beta)
     target_student, others_student = _decouple(student.logits, batch.labels, temperature)
     target_teacher, others_teacher = _decouple(teacher.logits, batch.labels, temperature)
     target = kl_divergence(target_teacher, target_student, 1.0)

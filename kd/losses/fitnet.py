@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, connector
-from kd.registry.loss_pairs import require
 
 
-class FitNet(nn.Module):
+class FitNet(Loss):
     """Mean squared error between the regressed map of the student and the teacher's, [B]:
 
         L = 1/(C H W) ||relu(BN(conv(F_s))) - F_t||^2
@@ -27,17 +27,13 @@ class FitNet(nn.Module):
     Args:
         context: the shapes of the maps, the generator of the initial weights.
         layer: which map, counted from 0, the stem's.
-
-    Raises:
-        ValueError: a network has no such map, or no convolution relates the two sizes.
     """
 
     def __init__(self, context: LossContext, *, layer: int = 2) -> None:
         super().__init__()
-        require("fitnet", context.student_maps, context.teacher_maps, layer=layer)
         self.layer = layer
         shapes = context.student_maps[layer], context.teacher_maps[layer]
-        self.regressor = connector("fitnet", *shapes, generator=context.generator, device=context.labels.device)
+        self.regressor = connector(*shapes, generator=context.generator, device=context.labels.device)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         """Loss per sample, [B]."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, pool_to_smaller
-from kd.registry import loss_ranges as ranges
-from kd.registry.loss_pairs import require
 
 
 def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
@@ -26,7 +25,7 @@ def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
     return top @ bottom.mT / bottom.shape[2]
 
 
-class FSP(nn.Module):
+class FSP(Loss):
     """Squared difference of the matrices G between neighbouring maps, the stem's included, in a first stage, [B]:
 
         L = sum over i of 1/(C_i C_{i+1}) || G(F_s,i, F_s,i+1) - G(F_t,i, F_t,i+1) ||^2
@@ -39,15 +38,10 @@ class FSP(nn.Module):
         context: the shapes of the maps.
         first_epochs: epochs of the first stage.
         keep: the loss stays on in the main stage.
-
-    Raises:
-        ValueError: the networks have different numbers of maps or of channels, or first_epochs is below 0.
     """
 
     def __init__(self, context: LossContext, *, first_epochs: int = 30, keep: bool = False) -> None:
         super().__init__()
-        ranges.require("fsp", first_epochs=first_epochs)
-        require("fsp", context.student_maps, context.teacher_maps)
         self.first_epochs, self.keep = first_epochs, keep
 
     def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, conv, pool_to_smaller
-from kd.registry import loss_ranges as ranges
-from kd.registry.loss_pairs import require
 
 
-class FT(nn.Module):
+class FT(Loss):
     """The student's translator follows the factors of the teacher's paraphraser, both on the last map, [B].
 
     First stage: the paraphraser, an autoencoder of three convolutions and three transposed ones, learns the teacher's
@@ -38,17 +37,12 @@ class FT(nn.Module):
         first_epochs: epochs of the first stage.
         first_lr: learning rate there.
         factor_rate: channels of the factors, as a share of the teacher's.
-
-    Raises:
-        ValueError: a network gives no maps, or a setting is out of range.
     """
 
     def __init__(
         self, context: LossContext, *, first_epochs: int = 30, first_lr: float = 0.01, factor_rate: float = 0.5
     ) -> None:
         super().__init__()
-        ranges.require("ft", first_epochs=first_epochs, first_lr=first_lr, factor_rate=factor_rate)
-        require("ft", context.student_maps, context.teacher_maps, factor_rate=factor_rate)
         self.first_epochs, self.first_lr = first_epochs, first_lr
         width, teacher_width = context.student_maps[-1][0], context.teacher_maps[-1][0]
         factors = int(teacher_width * factor_rate)

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses.maps import at_least_float32, map_shapes
-from kd.registry import loss_ranges as ranges
-from kd.registry.loss_pairs import require
+from kd.losses.maps import at_least_float32
 
 SPARE = 3  # singular vectors that the student offers beyond the teacher's k
 DAMPING = 1e-5  # of the gradient, as a share of the largest squared singular value
@@ -35,14 +33,8 @@ def kdsvd(student: Output, teacher: Output, batch: Batch, *, k: int = 1) -> Tens
     The derivative of a singular vector has the poles 1 / (s_i^2 - s_j^2). They are damped to x / (x^2 + d^2) with
     d = 1e-5 s_1^2, so that equal singular values, or a map of zeros, leave the gradient finite. It is a gradient of
     first order only. The decomposition makes a GPU wait for its result.
-
-    Raises:
-        ValueError: k is below 1 or above the teacher's singular vectors, the networks have unlike numbers of stages,
-            fewer than two, or unlike channels.
     """
-    ranges.require("kdsvd", k=k)
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
-    require("kdsvd", map_shapes(student.maps), map_shapes(teacher.maps), k=k)
     with torch.autocast(student.logits.device.type, enabled=False):
         stages = [_aligned(s, t, k) for s, t in zip(student_maps, teacher_maps, strict=True)]
         total = 0

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from kd.registry.loss_pairs import connection
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -28,11 +25,6 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     a, b = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
     return a, b
-
-
-def map_shapes(maps: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
-    """(C, H, W) of each of the maps [B, C, H, W]."""
-    return tuple(tuple(map_.shape[1:]) for map_ in maps)
 
 
 def linear(
@@ -70,21 +62,39 @@ def _draw(layer: Layer, generator: torch.Generator, device: torch.device) -> Lay
     return layer
 
 
+def connection(student_map: tuple[int, int, int], teacher_map: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the settings of the convolution that brings a student's map to the size of a teacher's, (C, H, W) each.
+
+    3x3 of stride 2 where the student's map is twice as large, transposed 4x4 of stride 2 where it is half as large,
+    and otherwise unpadded with a kernel of 1 + the difference of the sizes, so 1x1 for equal ones.
+
+    Raises:
+        ValueError: no such convolution relates the sizes. `kd.registry.loss_pairs.connectable` says so without torch.
+    """
+    (_, *size), (_, *teacher_size) = student_map, teacher_map
+    cut = size[0] - teacher_size[0]
+    if size == [2 * n for n in teacher_size]:
+        return {"kernel_size": 3, "stride": 2, "padding": 1}
+    if teacher_size == [2 * n for n in size]:
+        return {"kernel_size": 4, "stride": 2, "padding": 1, "transposed": True}
+    if cut >= 0 and size[1] - teacher_size[1] == cut:
+        return {"kernel_size": 1 + cut}
+    raise ValueError(f"no convolution brings a map {student_map} to the size of {teacher_map}")
+
+
 def connector(
-    name: str,
     student_map: tuple[int, int, int],
     teacher_map: tuple[int, int, int],
     *,
     generator: torch.Generator,
     device: torch.device,
 ) -> nn.Sequential:
-    """Convolution, as `kd.registry.loss_pairs.connection` has it, and batch normalisation from a student's map to the
-    shape of a teacher's, given as (C, H, W) each.
+    """Return the convolution of `connection` and batch normalisation, from a student's map to a teacher's shape.
 
     Raises:
         ValueError: no such convolution relates the sizes.
     """
-    settings = connection(name, student_map, teacher_map)
+    settings = connection(student_map, teacher_map)
     drawn = {"generator": generator, "device": device}
     return nn.Sequential(
         conv(student_map[0], teacher_map[0], **settings, **drawn), nn.BatchNorm2d(teacher_map[0], device=device)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
-from kd.losses.maps import at_least_float32, map_shapes, pool_to_smaller
-from kd.registry.loss_pairs import require
+from kd.losses.maps import at_least_float32, pool_to_smaller
 
 
 def nst(student: Output, teacher: Output, batch: Batch) -> Tensor:
@@ -24,12 +23,8 @@ def nst(student: Output, teacher: Output, batch: Batch) -> Tensor:
 
     Channels may differ. Of two sizes, the larger map is first averaged to the smaller one. The weight of CRD's study
     is 50.
-
-    Raises:
-        ValueError: the networks have unlike numbers of stages, or gave no maps.
     """
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
-    require("nst", map_shapes(student.maps), map_shapes(teacher.maps))
     with torch.autocast(student.logits.device.type, enabled=False):
         return sum(_stage(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
 

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, conv
-from kd.registry import loss_ranges as ranges
-from kd.registry.loss_pairs import require
 
 Size = tuple[int, int]  # H, W
 
@@ -36,7 +35,7 @@ def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tenso
     return total / weights
 
 
-class ReviewKD(nn.Module):
+class ReviewKD(Loss):
     """Every level of the teacher is learned by the student's level fused with all deeper ones, [B].
 
     The levels are the stages' maps, without the stem's, and the penultimate feature as a map of 1x1. The teacher's maps
@@ -52,18 +51,13 @@ class ReviewKD(nn.Module):
     Args:
         context: shapes of maps and features, the generator of the initial weights.
         max_mid_width: the fused maps are as wide as the student's feature, at most so wide.
-
-    Raises:
-        ValueError: the networks have different numbers of stages, or max_mid_width is below 1.
     """
 
     signed = True
 
     def __init__(self, context: LossContext, *, max_mid_width: int = 512) -> None:
         super().__init__()
-        ranges.require("reviewkd", max_mid_width=max_mid_width)
         student_maps, teacher_maps = context.student_maps[1:], context.teacher_maps[1:]
-        require("reviewkd", context.student_maps, context.teacher_maps)
         mid_width = min(max_mid_width, context.student_dim)
         self.fusions = nn.ModuleList()
         widths = [*(c for c, _, _ in student_maps), context.student_dim]

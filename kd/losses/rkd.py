@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kd.batch import Batch, Output
 from kd.losses.maps import at_least_float32
-from kd.registry import loss_ranges as ranges
 
 EPS = 1e-12  # smallest squared distance between two samples
 
@@ -30,11 +29,7 @@ def rkd(
     where distance and direction are 0. Widths may differ. The weight of CRD's study is 1.
 
     Samples whose features coincide (closer than 1e-6) have no direction either, which keeps the gradient finite.
-
-    Raises:
-        ValueError: a weight is below 0.
     """
-    ranges.require("rkd", distance_weight=distance_weight, angle_weight=angle_weight)
     with torch.autocast(student.logits.device.type, enabled=False):
         distances, angles = _relations(at_least_float32(student.feature))
         with torch.no_grad():

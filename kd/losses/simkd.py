@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, conv, pool_to_smaller
 from kd.models.classifier import Classifier, Reusing, evaluating
-from kd.registry.loss_pairs import require
 from kd.runtime.messages import ConfigError
 
 
-class SimKD(nn.Module):
+class SimKD(Loss):
     """Squared error between the teacher's last map and the student's behind a projector, [B]:
 
         L = 1/(C H W) ||projector(F_s) - F_t||^2
@@ -32,13 +32,11 @@ class SimKD(nn.Module):
         factor: the projector's inner width is the teacher's divided by this.
 
     Raises:
-        ConfigError: a network gives no maps, factor is out of range, or the teacher is more than its last map, pooling
-            and head.
+        ConfigError: the teacher is more than its last map, pooling and head.
     """
 
     def __init__(self, context: LossContext, *, factor: int = 2) -> None:
         super().__init__()
-        require("simkd", context.student_maps, context.teacher_maps, factor=factor)
         _require_that_head_and_pool_classify(context.teacher)
         width, teacher_width = context.student_maps[-1][0], context.teacher_maps[-1][0]
         inner, drawn = teacher_width // factor, {"generator": context.generator, "device": context.labels.device}

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.base import Loss
 from kd.losses.maps import at_least_float32, conv, pool_to_smaller
-from kd.registry import loss_ranges as ranges
-from kd.registry.loss_pairs import require
 
 
-class VID(nn.Module):
+class VID(Loss):
     """A lower bound on the mutual information of each stage's maps, without its constant, [B]:
 
         L = sum over stages of 1/(C H W) sum_chw 1/2 ( (F_t - mu(F_s))^2_chw / sigma^2_c + log sigma^2_c )
@@ -32,16 +31,11 @@ class VID(nn.Module):
         context: the shapes of the maps, the generator of the initial weights.
         init_pred_var: initial sigma^2 of every channel.
         eps: the least sigma^2.
-
-    Raises:
-        ValueError: the networks have different numbers of stages, or a setting is out of range.
     """
 
     def __init__(self, context: LossContext, *, init_pred_var: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__()
-        ranges.require("vid", init_pred_var=init_pred_var, eps=eps)
         student_maps, teacher_maps = context.student_maps[1:], context.teacher_maps[1:]
-        require("vid", context.student_maps, context.teacher_maps)
         self.eps = eps
         self.means, self.scales = nn.ModuleList(), nn.ParameterList()
         softplus = init_pred_var - eps

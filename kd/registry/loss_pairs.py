@@ -1,96 +1,121 @@
-"""Which networks a loss can relate, by the shapes (C, H, W) of their maps. Imports no torch: validation asks, too."""
+"""Rules for which networks a loss can relate, by the shapes (C, H, W) of their maps. Imports no torch.
+
+An entry of `kd.registry.losses.LOSSES` lists its rules. A rule is a function (name, student, teacher, settings) of the
+loss's name, the shapes of all maps of both networks, and the loss's settings; it raises ConfigError, in one line, with
+both shapes and what to do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kd.runtime.messages import ConfigError
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape]
+Settings = dict[str, Any]
+PairRule = Callable[[str, Shapes, Shapes, Settings], None]
+
+ALL = slice(None)  # which of a network's maps a rule looks at: the stem's and each stage's,
+STAGES = slice(1, None)  # without the stem's,
+LAST = slice(-1, None)  # or only the last stage's
 
 
-def require(name: str, student: Shapes, teacher: Shapes, **settings: Any) -> None:
-    """Refuse networks, by the shapes of all their maps, that the loss of this name cannot relate with these settings.
+def same_number_of(maps: slice, at_least: int = 1) -> PairRule:
+    """Return the rule that both networks have the same number of these maps, so that they pair one to one."""
 
-    Raises:
-        ConfigError: in one line: what is impossible, with both shapes, and what to do.
-    """
-    if name in ("at", "nst", "vid", "reviewkd", "kdsvd", "ab"):
-        as_many_stages(name, student[1:], teacher[1:], at_least=2 if name == "kdsvd" else 1)
-    if name in ("sp", "ft", "simkd"):
-        as_many_stages(name, student[-1:], teacher[-1:])
-    if name == "fsp":
-        as_many_stages(name, student, teacher, at_least=2)
-        _equal_widths(name, student, teacher)
-    if name == "kdsvd":
-        _equal_widths(name, student[1:], teacher[1:])
-        k = settings.get("k", 1)
-        for shape in teacher[1:]:
-            if k > min(shape[0], shape[1] * shape[2]):
-                raise ConfigError(f"kdsvd: the teacher's map {shape} has no {k} singular vectors; choose a smaller k")
-    if name == "ft" and teacher[-1][0] * (rate := settings.get("factor_rate", 1)) < 1:
-        raise ConfigError(f"ft: factor_rate must leave at least 1 of {teacher[-1][0]} channels; got {rate!r}")
-    if name == "simkd" and not 1 <= (factor := settings.get("factor", 1)) <= teacher[-1][0]:
-        raise ConfigError(f"simkd: factor must be from 1 to {teacher[-1][0]}; got {factor!r}")
-    if name == "ab":
-        for pair in zip(student[1:], teacher[1:], strict=True):
-            connection(name, *pair)
-    if name == "fitnet":
-        layer = settings.get("layer", 2)
-        count = min(len(student), len(teacher))
-        if not 0 <= layer < count:
+    def rule(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
+        student, teacher = student[maps], teacher[maps]
+        if len(student) != len(teacher):
             raise ConfigError(
-                f"fitnet: no layer {layer} among {len(student)} maps of the student and {len(teacher)} of the teacher; "
-                f"choose a layer from 0 to {count - 1}"
+                f"{name}: {len(student)} stages of the student {listed(student)} do not pair with "
+                f"{len(teacher)} of the teacher {listed(teacher)}; choose networks with equal numbers of stages"
             )
-        connection(name, student[layer], teacher[layer])
+        if len(student) < at_least:
+            raise ConfigError(
+                f"{name}: needs at least {at_least} stages, student {listed(student)}, teacher {listed(teacher)}; "
+                "choose networks that return the maps of their stages"
+            )
+
+    return rule
 
 
-def as_many_stages(name: str, student: Shapes, teacher: Shapes, at_least: int = 1) -> None:
-    """Refuse maps that cannot be paired one to one."""
-    if len(student) != len(teacher):
+def equal_widths(maps: slice) -> PairRule:
+    """Return the rule that these maps have equal numbers of channels in both networks."""
+
+    def rule(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
+        widths, teacher_widths = ([shape[0] for shape in shapes[maps]] for shapes in (student, teacher))
+        if widths != teacher_widths:
+            raise ConfigError(
+                f"{name}: maps of {widths} channels in the student cannot be compared with {teacher_widths} in the "
+                "teacher; choose networks of equal width"
+            )
+
+    return rule
+
+
+def convolutions_between_stages(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
+    """A convolution brings each stage's map of the student to the size of the teacher's."""
+    for pair in zip(student[STAGES], teacher[STAGES], strict=True):
+        _require_connection(name, *pair)
+
+
+def convolution_at_layer(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
+    """Both networks have a map number `layer`, and a convolution brings the student's to the teacher's size."""
+    layer, count = settings["layer"], min(len(student), len(teacher))
+    if not 0 <= layer < count:
         raise ConfigError(
-            f"{name}: {len(student)} stages of the student {listed(student)} do not pair with "
-            f"{len(teacher)} of the teacher {listed(teacher)}; choose networks with as many stages"
+            f"{name}: no layer {layer} among {len(student)} maps of the student and {len(teacher)} of the teacher; "
+            f"choose a layer from 0 to {count - 1}"
         )
-    if len(student) < at_least:
-        raise ConfigError(
-            f"{name}: needs at least {at_least} stages, student {listed(student)}, teacher {listed(teacher)}; "
-            "choose networks that give the maps of their stages"
-        )
+    _require_connection(name, student[layer], teacher[layer])
 
 
-def connection(name: str, student: Shape, teacher: Shape) -> dict[str, Any]:
-    """How a convolution brings the student's map to the teacher's size: its settings.
+def singular_vectors_of_stages(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
+    """Each of the teacher's maps, a matrix HW x C, has `k` singular vectors."""
+    for channels, height, width in teacher[STAGES]:
+        if settings["k"] > min(channels, height * width):
+            raise ConfigError(
+                f"{name}: the teacher's map {(channels, height, width)} has no {settings['k']} singular vectors; "
+                "choose a smaller k"
+            )
 
-    3x3 of stride 2 where the student's map is twice as large, transposed 4x4 of stride 2 where it is half as large,
-    and otherwise unpadded with a kernel of 1 + the difference of the sizes, so 1x1 for equal ones.
+
+def channels_left_by_factor_rate(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
+    """The share `factor_rate` of the channels of the teacher's last map is at least one channel."""
+    width, rate = teacher[-1][0], settings["factor_rate"]
+    if width * rate < 1:
+        raise ConfigError(f"{name}: factor_rate must leave at least 1 of {width} channels; got {rate!r}")
+
+
+def channels_left_by_factor(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
+    """The channels of the teacher's last map, divided by `factor`, are at least one channel."""
+    width, factor = teacher[-1][0], settings["factor"]
+    if not 1 <= factor <= width:
+        raise ConfigError(f"{name}: factor must be from 1 to {width}; got {factor!r}")
+
+
+def connectable(student: Shape, teacher: Shape) -> bool:
+    """Whether `kd.losses.maps.connection` has a convolution from a map of the student to the size of the teacher's.
+
+    The teacher's map may be twice as large in height and width, half as large, or smaller by the same number of
+    positions in both.
     """
     (_, *size), (_, *teacher_size) = student, teacher
-    cut = size[0] - teacher_size[0]
-    if size == [2 * n for n in teacher_size]:
-        return {"kernel_size": 3, "stride": 2, "padding": 1}
-    if teacher_size == [2 * n for n in size]:
-        return {"kernel_size": 4, "stride": 2, "padding": 1, "transposed": True}
-    if cut >= 0 and size[1] - teacher_size[1] == cut:
-        return {"kernel_size": 1 + cut}
-    raise ConfigError(
-        f"{name}: no convolution brings the student's map {listed([student])} to the size of the teacher's "
-        f"{listed([teacher])}; choose networks whose maps are of equal size, or the student's larger or half"
-    )
+    cuts = [ours - theirs for ours, theirs in zip(size, teacher_size, strict=True)]
+    twice = [2 * n for n in teacher_size] == size or [2 * n for n in size] == teacher_size
+    return twice or (cuts[0] == cuts[1] and cuts[0] >= 0)
 
 
-def _equal_widths(name: str, student: Shapes, teacher: Shapes) -> None:
-    widths, teacher_widths = [shape[0] for shape in student], [shape[0] for shape in teacher]
-    if widths != teacher_widths:
+def _require_connection(name: str, student: Shape, teacher: Shape) -> None:
+    if not connectable(student, teacher):
         raise ConfigError(
-            f"{name}: maps of {widths} channels in the student cannot be compared with {teacher_widths} in the "
-            "teacher; choose networks of equal width"
+            f"{name}: no convolution brings the student's map {listed([student])} to the size of the teacher's "
+            f"{listed([teacher])}; choose networks whose maps are of equal size, or the student's larger or half"
         )
 
 
 def listed(shapes: Shapes) -> str:
-    """Shapes in words, such as "16x32x32, 32x16x16", in brackets."""
+    """Return shapes in words, such as "16x32x32, 32x16x16", in brackets."""
     return "[" + ", ".join("x".join(map(str, shape)) for shape in shapes) + "]"

@@ -30,7 +30,7 @@ def run_code(run: Run) -> str:
     The rooms of NOT_FOLLOWED do not count, nor do comments, docstrings, formatting, and losses or models of other runs.
     """
     networks = [run.model, *(teacher.model for teacher in run.teachers or ())]
-    losses = [LOSSES[name] for name in sorted(run.objective or {})]
+    losses = [LOSSES[name].code for name in sorted(run.objective or {})]
     modules = [KINDS[run.kind].loop, *(line.split(":")[0] for line in losses)]
     modules += [models.source(name) for name in networks]
     modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]

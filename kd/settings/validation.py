@@ -11,11 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kd.registry import loss_ranges as ranges
 from kd.registry import models
 from kd.registry.datasets import DATASETS, GREY
-from kd.registry.loss_pairs import require
-from kd.registry.losses import LOSSES, OF_TERMS, ONE_TEACHER, loss_defaults, loss_settings
+from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.runtime.yaml_files import read_yaml
@@ -152,7 +150,7 @@ def _impossible_pairs(settings: dict[str, Any], teachers: list, terms: dict[str,
         for (_, teacher), (name, values) in product(teachers, terms.items()):
             teacher_maps = map_shapes(teacher, size)
             if student_maps and teacher_maps:
-                require(name, student_maps, teacher_maps, **loss_defaults(name) | values)
+                require_pair(name, student_maps, teacher_maps, **values)
     except ValueError as error:
         yield f"objective.{error} ({teacher} -> {student})"
 
@@ -186,7 +184,11 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
         if view != "rgb" and name in GREY:
             yield f"{who}.view: got {view!r}; the images of dataset.name {name} have no colours: take view: rgb"
     terms = active(settings["objective"])
-    if settings["kind"] == "distill" and len(names) > 1 and (single := sorted(set(terms) & set(ONE_TEACHER))):
+    if (
+        settings["kind"] == "distill"
+        and len(names) > 1
+        and (single := [name for name in sorted(terms) if LOSSES[name].one_teacher])
+    ):
         yield f"teacher.model: got {len(names)} networks; objective.{single[0]} takes over the parts of one: name one"
     if settings["kind"] != "datafree" and not terms:
         yield "objective: every weight is 0; give at least one loss a weight above 0"
@@ -224,9 +226,8 @@ def _term_faults(name: str, values: dict[str, Any]) -> Iterator[str]:
         return
     if values.get("warmup", 0) < 0:
         yield f"objective.{name}.warmup: got {shown(values['warmup'])}; allowed: >= 0"
-    values = loss_defaults(name) | values
-    for key, allowed in ranges.faults(name, values):
-        yield f"objective.{name}.{key}: got {shown(values[key])}; allowed: {allowed}"
+    for key, value, allowed in setting_faults(name, values):
+        yield f"objective.{name}.{key}: got {shown(value)}; allowed: {allowed}"
 
 
 def _plain(key: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Batch, Output
+from kd.losses.objective import EnsembleObjective, Objective
 
 
 class Step(NamedTuple):
@@ -22,7 +23,7 @@ class Step(NamedTuple):
 def train_step(
     student: nn.Module,
     teacher: Callable[..., Any] | None,
-    objective: nn.Module,
+    objective: Objective | EnsembleObjective,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     precision: str,
@@ -31,7 +32,7 @@ def train_step(
 
     The teacher is in eval mode and without gradient. No value is brought to the host.
     """
-    asked = {kind: True for kind in ("maps", "signed") if getattr(objective, kind, False)}
+    asked = {kind: True for kind, wanted in (("maps", objective.maps), ("signed", objective.signed)) if wanted}
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         with torch.no_grad():
             teacher_output = None if teacher is None else teacher(batch.images, **asked)

@@ -244,7 +244,9 @@ def test_editing_the_package_runs_again_what_uses_it(project: Path) -> None:
     (project / init).write_text(
         (project / init)
         .read_text()
-        .replace("LOSSES: dict[str, str] = {\n", 'LOSSES: dict[str, str] = {\n    "mine": "kd.losses.mine:kd",\n')
+        .replace(
+            "LOSSES: dict[str, Entry] = {\n", 'LOSSES: dict[str, Entry] = {\n    "mine": Entry("kd.losses.mine:kd"),\n'
+        )
     )
     assert planned(project, **own) == {}, "a loss that is added reruns nothing"
     mine = {"kind": "distill", "objective": {"mine": {"weight": 1.0}}}

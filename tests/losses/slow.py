@@ -3,6 +3,7 @@
 import torch
 
 from kd.batch import Batch, LossContext, Output
+from kd.losses.objective import build_loss
 
 
 def generator(seed=0):
@@ -12,7 +13,8 @@ def generator(seed=0):
 def build(kind, student_maps, teacher_maps, seed=0, **settings):
     """A loss for networks with these maps (C, H, W), whose feature is as wide as the last map."""
     dims = (maps[-1][0] if maps else 1 for maps in (student_maps, teacher_maps))
-    return kind(LossContext(*dims, torch.tensor([0, 1]), 2, generator(seed), student_maps, teacher_maps), **settings)
+    context = LossContext(*dims, torch.tensor([0, 1]), 2, generator(seed), student_maps, teacher_maps)
+    return build_loss(kind.__module__.removeprefix("kd.losses."), context, **settings)
 
 
 def scatter(loss, seed=9):

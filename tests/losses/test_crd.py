@@ -7,6 +7,7 @@ import torch
 
 from kd.batch import Batch, LossContext, Output
 from kd.losses.crd import CRD, infonce_loss, nce_loss
+from kd.losses.objective import build_loss
 
 STUDENT_DIM, TEACHER_DIM, FEAT_DIM = 5, 6, 8
 LABELS = torch.tensor([2, 0, 1, 1, 2, 0, 1, 1, 1, 3, 1, 0])  # unequal classes, in no order
@@ -18,7 +19,7 @@ def generator(seed=0):
 
 def build(labels=LABELS, seed=0, **settings):
     context = LossContext(STUDENT_DIM, TEACHER_DIM, labels, int(labels.max()) + 1, generator(seed))
-    return CRD(context, **{"feat_dim": FEAT_DIM, "negatives": 20} | settings)
+    return build_loss("crd", context, **{"feat_dim": FEAT_DIM, "negatives": 20} | settings)
 
 
 def features(size, seed=1):

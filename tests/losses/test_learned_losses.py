@@ -113,7 +113,7 @@ def test_the_state_of_a_checkpoint_restores_the_loss(name):
     loss, other = make(name), make(name, seed=1)
     student, teacher = (converted(x, torch.float32) for x in outputs(*shapes_of(name)))
     for stage in ("first_stage", "forward"):
-        if hasattr(loss, stage):
+        if (name, stage) in STAGES:
             getattr(loss, stage)(student, teacher, batch_of(3))
     assert not torch.equal(loss(student, teacher, batch_of(3)), other(student, teacher, batch_of(3)))
     other.load_state_dict(loss.state_dict())

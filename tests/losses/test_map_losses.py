@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from kd.batch import Batch, Output
+from kd.batch import Batch, LossContext, Output
 from kd.losses.at import at
 from kd.losses.kdsvd import kdsvd, right_singular_vectors
 from kd.losses.nst import nst
+from kd.losses.objective import build_loss
 from kd.losses.sp import sp
 
 SIZE = 3
@@ -35,7 +36,9 @@ def output(maps_):
 def call(loss, student, teacher, **settings):
     size = len(student[0]) if student else SIZE
     batch = Batch(torch.empty(size, 0), torch.zeros(size).long(), torch.arange(size), torch.ones(size))
-    return loss(output(student), output(teacher), batch, **settings)
+    shapes = [tuple(tuple(map_.shape[1:]) for map_ in maps_) for maps_ in (student, teacher)]
+    context = LossContext(1, 1, batch.labels, 2, torch.Generator(), *shapes)
+    return build_loss(loss.__name__, context, **settings)(output(student), output(teacher), batch)
 
 
 def assert_alike(loss, reference, student_shapes, teacher_shapes, **settings):

@@ -1,13 +1,14 @@
 """What the losses on maps share: pooling to one size, pairing of stages, layers drawn from a generator."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
-from kd.losses.maps import at_least_float32, conv, linear, map_shapes, pool_to_smaller
-from kd.registry.loss_pairs import as_many_stages
+from kd.losses.maps import at_least_float32, connection, conv, linear, pool_to_smaller
+from kd.registry.loss_pairs import connectable
 
 CPU = torch.device("cpu")
 
@@ -43,17 +44,22 @@ def test_height_and_width_shrink_apart():
     assert a.shape == b.shape == (1, 1, 2, 3)
 
 
-def test_unlike_numbers_of_stages_are_refused_with_both_shapes():
-    student, teacher = map_shapes([torch.empty(5, 4, 3, 2)]), ((8, 3, 2), (16, 1, 1))
-    with pytest.raises(
-        ValueError, match=r"^mine: 1 stages of the student \[4x3x2\] .* 2 of the teacher \[8x3x2, 16x1x1\]; .*$"
-    ):
-        as_many_stages("mine", student, teacher)
-    with pytest.raises(ValueError, match=r"^mine: needs at least 1 stages, student \[\], teacher \[\]; .*$"):
-        as_many_stages("mine", (), ())
-    with pytest.raises(ValueError, match=r"^mine: needs at least 2 stages, student \[4x3x2\]"):
-        as_many_stages("mine", student, student, at_least=2)
-    as_many_stages("mine", teacher, teacher, at_least=2)
+SIZES = list(product(range(1, 7), repeat=4))
+
+
+def test_a_convolution_brings_a_map_to_the_other_size_wherever_the_registry_says_so():
+    """Which pairs of sizes can be connected is told without torch; the layer itself is built and asked."""
+    made = 0
+    for height, width, teacher_height, teacher_width in SIZES:
+        shapes = (2, height, width), (3, teacher_height, teacher_width)
+        if not connectable(*shapes):
+            with pytest.raises(ValueError, match="no convolution"):
+                connection(*shapes)
+            continue
+        layer = conv(2, 3, **connection(*shapes), generator=generator(), device=CPU)
+        assert layer(torch.zeros(1, *shapes[0])).shape[1:] == shapes[1]
+        made += 1
+    assert 0 < made < len(SIZES)
 
 
 LAYERS = {

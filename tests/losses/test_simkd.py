@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kd.batch import Batch, LossContext, Output
-from kd.losses.objective import Objective
+from kd.losses.objective import Objective, build_loss
 from kd.losses.simkd import SimKD
 from kd.models.build import build
 from kd.models.classifier import Classifier
@@ -30,7 +30,8 @@ def setting(student=(3, 4, 4), teacher=(4, 2, 2), signed=False, **settings):
         Output(torch.zeros(4, 3), torch.zeros(4, shape[0]), (torch.randn(4, *shape, generator=generator),))
         for shape in (student, teacher)
     ]
-    return SimKD(context, **settings), *outputs, Batch(torch.zeros(4), labels, torch.arange(4), torch.ones(4))
+    batch = Batch(torch.zeros(4), labels, torch.arange(4), torch.ones(4))
+    return build_loss("simkd", context, **settings), *outputs, batch
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -7,8 +7,8 @@ import torch
 
 from kd.batch import Batch, LossContext, Output
 from kd.losses.objective import build_loss
-from kd.registry.loss_pairs import require
-from kd.registry.losses import LOSSES
+from kd.registry.loss_pairs import ALL, same_number_of
+from kd.registry.losses import LOSSES, require_pair
 from kd.registry.models import map_shapes
 
 CRDS_PAIRS = [  # the 13 pairs of Tian et al., ICLR 2020, tables 1 and 2
@@ -22,7 +22,7 @@ SAME_WIDTHS = [CRDS_PAIRS[number] for number in (0, 2, 3, 4, 5, 6)]
 
 def fault(loss, teacher, student, size=32, **settings):
     try:
-        require(loss, map_shapes(student, size), map_shapes(teacher, size), **settings)
+        require_pair(loss, map_shapes(student, size), map_shapes(teacher, size), **settings)
     except ValueError as error:
         return str(error)
     return None
@@ -61,6 +61,19 @@ def test_a_loss_refuses_what_validation_refuses(loss, teacher, student):
     except ValueError as error:
         refused = str(error)
     assert refused == fault(loss, teacher, student, size)
+
+
+def test_different_numbers_of_stages_are_refused_with_both_shapes():
+    student, teacher = ((4, 3, 2),), ((8, 3, 2), (16, 1, 1))
+    with pytest.raises(
+        ValueError, match=r"^mine: 1 stages of the student \[4x3x2\] .* 2 of the teacher \[8x3x2, 16x1x1\]; .*$"
+    ):
+        same_number_of(ALL)("mine", student, teacher, {})
+    with pytest.raises(ValueError, match=r"^mine: needs at least 1 stages, student \[\], teacher \[\]; .*$"):
+        same_number_of(ALL)("mine", (), (), {})
+    with pytest.raises(ValueError, match=r"^mine: needs at least 2 stages, student \[4x3x2\]"):
+        same_number_of(ALL, at_least=2)("mine", student, student, {})
+    same_number_of(ALL, at_least=2)("mine", teacher, teacher, {})
 
 
 def test_a_refusal_names_the_loss_the_shapes_and_a_way_out():

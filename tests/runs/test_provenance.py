@@ -234,7 +234,7 @@ def test_a_new_loss_or_model_touches_nothing(touched):
     edits = {
         "kd/losses/mine.py": lambda _: "def mine(student, teacher, batch):\n    return 0\n",
         "kd/registry/losses.py": lambda text: text.replace(
-            "LOSSES: dict[str, str] = {", 'LOSSES = {"mine": "kd.losses.mine:mine",'
+            "LOSSES: dict[str, Entry] = {", 'LOSSES = {"mine": Entry("kd.losses.mine:mine"),'
         ),
         "kd/models/mine.py": lambda _: "class Mine:\n    pass\n",
         "kd/registry/models.py": lambda text: text.replace(

@@ -19,10 +19,11 @@ from kd.data import views
 from kd.data.augment import Augment
 from kd.data.prepare import prepare
 from kd.data.raw import Source
+from kd.losses.base import Loss
 from kd.losses.objective import EnsembleObjective, Objective
 from kd.models.build import build
 from kd.models.classifier import Classifier, Ensemble, Reusing
-from kd.registry.losses import LOSSES, ONE_TEACHER
+from kd.registry.losses import LOSSES
 from kd.runs.run import run_step
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import read_json
@@ -133,17 +134,15 @@ def test_what_a_loss_refuses_in_a_job_is_said_in_one_line_with_its_name() -> Non
         Objective({"crd": {"weight": 1.0}}, context)
     with pytest.raises(ConfigError, match=r"^objective\.fitnet: no layer 3 among 3 maps .*$"):
         Objective({"fitnet": {"weight": 1.0, "layer": 3}}, context)
-    kdsvd = Objective({"kdsvd": {"weight": 1.0, "k": 9}}, context)
-    output = Output(torch.zeros(1, 2), torch.zeros(1, 4), (torch.zeros(1, 4, 2, 2),) * 3)
-    kdsvd.begin(0)
-    with pytest.raises(ConfigError, match=r"^kdsvd: .* has no 9 singular vectors; choose a smaller k$"):
-        kdsvd(output, output, Batch(torch.zeros(1), torch.zeros(1), torch.arange(1), torch.ones(1)))
+    with pytest.raises(ConfigError, match=r"^objective\.kdsvd: .* has no 9 singular vectors; choose a smaller k$"):
+        Objective({"kdsvd": {"weight": 1.0, "k": 9}}, context)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_losses_that_make_the_student_another_network_have_one_teacher(name: str) -> None:
-    module, attribute = LOSSES[name].split(":")
-    assert hasattr(getattr(importlib.import_module(module), attribute), "adopt") == (name in ONE_TEACHER)
+    module, attribute = LOSSES[name].code.split(":")
+    loss = getattr(importlib.import_module(module), attribute)
+    assert (isinstance(loss, type) and loss.adopt is not Loss.adopt) == LOSSES[name].one_teacher
 
 
 def test_a_weight_rises_in_a_straight_line_from_the_end_of_the_first_stage() -> None:

@@ -162,6 +162,8 @@ def test_without_a_teacher_the_labels_are_learned():
 
 def test_parameters_of_the_objective_learn_as_well():
     class Scale(nn.Module):
+        maps = signed = False
+
         def __init__(self):
             super().__init__()
             self.scale = nn.Parameter(torch.tensor(2.0))
