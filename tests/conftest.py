@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Run, merge, run_of
 from kd.studies.search import nested
 
@@ -60,3 +63,21 @@ def project(tmp_path: Path) -> Path:
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
+
+
+@functools.cache
+def read_once(path: Path) -> dict[str, Any]:
+    """Parse one of the project's own files once; the content must not be changed."""
+    return read_yaml(path)
+
+
+@pytest.fixture
+def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies are loaded with the project's own config.yaml and schemas, each of them parsed once for all tests."""
+    own = {ROOT / "config/config.yaml", *(ROOT / "workflow/schemas").iterdir()}
+
+    def read(path: Path) -> dict[str, Any]:
+        return copy.deepcopy(read_once(path)) if path in own else read_yaml(path)
+
+    for module in ("kd.studies.study", "kd.settings.validation"):
+        monkeypatch.setattr(f"{module}.read_yaml", read)
