@@ -1,0 +1,87 @@
+"""The studies in config/studies hold what they promise."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ROOT
+from own_studies import SCHEMAS
+
+from kd.studies.study import load_study
+
+
+@pytest.mark.parametrize("name", ["ssdkd-cifar10", "ssdkd-cifar100"])
+def test_the_published_studies_hold_what_they_promise(name):
+    study, small = (
+        load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name, "quick": quick}) for quick in (False, True)
+    )
+    assert len(study.table[["teacher", "student"]].drop_duplicates()) == 5
+    assert set(study.table["seed"]) == {0, 1, 2}
+    scale = study.table[study.table["experiment"] == "scale"]
+    assert sorted(set(scale["scale"])) == [0.01, 0.05, 0.1, 0.2, 1.0]
+    assert len(scale[["teacher", "student"]].drop_duplicates()) == 3
+    modules = study.table[study.table["experiment"] == "modules"].drop_duplicates("ablation")
+    switched = set()
+    for path in modules["path"]:
+        run = study.runs[path]
+        switched.add((run.modulation.diversity > 0, run.modulation.gamma > 0, run.replay.alpha > 0))
+        assert (run.replay.alpha > 0) == (run.replay.beta > 0)
+    assert len(switched) == len(modules) == 8, "the full 2x2x2 table"
+    originals = study.table[study.table["method"] == "original"]
+    assert set(originals["scale"]) == {0.1}
+    assert {study.runs[path].inversion.images for path in originals["path"]} == {"original"}
+    resnet = next(
+        run for run in study.runs.values() if run.teacher and run.teacher.model == "resnet34" and run.inversion
+    )
+    assert (resnet.inversion.adv, resnet.inversion.bn, resnet.inversion.oh) == (1.33, 10.0, 0.5)
+    assert {claim[0] for claim in study.claims} == {claim[0] for claim in small.claims} == set("abcd")
+    assert set(small.table["experiment"]) == set(study.table["experiment"])
+    assert set(small.table["teacher"]) == {"wrn_16_1"}
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "config/studies").glob("*.yaml")))
+def test_every_study_of_the_project_has_runs(name):
+    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name})
+    assert study.students
+    assert set(study.table["experiment"]) == set(study.experiments)
+
+
+@pytest.mark.parametrize("name", ["crd-cifar100", "crd-scale", "crd-modules", "crd-transfer"])
+def test_crds_studies_hold_what_they_promise(name):
+    study, small = (
+        load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name, "quick": quick}) for quick in (False, True)
+    )
+    assert set(small.table["experiment"]) <= set(study.table["experiment"])
+    assert set(small.table["student"]) == {"resnet8"}
+    assert set(study.claims) == set(small.claims) != set(), "rules for either version"
+    if name == "crd-cifar100":
+        judged = [len(version.claims["crd-above-kd-on-every-pair"]["tests"]) for version in (study, small)]
+        assert judged == [13, 1]
+        assert len(study.table[["teacher", "student"]].drop_duplicates()) == 13
+        assert len(set(study.table["method"])) == 20
+        slow = {run.model for run in study.runs.values() if run.teacher and run.training.lr == 0.01}
+        assert slow == {"mobilenetv2_half", "shufflenetv1", "shufflenetv2"}
+        for method, setting, usual, others in (
+            ("dkd", "beta", 8.0, {("resnet56", "resnet20"): 2.0, ("resnet110", "resnet32"): 2.0}),
+            ("reviewkd", "weight", 5.0, {("resnet56", "resnet20"): 0.6, ("resnet110", "resnet32"): 1.0}),
+        ):
+            others |= {("resnet110", "resnet20"): others["resnet110", "resnet32"]}
+            if method == "dkd":
+                others |= {("vgg13", "vgg8"): 6.0, ("vgg13", "mobilenetv2_half"): 6.0}
+                others |= {("wrn_40_2", student): 6.0 for student in ("wrn_16_2", "wrn_40_1")}
+            else:
+                others |= {("resnet32x4", "shufflenetv2"): 8.0}
+            rows = study.table[study.table["method"] == method]
+            found = {
+                (row.teacher, row.student): study.runs[row.path].objective[method].get(setting, usual)
+                for row in rows.itertuples()
+            }
+            assert found == {pair: others.get(pair, usual) for pair in found}
+            assert len(found) == 13
+    if name == "crd-scale":
+        assert set(study.table["scale"]) == {1.0, 0.5, 0.2, 0.1, 0.05, 0.01}
+        assert all(run.teacher.scale == 1.0 for run in study.runs.values() if run.teacher)
+    if name == "crd-transfer":
+        assert {len(run.teachers) for run in study.runs.values() if run.teachers} == {1, 2, 4}
+        assert {(run.teacher.view, run.view) for run in study.runs.values() if run.teacher} == {
+            *(("rgb", "rgb"), ("luminance", "chrominance"))
+        }

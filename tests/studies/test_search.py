@@ -1,0 +1,125 @@
+"""Searches of a study: settings left open, ranges, mistakes."""
+
+from __future__ import annotations
+
+import pytest
+from own_studies import PAIR, SETTINGS, experiment, fault, loader, search
+
+from kd.settings.run import merge
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    return loader(tmp_path, monkeypatch)
+
+
+def test_a_search_is_a_run_with_some_settings_left_open(load):
+    space = {
+        "inversion.bn": {"low": 0.1, "high": 10.0, "log": True},
+        "inversion.steps": {"low": 1, "high": 5},
+        "replay.refresh": {"choices": ["drawn", "all"]},
+        "distillation.training.lr": {"low": 0.01, "high": 0.1},
+    }
+    study = load(experiments={"a": experiment()}, tune=search(space=space, settings={"inversion": {"oh": 0.25}}))
+    tuning = study.tunings["t"]
+    assert (tuning.name, tuning.seed, tuning.trials, list(tuning.space)) == ("t", 5, 3, list(space))
+    assert [values.get("integer") for values in tuning.space.values()] == [False, True, None, False]
+    run = tuning.run(
+        {"inversion.bn": 0.5, "inversion.steps": 4, "replay.refresh": "all", "distillation.training.lr": 0.02}
+    )
+    assert (run.kind, run.seed, run.scale, run.model, run.teacher.model) == ("datafree", 5, 0.3, *PAIR[::-1])
+    assert (run.inversion.bn, run.inversion.steps, run.replay.refresh) == (0.5, 4, "all")
+    assert (run.distillation.training.lr, run.inversion.oh) == (0.02, 0.25)
+    assert run.dataset.validation == 0.2
+    assert run.path not in study.runs
+    assert study.runs[run.teacher.path] == run.teacher
+
+
+def test_a_search_needs_its_teacher_although_no_experiment_does(load):
+    study = load(experiments={"a": experiment(methods=["plain"])}, tune=search())
+    [teacher] = [run for run in study.runs.values() if run.model == PAIR[0]]
+    assert teacher.path not in study.students
+    study = load(
+        experiments={"a": experiment(methods=["plain"])},
+        tune=search(method="plain", space={"training.lr": {"low": 0.1, "high": 1.0}}),
+    )
+    assert len(study.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"inversion.lr_noize": {"low": 1.0, "high": 2.0}}, "unknown key 'lr_noize'; did you mean 'lr_noise'?"),
+        ({"inversion": {"low": 1.0, "high": 2.0}}, "got 'inversion'"),
+        ({"compute.threads": {"low": 1, "high": 2}}, "got 'compute.threads'"),
+        ({"teacher.training.lr": {"low": 0.1, "high": 0.2}}, "got 'teacher.training.lr'"),
+        ({"inversion.bn.x": {"low": 1.0, "high": 2.0}}, "inversion.bn: got a mapping"),
+        ({"inversion.bn": {"low": 2.0, "high": 1.0}}, "low must be below high"),
+        ({"inversion.bn": {"low": 2.0, "high": 2.0}}, "low must be below high"),
+        ({"inversion.bn": {"low": 0.0, "high": 2.0, "log": True}}, "a log range needs low above 0"),
+        ({"inversion.bn": {"low": -1.0, "high": 2.0}}, "inversion.bn: got -1.0; allowed: >= 0"),
+        ({"modulation.diversity": {"low": 0.5, "high": 1.5}}, "modulation.diversity: got 1.5; allowed: <= 1"),
+        ({"inversion.bn": {"low": 1.0, "high": float("inf")}}, "inf"),
+        ({"inversion.bn": {"low": float("nan"), "high": 1.0}}, "nan"),
+        ({"inversion.steps": {"low": 1, "high": 2.5}}, "inversion.steps: got 2.5 (number); allowed: integer"),
+        ({"inversion.bn": {"low": 1.0}}, "tune.t.space.inversion.bn: got {'low': 1.0}; allowed: {low, high}"),
+        ({"inversion.bn": {"low": 1.0, "high": 2.0, "choices": [1.0, 2.0]}}, "tune.t.space.inversion.bn: got {"),
+        ({"inversion.meta": {"choices": ["maml", "sgd"]}}, "inversion.meta: got 'sgd'; allowed: maml, reptile"),
+        ({"inversion.meta": {"choices": ["maml"]}}, "tune.t.space.inversion.meta: got {"),
+        ({"replay.priority_feedback": {"low": 0, "high": 1}}, "replay.priority_feedback: got 0 (integer)"),
+        ({"distillation.training.epochs": {"low": 2, "high": 9}}, "milestones: got 4; allowed: below epochs (2)"),
+        ({"objective.kd.temprature": {"low": 1.0, "high": 2.0}}, "objective.kd"),
+        ({}, "tune.t.space: got {}"),
+    ],
+)
+def test_a_mistake_in_a_search_is_named(load, space, words):
+    text = fault(load, experiments={"a": experiment()}, tune=search(space=space))
+    assert words in text
+    assert "tune.t" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "fre"}, "did you mean 'free'?"),
+        ({"trials": 0}, "tune.t.trials: got 0"),
+        ({"validation": 0}, "tune.t.validation: got 0"),
+        ({"validation": 1}, "tune.t.validation: got 1"),
+        ({"pair": ["vgg8"]}, "tune.t.pair: got ['vgg8']"),
+        ({"pair": ["vgg8", "vgg9"]}, "unknown model 'vgg9'"),
+        ({"trial": 5}, "unknown key 'trial'; did you mean 'trials'?"),
+        ({"settings": {"replay": {"alhpa": 1}}}, "did you mean 'alpha'?"),
+    ],
+)
+def test_a_mistake_around_a_space_is_named(load, change, words):
+    assert words in fault(load, experiments={"a": experiment()}, tune=search(**change))
+
+
+def test_a_range_of_a_number_written_as_an_integer_stays_continuous(load):
+    """`passes: 2` in a study is the number 2.0; the schema knows, the value does not."""
+    study = load(
+        experiments={"a": experiment()},
+        settings=merge(SETTINGS, {"distillation": {"passes": 2}}),
+        tune=search(space={"distillation.passes": {"low": 0.5, "high": 3.5}}),
+    )
+    assert study.tunings["t"].space["distillation.passes"]["integer"] is False
+
+
+def test_a_range_of_an_integer_that_is_null_gives_integers(load):
+    study = load(
+        experiments={"a": experiment()},
+        settings=merge(SETTINGS, {"inversion": {"reset_epoch": None}}),
+        tune=search(space={"inversion.reset_epoch": {"low": 1, "high": 9}}),
+    )
+    assert study.tunings["t"].space["inversion.reset_epoch"]["integer"] is True
+
+
+def test_how_trials_are_computed_is_no_part_of_a_search(load):
+    search = {"pair": PAIR, "method": "free", "scale": 0.5, "seed": 0, "trials": 2, "validation": 0.2}
+    tune = {"x": {**search, "space": {"replay.alpha": {"low": 0.0, "high": 1.0}}}}
+    studies = [
+        load(settings={**SETTINGS, "compute": {"threads": threads}}, tune=tune, experiments={"a": experiment()})
+        for threads in (1, 2)
+    ]
+    assert studies[0].tunings == studies[1].tunings
+    assert "compute" not in studies[0].tunings["x"].settings
