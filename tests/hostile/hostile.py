@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from conftest import PAIR, ROOT, TINY
+from forked_dry_runs import DryRuns
 
 from kd.runtime.messages import ConfigError
 from kd.settings.run import Run, merge
@@ -106,19 +104,9 @@ def dry_runs(project: Path, cases: dict[str, list[str]], **environment: str) -> 
     """Require that `snakemake -n --config` succeeds or gives error lines for each case, and that no file comes into
     being."""
     before = listing(project)
-    commands = [["-n", "-q", "--config", *config] for config in cases.values()]
-    path = os.pathsep.join([str(ROOT), *filter(None, [environment.pop("PYTHONPATH", "")])])
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("forked_dry_runs.py"))],
-        input=json.dumps(commands),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": path},
-        timeout=120 * len(cases),
-    )
-    results = zip(cases, json.loads(done.stdout), strict=True)
+    with DryRuns(project, **environment) as snakemake:
+        done = snakemake(*(["-n", "-q", "--config", *config] for config in cases.values()))
+    results = zip(cases, done, strict=True)
     faults = {name: fault for name, (code, said) in results if (fault := fault_of(code, said))}
     assert not faults, f"{len(faults)} of {len(cases)}:\n" + "\n".join(
         f"{name}: {fault}" for name, fault in faults.items()

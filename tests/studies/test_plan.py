@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from fake_results import (
     find,
     loaded,
 )
-from measuring import dry_run, jobs_of, planned
+from forked_dry_runs import DryRuns
+from measuring import jobs_of, planned
 
 from kd.__main__ import _runs_in, main
 from kd.data.prepare import prepare
@@ -72,11 +74,18 @@ def test_a_plan_cannot_be_written_into_a_missing_folder(
     assert "missing/todo.yaml" in said
 
 
-def test_a_plan_has_the_jobs_of_the_workflow(project: Path) -> None:
+@pytest.fixture
+def snakemake(project: Path) -> Iterator[DryRuns]:
+    with DryRuns(project) as runs:
+        yield runs
+
+
+def test_a_plan_has_the_jobs_of_the_workflow(project: Path, snakemake: DryRuns) -> None:
     """An empty store; the teacher and a student; all runs; then the data, the teacher and a student are gone."""
 
     def compare() -> dict[str, int]:
-        said = dry_run(project, "watched.yaml").said
+        [(code, said)] = snakemake(["-n", "--quiet", "rules", "--config", "study=watched.yaml"])
+        assert code == 0, said
         assert planned(study) == jobs_of(said), said
         return planned(study)
 
