@@ -1,97 +1,116 @@
-"""What the documentation shows works: losses, data sets and models, written as it says, do their work."""
+"""What the documentation says, done to the letter in a copy of the project and run as a tiny study."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
 import yaml
-from conftest import ROOT, tiny_settings
+from conftest import PAIR, ROOT, TINY, tiny_run
+from docs_project import Project, blocks
+from PIL import Image
 
-from kd.models.build import build
-from kd.registry.models import MODELS, Model
-from kd.settings.run import run_of
-
-
-def test_a_loss_added_as_the_docs_say(tmp_path: Path) -> None:
-    text = (ROOT / "docs/add-a-loss.md").read_text()
-    code, line = re.findall(r"```python\n(.*?)```", text, re.S)
-    method = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])["methods"]["mse"]
-    package = tmp_path / "kd"
-    for name in ("kd", "config", "workflow"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "losses/logit_mse.py").write_text(code)
-    registry = package / "losses/__init__.py"
-    registry.write_text(
-        registry.read_text().replace("LOSSES: dict[str, str] = {\n", "LOSSES: dict[str, str] = {\n" + line)
-    )
-    settings = tiny_settings("kd", objective__kd__weight=0.0)
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"settings": settings, "method": method}))
-    program = """
-import sys, yaml
-from pathlib import Path
-from kd.registry import losses
-from kd.settings.run import merge, run_of
-from kd.runtime.messages import ConfigError
-from kd.runtime.yaml_files import read_yaml
-from kd.settings.validation import validate
-content = yaml.safe_load(Path("settings.yaml").read_text())
-schema = read_yaml(Path(sys.argv[1]) / "workflow/schemas/config.schema.yaml")
-settings = merge(content["settings"], content["method"])
-validate(settings, schema, "docs")
-try:
-    validate(merge(settings, {"objective": {"logit_mse": {"scail": 1.0}}}), schema, "docs")
-except ConfigError as error:
-    assert "did you mean 'scale'" in str(error), error
-else:
-    raise AssertionError("a wrong setting was accepted")
-Path("run.yaml").write_text(yaml.safe_dump(run_of(settings, 0).as_dict()))
-from kd.__main__ import main
-sys.exit(main(["run", "--settings", "run.yaml", "--device", "cpu"]))
-"""
-    command = [sys.executable, "-c", program, str(ROOT)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    assert "logit_mse" in done.stdout, "the run's folder is named after its losses"
+from kd.settings.run import Run
 
 
-def test_a_data_set_added_as_the_docs_say(tmp_path: Path) -> None:
-    code, line = re.findall(r"```python\n(.*?)```", (ROOT / "docs/add-a-dataset.md").read_text(), re.S)
-    for name in ("kd", "config", "workflow"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "kd/data/squares.py").write_text(code)
-    registry = tmp_path / "kd/registry/datasets.py"
-    head = "DATASETS: dict[str, str] = {\n"
-    registry.write_text(registry.read_text().replace(head, head + line))
-    run = run_of(tiny_settings("scratch", dataset__name="squares", dataset__classes=["top left", "bottom right"]), 0)
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run.as_dict()))
-    command = [sys.executable, "-m", "kd", "run", "--settings", "run.yaml", "--device", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "results" / run.path / "run.json").read_text())
-    assert record["classes"] == ["top left", "bottom right"]
-    assert record["train_images"] == 200
-    assert run.path.startswith("runs/squares-2/")
+@pytest.fixture(scope="module")
+def earlier() -> list[Run]:
+    """Runs of every kind, as if made before anything was added."""
+    return [tiny_run(method) for method in ("scratch", "kd", "crd", "at", "ssdkd")]
 
 
-def test_a_model_added_as_the_docs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function of one's own, by `module:function`; the class of the last example, by its line in MODELS."""
-    mine, tiny = re.findall(r"```python\n(.*?)```", (ROOT / "docs/add-a-model.md").read_text(), re.S)[:2]
-    (tmp_path / "my_nets.py").write_text(mine)
-    (tmp_path / "my_tiny.py").write_text(tiny)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(MODELS, "tiny", Model("my_tiny:Tiny", {"width": 16}))
-    for name, width in (("my_nets:small", 16), ("tiny", 32)):
-        network = build(name, num_classes=5, in_channels=3, image_size=32)
-        output = network(torch.randn(2, 3, 32, 32), True)
-        assert output.logits.shape == (2, 5)
-        assert network.feature_dim == output.feature.shape[1] == width
+@pytest.fixture
+def copy(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def distilling(*pairs: list[str], layer: int = 1, **settings: Any) -> dict[str, Any]:
+    """A study that trains the pairs' teachers and distils them in each way that asks something of the networks."""
+    experiment = {"pairs": list(pairs), "methods": ["kd", "fitnet", "crd"], "seeds": [0]}
+    methods = {"fitnet": {"objective": {"fitnet": {"layer": layer}}}, "crd": TINY["methods"]["crd"]}
+    return {"settings": settings, "methods": methods, "experiments": {"docs": experiment}}
+
+
+def made(records: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The networks of all runs, teacher before student."""
+    settings = [record["settings"] for record in records.values()]
+    return sorted((*(teacher["model"] for teacher in run.get("teachers") or ()), run["model"]) for run in settings)
+
+
+def test_a_loss_added_to_kd(copy: Project, earlier: list[Run]) -> None:
+    codes = copy.codes(earlier)
+    copy.follow("add-a-loss.md")
+    methods = yaml.safe_load(blocks("add-a-loss.md", "yaml")[0])["methods"]
+    study = {"settings": {}, "experiments": {"docs": {"pairs": [PAIR], "methods": list(methods), "seeds": [0]}}}
+    records = copy.run(methods=methods, **study)
+    assert made(records) == [(PAIR[0],), *len(methods) * [tuple(PAIR)]]
+    assert any("logit_mse" in path for path in records), "a run's folder is named after its losses"
+    assert copy.codes(earlier) == codes
+    methods["mse"]["objective"]["logit_mse"] = {"weight": 0.5, "scail": 2.0}
+    assert "did you mean 'scale'" in copy.plan(methods=methods, **study).stderr
+
+
+def test_a_model_added_to_kd(copy: Project, earlier: list[Run]) -> None:
+    codes = copy.codes(earlier)
+    copy.follow("add-a-model.md")
+    records = copy.run(**distilling(["tiny", "tiny"], ["resnet8", "tiny"]))
+    assert made(records) == sorted([("tiny",), ("resnet8",), *3 * [("tiny", "tiny"), ("resnet8", "tiny")]])
+    assert copy.codes(earlier) == codes
+
+
+def test_maps_that_a_loss_cannot_relate_are_refused_as_soon_as_their_shapes_are_known(copy: Project) -> None:
+    [with_shapes] = copy.follow("add-a-model.md")
+    experiment = {"pairs": [["tiny", "resnet8"]], "methods": ["at"], "seeds": [0]}
+    study = {"settings": {}, "experiments": {"docs": experiment}}
+    message = "at: 3 stages of the student [16x8x8, 32x4x4, 64x2x2] do not pair with 1 of the teacher [32x4x4]"
+    assert copy.plan(**study).returncode == 0
+    assert message in copy.run_planned().stderr.splitlines()[-1]
+    copy.replace(with_shapes)
+    planned = copy.plan(**study)
+    assert planned.returncode == 1
+    assert message in planned.stderr
+
+
+def test_a_function_of_ones_own(copy: Project, earlier: list[Run]) -> None:
+    codes = copy.codes(earlier)
+    copy.follow("add-a-model.md")
+    [pair] = yaml.safe_load(blocks("add-a-model.md", "yaml")[0])["pairs"]
+    records = copy.run(**distilling(pair, pair[::-1], layer=0))
+    assert made(records) == sorted([(name,) for name in pair] + 3 * [tuple(pair), tuple(pair[::-1])])
+    assert copy.codes(earlier) == codes
+
+
+def test_a_data_set_added_to_kd(copy: Project, earlier: list[Run]) -> None:
+    codes = copy.codes(earlier)
+    copy.follow("add-a-dataset.md")
+    dataset = {"name": "squares", "classes": ["top left", "bottom right"]}
+    records = copy.run(**distilling(PAIR, dataset=dataset))
+    assert made(records) == [(PAIR[0],), *3 * [tuple(PAIR)]]
+    for path, record in records.items():
+        assert path.startswith("runs/squares-2/")
+        assert record["classes"] == ["top left", "bottom right"]
+        assert record["train_images"] == 200
+    assert copy.codes(earlier) == codes
+
+
+def test_images_of_ones_own(copy: Project) -> None:
+    endings = {f"{split}/daisy": "jpg" for split in ("train", "test")} | {"train/rose": "png", "test/rose": "webp"}
+    listed = blocks("add-a-dataset.md", "text")[0].split()
+    assert sorted(listed) == sorted(f"my/images/{place}/*.{ending}" for place, ending in endings.items())
+    for number, (place, ending) in enumerate(endings.items()):
+        folder = copy.folder / "my/images" / place
+        folder.mkdir(parents=True)
+        for n in range(4):
+            noise = np.random.default_rng([number, n]).integers(0, 256, (70, 80, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"{n}.{ending}")
+    settings = yaml.safe_load(blocks("add-a-dataset.md", "yaml")[0])["settings"]
+    study = distilling(PAIR, **settings)
+    study["experiments"]["docs"]["methods"] = ["scratch"]
+    [record] = copy.run(**study).values()
+    assert record["classes"] == ["daisy", "rose"]
+    assert (record["train_images"], record["settings"]["dataset"]["image_size"]) == (8, 64)
 
 
 def test_every_setting_is_explained() -> None:

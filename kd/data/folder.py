@@ -16,19 +16,21 @@ SPLITS = ("train", "test")
 
 
 def load(dataset: Dataset, source: Source) -> RawData:
-    """All images as RGB, cut to a square around their centre and resized to `dataset.image_size`.
+    """Return all images as RGB, cut to a square around their centre and resized to `dataset.image_size`.
 
-    The sorted names of the folders in train/ are the classes. Raises ConfigError for a tree of another shape or a
-    file that cannot be decoded.
+    The tree is `source.root` or, where that is not given, the run's own `dataset.root`. The sorted names of the folders
+    in train/ are the classes. Raises ConfigError for a tree of another shape or a file that cannot be decoded.
     """
-    return read_tree(source.root, dataset)
+    return read_tree(source.root or Path(dataset.root), dataset)
 
 
 def is_tree(root: Path) -> bool:
+    """Return whether a folder has both splits."""
     return all((root / split).is_dir() for split in SPLITS)
 
 
 def read_tree(root: Path, dataset: Dataset) -> RawData:
+    """Return the images below `root`; raises ConfigError as `load` does."""
     if not is_tree(root):
         raise ConfigError(
             f"dataset.root: got {str(root)!r}; needed: a folder with train/<class>/ and test/<class>/ in it, "
@@ -65,7 +67,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _decode(files: list[Path], size: int) -> np.ndarray:
-    """[N, size, size, 3] uint8. One after the other: for small images, threads cost more than they bring."""
+    """Return images [N, size, size, 3] uint8, read one after the other: threads cost more than they save here."""
     images = np.empty((len(files), size, size, 3), np.uint8)
     for place, file in enumerate(files):
         images[place] = _square(file, size)
