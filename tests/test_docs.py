@@ -39,19 +39,6 @@ def made(records: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return sorted((*(teacher["model"] for teacher in run.get("teachers") or ()), run["model"]) for run in settings)
 
 
-def test_a_loss_added_to_kd(copy: Project, earlier: list[Run]) -> None:
-    codes = copy.codes(earlier)
-    copy.follow("add-a-loss.md")
-    methods = yaml.safe_load(blocks("add-a-loss.md", "yaml")[0])["methods"]
-    study = {"settings": {}, "experiments": {"docs": {"pairs": [PAIR], "methods": list(methods), "seeds": [0]}}}
-    records = copy.run(methods=methods, **study)
-    assert made(records) == [(PAIR[0],), *len(methods) * [tuple(PAIR)]]
-    assert any("logit_mse" in path for path in records), "a run's folder is named after its losses"
-    assert copy.codes(earlier) == codes
-    methods["mse"]["objective"]["logit_mse"] = {"weight": 0.5, "scail": 2.0}
-    assert "did you mean 'scale'" in copy.plan(methods=methods, **study).stderr
-
-
 def test_a_model_added_to_kd(copy: Project, earlier: list[Run]) -> None:
     codes = copy.codes(earlier)
     copy.follow("add-a-model.md")

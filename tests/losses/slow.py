@@ -1,9 +1,15 @@
 """What the tests of losses with learned layers share: layers as loops in float64, networks' outputs, comparison."""
 
+import pytest
 import torch
 
 from kd.batch import Batch, LossContext, Output
 from kd.losses.objective import build_loss
+
+
+def formula(loss, *rest):
+    """Return parameters of a test that compares the first, a function, with its equation."""
+    return pytest.param(loss, *rest, marks=pytest.mark.formula(loss.__name__), id=loss.__name__)
 
 
 def generator(seed=0):

@@ -28,6 +28,7 @@ def cc_loop(loss, student, teacher):
     return sum(products) / len(products)
 
 
+@pytest.mark.formula("cc")
 def test_equals_the_equation():
     loss = scatter(build(CC, *SHAPES, feat_dim=5))
     student, teacher = outputs(*SHAPES, size=4)

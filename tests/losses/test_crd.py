@@ -166,6 +166,7 @@ def test_infonce_of_equal_logits_is_the_log_of_their_number():
 # --- the whole loss ---
 
 
+@pytest.mark.formula("crd")
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
 @pytest.mark.parametrize(
     ("negatives_from", "positive"), [("other_classes", "exact"), ("other_classes", "relax"), ("other_indices", "exact")]
@@ -327,6 +328,7 @@ class QueueReference:
         return torch.stack(values)
 
 
+@pytest.mark.formula("crd")
 @pytest.mark.parametrize("negatives_from", ["other_classes", "other_indices"])
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
 def test_queue_equals_lists_of_past_embeddings(estimator, negatives_from):

@@ -21,6 +21,7 @@ def regressed_loop(loss, student_map, student_size, teacher_size):
     return rectify(norm_loop(x, p["regressor.1.weight"], p["regressor.1.bias"]))
 
 
+@pytest.mark.formula("fitnet")
 @pytest.mark.parametrize(
     ("student_size", "teacher_size", "kernel"), [(2, 2, 1), (4, 2, 3), (2, 4, 4), (4, 3, 2), (4, 1, 4)]
 )

@@ -81,6 +81,7 @@ def test_kl_direction_and_value_by_hand():
     assert kl_divergence(student, teacher, 1.0).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
 
 
+@pytest.mark.formula("kd")
 def test_kd_scales_with_temperature():
     teacher, student = random_logits(7), random_logits(8)
     for temperature in (1.0, 4.0, 20.0):
@@ -130,6 +131,7 @@ def test_temperature_must_be_above_0(temperature):
         build_loss("kd", None, temperature=temperature)
 
 
+@pytest.mark.formula("ce")
 def test_ce_equals_minus_log_probability_of_the_label_and_needs_no_teacher():
     student, labels = random_logits(16).requires_grad_(), [3, 0, 6, 6, 1]
     expected = torch.stack([-softmax_loop(row)[label].log() for row, label in zip(student, labels, strict=True)])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from slow import formula
 
 from kd.batch import Batch, Output
 from kd.losses.dist import dist
@@ -60,13 +61,13 @@ def dist_loop(student, teacher, beta=1.0, gamma=1.0, temperature=1.0):
 
 
 SETTINGS = [
-    (dkd, dkd_loop, {}),
-    (dkd, dkd_loop, {"alpha": 1.0, "beta": 0.0, "temperature": 1.0}),
-    (dkd, dkd_loop, {"alpha": 0.0, "beta": 1.0, "temperature": 2.0}),
-    (dkd, dkd_loop, {"alpha": 0.5, "beta": 3.0, "temperature": 0.5}),
-    (dist, dist_loop, {}),
-    (dist, dist_loop, {"beta": 1.0, "gamma": 0.0, "temperature": 4.0}),
-    (dist, dist_loop, {"beta": 0.0, "gamma": 2.0}),
+    formula(dkd, dkd_loop, {}),
+    formula(dkd, dkd_loop, {"alpha": 1.0, "beta": 0.0, "temperature": 1.0}),
+    formula(dkd, dkd_loop, {"alpha": 0.0, "beta": 1.0, "temperature": 2.0}),
+    formula(dkd, dkd_loop, {"alpha": 0.5, "beta": 3.0, "temperature": 0.5}),
+    formula(dist, dist_loop, {}),
+    formula(dist, dist_loop, {"beta": 1.0, "gamma": 0.0, "temperature": 4.0}),
+    formula(dist, dist_loop, {"beta": 0.0, "gamma": 2.0}),
 ]
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from slow import formula
 
 from kd.batch import Batch, LossContext, Output
 from kd.losses.at import at
@@ -163,21 +164,24 @@ def kdsvd_loop(student, teacher, k=1, chosen=None):
 
 
 @pytest.mark.parametrize("teacher", [WIDER, LARGER, SMALLER], ids=["wider", "larger", "smaller"])
-@pytest.mark.parametrize(("loss", "loop"), [(at, at_loop), (nst, nst_loop)], ids=["at", "nst"])
+@pytest.mark.parametrize(("loss", "loop"), [formula(at, at_loop), formula(nst, nst_loop)])
 def test_stage_by_stage_losses_equal_their_equations(loss, loop, teacher):
     assert_alike(loss, loop, STUDENT, teacher)
 
 
+@pytest.mark.formula("at")
 @pytest.mark.parametrize("p", [1, 3])
 def test_at_takes_other_powers_of_the_magnitude(p):
     assert_alike(at, at_loop, STUDENT, LARGER, p=p)
 
 
+@pytest.mark.formula("sp")
 @pytest.mark.parametrize("teacher", [WIDER, SMALLER], ids=["wider", "smaller"])
 def test_sp_equals_its_equation_for_any_two_shapes(teacher):
     assert_alike(sp, sp_loop, STUDENT, teacher)
 
 
+@pytest.mark.formula("kdsvd")
 @pytest.mark.parametrize("k", [1, 2])
 def test_kdsvd_equals_its_equation_with_torchs_own_singular_vectors(k):
     assert_alike(kdsvd, kdsvd_loop, STUDENT, SAME_CHANNELS, k=k)

@@ -63,6 +63,7 @@ def review_loop(loss, student, teacher):
     return total
 
 
+@pytest.mark.formula("reviewkd")
 @pytest.mark.parametrize("max_mid_width", [512, 2])
 def test_equals_the_equation(max_mid_width):
     loss = scatter(build(ReviewKD, *SHAPES, max_mid_width=max_mid_width))

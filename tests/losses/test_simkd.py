@@ -34,6 +34,7 @@ def setting(student=(3, 4, 4), teacher=(4, 2, 2), signed=False, **settings):
     return build_loss("simkd", context, **settings), *outputs, batch
 
 
+@pytest.mark.formula("simkd")
 @pytest.mark.parametrize("signed", [False, True])
 def test_the_loss_is_the_squared_error_behind_the_projector(signed):
     loss, student, teacher, batch = setting(signed=signed)

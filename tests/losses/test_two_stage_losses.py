@@ -83,6 +83,7 @@ def ab_loop(loss, student, teacher, margin, statistics=None, learned=(0, 1)):
     return values / 1000 * 3
 
 
+@pytest.mark.formula("ab")
 @pytest.mark.parametrize("margin", [1.0, 0.3])
 @pytest.mark.parametrize(("connectors", "learned"), [("all", (0, 1)), ("unequal", (1,))])
 def test_ab_equals_the_equation(connectors, learned, margin):
@@ -155,6 +156,7 @@ def encoder_loop(loss, x):
     return x
 
 
+@pytest.mark.formula("ft")
 def test_ft_first_stage_equals_the_equation_and_does_not_reach_the_student():
     loss = scatter(build(FT, *FT_SHAPES))
     student, teacher = outputs(*FT_SHAPES, size=1)
@@ -175,6 +177,7 @@ def test_ft_first_stage_equals_the_equation_and_does_not_reach_the_student():
     assert learned == {"encoder", "decoder"}
 
 
+@pytest.mark.formula("ft")
 @pytest.mark.parametrize("sizes", [(2, 4), (4, 2), (2, 2)])
 def test_ft_main_stage_equals_the_equation_and_leaves_the_paraphraser(sizes):
     shapes = ((1, 1, 1), (2, sizes[0], sizes[0])), ((1, 1, 1), (4, sizes[1], sizes[1]))
@@ -259,6 +262,7 @@ def fsp_loop(maps):
     return matrices
 
 
+@pytest.mark.formula("fsp")
 @pytest.mark.parametrize("keep", [False, True])
 def test_fsp_equals_the_equation(keep):
     loss = build(FSP, *FSP_SHAPES, keep=keep)

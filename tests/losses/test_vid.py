@@ -33,6 +33,7 @@ def vid_loop(loss, student, teacher, eps):
     return total
 
 
+@pytest.mark.formula("vid")
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
 def test_equals_the_equation(eps):
     loss = scatter(build(VID, *SHAPES, eps=eps))
