@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once on its device, each image with a crop and flip of its own."""
+"""Augmentation of a whole batch at once on its device; each image has another crop and flip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Augment:
         return self.normalise(random_crop_flip(images, self.pad, self.flip, generator))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(image - mean) / std as float32 [B, C, H, W]; uint8 images are first brought to [0, 1]."""
+        """Return (image - mean) / std as float32 [B, C, H, W]; uint8 images are scaled to [0, 1] first."""
         full = 255.0 if images.dtype == torch.uint8 else 1.0
         mean, std = self.mean[:, None, None], self.std[:, None, None]
         normalised = images.float().sub(mean * full).div(std * full)
@@ -31,7 +31,7 @@ class Augment:
 
 
 def random_crop_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Crop each image of [B, C, H, W] at a random place of its zero-padded self; flip half of them left to right.
+    """Return images [B, C, H, W], each padded with zeros and cropped at a random place, half of them flipped sideways.
 
     One gather for the whole batch; it works for uint8 and, with gradients, for float images.
     """

@@ -20,7 +20,10 @@ CLASS_COUNT = {"cifar10": 10, "cifar100": 100}
 
 
 def load(dataset: Dataset, source: Source) -> RawData:
-    """`source.root` may hold train/ and test/ with a folder per class, or what torchvision downloads."""
+    """Return the images below `source.root`: train/ and test/ with a folder per class, or torchvision's files.
+
+    Raises ConfigError if they are missing or incomplete.
+    """
     if source.root is not None and is_tree(source.root):
         raw = read_tree(source.root, replace(dataset, image_size=32, classes=None))
     else:

@@ -28,6 +28,7 @@ class Split:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Split:
+        """Return the images and labels at these positions."""
         return Split(self.images[index], self.labels[index])
 
 
@@ -52,7 +53,7 @@ class Data:
 
 
 def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
-    """Read a prepared file. The test images are left out where a validation split is held out."""
+    """Return a prepared file's data on a device; without the test images if a validation split is held out."""
     content = torch.load(path, weights_only=True, mmap=True)
     train = Split(content["train_images"], content["train_labels"])
     full_size = len(train)
@@ -70,7 +71,7 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Positions [m] of a stratified random subset, sorted; for one seed, smaller fractions lie inside larger ones.
+    """Return the sorted positions [m] of a stratified random subset; with one seed, larger fractions contain smaller.
 
     Every class keeps its share, rounded, and at least one sample.
     """
@@ -86,7 +87,7 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
 class Loader:
     """Endless batches of a split in a new random order each epoch; the last, smaller batch of an epoch is dropped.
 
-    A split smaller than the batch gives batches of its own size. Order and position are part of a checkpoint.
+    If the split is smaller than the batch, a batch is the whole split. Order and position are part of a checkpoint.
     """
 
     def __init__(self, split: Split, augment: Augment, batch_size: int, generator: torch.Generator):
@@ -97,7 +98,7 @@ class Loader:
         self._step = 0
 
     def next(self) -> Batch:
-        """The next batch, augmented and normalised."""
+        """Return the next batch, augmented and normalised."""
         if self._step % self.steps_per_epoch == 0:
             self._order = torch.randperm(len(self.split), generator=self.generator, device=self._order.device)
         start = self._step % self.steps_per_epoch * self.batch_size

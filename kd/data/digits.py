@@ -12,7 +12,7 @@ SPLIT_SEED = 0  # the split belongs to the data set, not to a run
 
 
 def load(dataset: Dataset, source: Source) -> RawData:
-    """1,437 training and 360 test images, stratified by class, in one fixed split."""
+    """Return 1,437 training and 360 test images, stratified by class, in one fixed split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows: read where they lie, downloaded where that is allowed."""
+"""Data sets that torchvision knows: read if their files are there, downloaded if that is allowed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kd.runtime.torchvision_compat import import_torchvision
 
 
 def torchvision_splits(name: str, source: Source) -> tuple[Any, Any]:
-    """torchvision's training and test split; their checksums are verified there.
+    """Return torchvision's training and test split; torchvision verifies the checksums.
 
-    Raises ConfigError where they are not found and cannot or may not be downloaded: it says what to put where.
+    Raises ConfigError if they are not found and cannot or may not be downloaded: it says which file belongs where.
     """
     kind = getattr(import_torchvision().datasets, name)
     folder = source.root or source.downloads

@@ -19,7 +19,7 @@ CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 
 
 def load(dataset: Dataset, source: Source) -> RawData:
-    """The four .gz files in `source.root`, or as Debian installs them; else through torchvision."""
+    """Return the images of the four .gz files in `source.root`, of Debian's package, or else of torchvision."""
     for folder in filter(None, (source.root, DEBIAN)):
         if all((folder / name).is_file() for name in FILES):
             train_images, train_labels, test_images, test_labels = (_read(folder / name) for name in FILES)
@@ -41,7 +41,10 @@ def load(dataset: Dataset, source: Source) -> RawData:
 
 
 def _read(file: Path) -> np.ndarray:
-    """An IDX file: two zero bytes, type 8 (uint8), number of axes, their lengths (big-endian), then the values."""
+    """Return the array of an IDX file: two zero bytes, type 8 (uint8), number of axes, lengths (big-endian), values.
+
+    Raises ConfigError for a damaged file.
+    """
     try:
         content = gzip.decompress(file.read_bytes())
         axes = content[3]

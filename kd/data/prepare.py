@@ -19,8 +19,8 @@ from kd.settings.run import Dataset
 def prepare(dataset: Dataset, path: Path, source: Source) -> None:
     """Load the data set, resize it, and write images [N, C, S, S] uint8, labels, class names, mean and std to `path`.
 
-    Mean and std are per channel over the training images, in units of the full range [0, 1]. Raises ConfigError for
-    data that is not there or of another shape.
+    Mean and std are per channel over the training images, in units of the full range [0, 1]. Raises ConfigError if the
+    data is missing or has another shape.
     """
     module, function = DATASETS[dataset.name].split(":")
     raw = subset(getattr(importlib.import_module(module), function)(dataset, source), dataset.classes)
@@ -41,7 +41,7 @@ def prepare(dataset: Dataset, path: Path, source: Source) -> None:
 
 
 def _mean_std(images: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-    """[C] and [C] in float64, exact, from how often each of the 256 values occurs: images may fill the memory."""
+    """Return mean [C] and std [C], exact in float64, from counts of the 256 values: images may fill the memory."""
     channels = images.shape[1]
     counts = torch.zeros(channels, 256, dtype=torch.float64)
     for part in images.split(chunk):
@@ -57,7 +57,7 @@ def _channels_first(images: np.ndarray) -> Tensor:
 
 
 def _resize(images: Tensor, size: int, chunk: int = 4096) -> Tensor:
-    """Bilinear, antialiased when shrinking; untouched when the size already fits."""
+    """Return the images resized bilinearly, antialiased when shrinking; unchanged if they have the size already."""
     if images.shape[-2:] == (size, size):
         return images
     resized = [

@@ -12,7 +12,7 @@ from kd.runtime.messages import ConfigError, suggest
 
 
 class RawData(NamedTuple):
-    """Images [N, H, W, C] uint8 and labels [N] int64 of both splits; `classes` are names, the label is the position."""
+    """Images [N, H, W, C] uint8 and labels [N] int64 of both splits; a label is the position of its name."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -22,17 +22,17 @@ class RawData(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a data set is read from; changes nothing about what is read."""
+    """Where a data set is read from; it does not change the data."""
 
     root: Path | None  # the user's `dataset.root`
-    downloads: Path  # folder for what is downloaded
-    download: bool  # whether it may be
+    downloads: Path  # folder for downloads
+    download: bool  # whether downloading is allowed
 
 
 def chosen(names: list[str], classes: int | tuple[str, ...] | None) -> list[str]:
-    """The classes that `dataset.classes` asks for (all, the first so many, or those named), in the order of `names`.
+    """Return the classes that `dataset.classes` selects (all, the first n, or those named), in the order of `names`.
 
-    Raises ConfigError for a class that is not there.
+    Raises ConfigError for a class that does not exist.
     """
     if classes is None:
         return names
@@ -48,7 +48,7 @@ def chosen(names: list[str], classes: int | tuple[str, ...] | None) -> list[str]
 
 
 def subset(raw: RawData, classes: int | tuple[str, ...] | None) -> RawData:
-    """The data of the chosen classes alone, labels counted anew."""
+    """Return only the data of the chosen classes, with labels counted from 0 again."""
     kept = chosen(raw.classes, classes)
     if kept == raw.classes:
         return raw
@@ -58,7 +58,7 @@ def subset(raw: RawData, classes: int | tuple[str, ...] | None) -> RawData:
 
 
 def in_canonical_order(raw: RawData) -> RawData:
-    """Both splits sorted by label, then by content: the same tensors, whatever files they were read from."""
+    """Return both splits sorted by label, then by content: the same tensors, whatever files they were read from."""
     parts = []
     for images, labels in ((raw.train_images, raw.train_labels), (raw.test_images, raw.test_labels)):
         contents = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in images]

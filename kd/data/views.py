@@ -1,4 +1,4 @@
-"""What a network sees of a colour image: all of it, its luminance, or its chrominance (cross-modal transfer).
+"""What a network sees of a colour image: the whole image, its luminance, or its chrominance (cross-modal transfer).
 
 Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, section 4.2 transfers from luminance to
 chrominance in Lab; here it is the linear YCbCr of ITU-R BT.601.
@@ -20,7 +20,7 @@ MIXES = {
 
 
 def channels(view: str, of_image: int) -> int:
-    """Channels that are left of an image. Raises ConfigError for part of an image without colours."""
+    """Return the number of channels of the view. Raises ConfigError for a view other than rgb of a grey image."""
     if view == "rgb":
         return of_image
     if of_image != 3:
@@ -29,18 +29,18 @@ def channels(view: str, of_image: int) -> int:
 
 
 def weights(view: str, std: Tensor) -> Tensor:
-    """[C, 3]: what turns images normalised by `std` [3] to their view, of mean 0 and a spread of about 1."""
+    """Return the matrix [C, 3] that maps images normalised by `std` [3] to their view, of mean 0 and std about 1."""
     rows, spread = MIXES[view]
     return torch.tensor(rows, device=std.device) * (std / (std.mean() * spread))
 
 
 def mix(images: Tensor, weight: Tensor) -> Tensor:
-    """Normalised colour images [B, 3, H, W] -> [B, C, H, W]."""
+    """Return the view [B, C, H, W] of normalised colour images [B, 3, H, W]."""
     mixed = torch.einsum("dc,bchw->bdhw", weight, images)
     return mixed.contiguous(memory_format=torch.channels_last)
 
 
 def look_through(view: str, network: nn.Module, augment: Augment) -> None:
-    """From now on the network turns every batch to its view first; its state dict stays what it is."""
+    """Make the network convert every batch to its view first; its state dict does not change."""
     weight = weights(view, augment.std)
     network.register_forward_pre_hook(lambda module, inputs: (mix(inputs[0], weight), *inputs[1:]))

@@ -1,4 +1,4 @@
-"""torchvision's classifiers and the user's own networks, in the shape that kd expects of a classifier."""
+"""torchvision's classifiers and the user's own networks, adapted to the contract of `Classifier`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kd.runtime.torchvision_compat import import_torchvision
 
 
 def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """The network called `torchvision:<name>` or `module:function`.
+    """Return the network called `torchvision:<name>` or `module:function`.
 
-    torchvision's come without weights, and with another first convolution where `in_channels` is not 3. A function of
-    your own returns a `Classifier`, which is taken as it is, or any module that returns logits from its last
-    nn.Linear, which is wrapped in `LogitsAdapter`.
+    torchvision's have no pretrained weights, and another first convolution if `in_channels` is not 3. The user's
+    function returns a `Classifier`, which is used as it is, or any module that returns logits from its last nn.Linear,
+    which is wrapped in `LogitsAdapter`.
 
-    Raises ValueError where the function does not take the three keyword arguments, what it returns is no network, the
-    network cannot take such images, or its logits are not [B, num_classes] or not those of its last nn.Linear.
+    Raises ValueError if the function does not accept the three keyword arguments, if it returns no network, or if the
+    network fails on such images, or returns logits that are not [B, num_classes] or not those of its last nn.Linear.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     where, _, function = name.partition(":")
@@ -31,7 +31,7 @@ def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> 
     logits = _trial(name, model, images)
     if logits.shape != (2, num_classes):
         raise ValueError(
-            f"model {name!r} gives logits of shape {list(logits.shape)} for 2 images; "
+            f"model {name!r} returns logits of shape {list(logits.shape)} for 2 images; "
             f"they must be [2, {num_classes}], one per class"
         )
     if not isinstance(model, Classifier):
@@ -40,18 +40,18 @@ def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> 
         again = model.head(model.features(images))
     if again.shape != logits.shape or not (logits.is_meta or torch.allclose(again, logits, rtol=1e-4, atol=1e-5)):
         raise ValueError(
-            f"model {name!r}: its logits are not what its last nn.Linear gives for its features; "
+            f"model {name!r}: its logits are not what its last nn.Linear returns for its features; "
             "let the network end in that layer, or derive it from kd.models.classifier.Classifier"
         )
     return model
 
 
 class LogitsAdapter(Classifier):
-    """Wraps a network `body` whose last nn.Linear gives the logits: that layer becomes `head`, an identity replaces it.
+    """A network `body` whose last nn.Linear computes the logits: that layer becomes `head`, an identity replaces it.
 
     The intermediate maps are the last output [B, C, H, W] at each resolution, among the network's direct parts and
-    those of its nn.Sequentials, pools left out; a network may have none. Signed maps are the same tensors, since
-    nothing says which ReLU ends a stage. `images` [B, C, H, W] are passed once to find them. Raises ValueError where
+    those of its nn.Sequentials, without pools; a network may have none. Signed maps are the same tensors, since
+    nothing says which ReLU ends a stage. `images` [B, C, H, W] are passed once to find them. Raises ValueError if
     there is no nn.Linear.
     """
 
@@ -123,14 +123,14 @@ def _own(name: str, where: str, function: str, sizes: dict[str, int]) -> nn.Modu
 
 
 def _ramp(model: nn.Module, in_channels: int, image_size: int) -> Tensor:
-    """Two images to try a network on, not all alike, made without random numbers."""
+    """Return two different images to try a network on, made without random numbers."""
     like = next(model.parameters(), torch.empty(0))
     ramp = torch.linspace(-1, 1, 2 * in_channels * image_size**2, dtype=like.dtype, device=like.device)
     return ramp.view(2, in_channels, image_size, image_size)
 
 
 def _trial(name: str, model: nn.Module, images: Tensor) -> Tensor:
-    """The network's logits for some images; whatever it raises becomes a ValueError that says so in one line."""
+    """Return the network's logits for some images; an error in it becomes a ValueError of one line."""
     _, channels, height, width = images.shape
     try:
         with evaluating(model):
@@ -144,12 +144,12 @@ def _trial(name: str, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _logits(output: Tensor | Output) -> Tensor:
-    """Logits, whether returned alone or as the field `logits` of an Output."""
+    """Return the logits of a network from outside of kd: what it returned, or the field `logits` of that."""
     return getattr(output, "logits", output)
 
 
 def _last_of_each_resolution(model: nn.Module, images: Tensor) -> list[str]:
-    """Paths of the parts whose output is the last square map before the resolution changes or the network pools."""
+    """Return the paths of parts whose output is the last square map before the resolution changes or a pool ends it."""
     found: list[tuple[str, int]] = []
     pooled: list[nn.Module] = []  # an adaptive pool ends the maps
 
@@ -177,7 +177,7 @@ def _last_of_each_resolution(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def _parts(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The direct parts of a network; an nn.Sequential is taken apart, since nothing bypasses what is inside it."""
+    """Return the direct parts of a network, those of an nn.Sequential instead of itself: nothing bypasses them."""
     parts = []
     for path, module in model.named_children():
         inside = _parts(module, f"{prefix}{path}.") if type(module) is nn.Sequential else []

@@ -33,7 +33,7 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, image_size: int 
         return importlib.import_module(models.ADAPTERS).build(name, **sizes)
     if image_size < SMALLEST:
         raise ValueError(
-            f"model {name!r} takes images from {SMALLEST}x{SMALLEST} pixels on, not {image_size}x{image_size}"
+            f"model {name!r} accepts images from {SMALLEST}x{SMALLEST} pixels on, not {image_size}x{image_size}"
         )
     entry = models.entry(name)
     module, _, cls = entry.code.partition(":")

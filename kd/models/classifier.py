@@ -1,4 +1,4 @@
-"""What every classifier offers: stages, a penultimate feature, a linear head."""
+"""The contract of a network: stages, a penultimate feature, a linear head; and networks made of others."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ from kd.batch import Output
 
 
 class Classifier(nn.Module):
-    """Base class: images [B, C, H, W] -> `Output` with logits [B, K] and penultimate feature [B, D].
+    """Base class of every network: images [B, C, H, W] -> `Output` with logits [B, K] and penultimate feature [B, D].
 
-    A subclass sets `head = nn.Linear(D, K)` and writes `stages`; `pool` too, where something learned stands between
-    the last stage and the feature; `signed_stages`, where its maps have been through a ReLU.
+    Losses and training loops use nothing but what this class defines. A subclass
+
+    - must set `head = nn.Linear(D, K)` and write `stages`: logits = head(pool(stages(images)[-1]));
+    - writes `pool` if something learned stands between the last stage and the feature (SimKD reuses `pool` and `head`
+      of a teacher);
+    - writes `signed_stages` if its maps have been through a ReLU, for losses on the maps before it (AB, ReviewKD),
+      and `pool_signed` if the feature is computed from the signed map;
+    - sets `maps_are_signed = True` if its last map has not been through a ReLU yet.
+
+    The rest has one meaning for all: `features`, `forward`, `map_shapes`, `feature_dim`, `num_classes`, `in_channels`
+    and `image_size`, the size of the images that the network was built for.
     """
 
-    head: nn.Linear
-    maps_are_signed = False  # whether the last map has not been through a ReLU yet
+    head: nn.Linear  # penultimate feature [B, D] -> logits [B, K]
+    maps_are_signed = False  # True: SimKD lets the projected last map keep negative values
 
     def __init__(self, *, in_channels: int, image_size: int) -> None:
         super().__init__()
@@ -31,37 +40,37 @@ class Classifier(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """D, the width of the penultimate feature."""
+        """Return D, the width of the penultimate feature."""
         return self.head.in_features
 
     @property
     def num_classes(self) -> int:
-        """K, the number of logits."""
+        """Return K, the number of logits."""
         return self.head.out_features
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """The intermediate maps [B, C, H, W], from the stem's to the last stage's."""
+        """Return the intermediate maps [B, C, H, W], from the stem's to the last stage's."""
         raise NotImplementedError
 
     def signed_stages(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps that `stages` gives, and the same maps before the ReLU that ends a stage; here the same tensors."""
+        """Return the maps of `stages`, and the same maps before the ReLU that ends a stage; here the same tensors."""
         maps = self.stages(images)
         return maps, maps
 
     def pool(self, last: Tensor) -> Tensor:
-        """The last stage's map [B, C, H, W] -> the penultimate feature [B, D]; here the mean over positions."""
+        """Return the penultimate feature [B, D] of the last stage's map [B, C, H, W]; here the mean over positions."""
         return last.mean(dim=(2, 3))
 
     def pool_signed(self, last: Tensor, signed: Tensor) -> Tensor:
-        """What `pool` gives for the last map, where its signed map is known, too: the feature [B, D]."""
+        """Return what `pool` returns, [B, D], where the signed map of the last stage has been computed already."""
         return self.pool(last)
 
     def features(self, images: Tensor) -> Tensor:
-        """The penultimate feature [B, D], what `head` sees."""
+        """Return the penultimate feature [B, D], the input of `head`."""
         return self.pool(self.stages(images)[-1])
 
     def forward(self, images: Tensor, maps: bool = False, signed: bool = False) -> Output:
-        """Images [B, C, H, W] -> `Output`; its `maps` and `signed` are empty unless asked for."""
+        """Return the `Output` for images [B, C, H, W]; its `maps` and `signed` are empty unless asked for."""
         if signed:
             stages, before = self.signed_stages(images)
             feature = self.pool_signed(stages[-1], before[-1])
@@ -71,11 +80,10 @@ class Classifier(nn.Module):
         return Output(self.head(feature), feature, tuple(stages) if maps else (), tuple(before))
 
     def map_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(C, H, W) of each intermediate map, found by passing one black image of the size the network was built for.
+        """Return (C, H, W) of each intermediate map, also of each signed one, found by passing one black image.
 
-        Signed maps have the same shapes.
-
-        The pass draws no random number and leaves running statistics and modes as they are.
+        The image has the size that the network was built for. The pass draws no random number and leaves running
+        statistics and modes as they are.
         """
         like = next(self.parameters())
         size = (1, self.in_channels, self.image_size, self.image_size)
@@ -87,8 +95,8 @@ class Classifier(nn.Module):
 class Rectified(Classifier):
     """A classifier whose stem and stages end in a ReLU.
 
-    A subclass sets `stem`, which leaves its ReLU to this class, and `body`, nn.Sequentials whose last block has,
-    beside `forward`, the same before its ReLU: `signed(x)`.
+    A subclass sets `stem`, without its ReLU, which is applied here, and `body`, a list of nn.Sequentials. The last
+    block of each has two methods: `forward(x)`, and `signed(x)`, the same before the block's last ReLU.
     """
 
     stem: nn.Module
@@ -115,7 +123,7 @@ class Rectified(Classifier):
 class Ensemble(nn.Module):
     """Several teachers as one: `Output` with the log of their mean probabilities as logits [B, K].
 
-    Losses see each of them by itself, see `kd.losses.objective.EnsembleObjective`.
+    Losses compare the student with each of them separately, see `kd.losses.objective.EnsembleObjective`.
     """
 
     def __init__(self, members: list[Classifier]) -> None:
@@ -126,12 +134,12 @@ class Ensemble(nn.Module):
         return self.together(self.each(images))
 
     def each(self, images: Tensor, **asked: bool) -> list[Output]:
-        """What every one says; `asked` as in `Classifier.forward`."""
+        """Return every member's output; `asked` as in `Classifier.forward`."""
         return [member(images, **asked) for member in self.members]
 
     @staticmethod
     def together(outputs: list[Output]) -> Output:
-        """The log of the mean probability, [B, K]; the ensemble has no feature of its own, [B, 0]."""
+        """Return the log of the mean probability, [B, K], with an empty feature, [B, 0]: an ensemble has none."""
         logs = torch.stack([output.logits.float().log_softmax(1) for output in outputs])
         logits = logs.logsumexp(0) - math.log(len(outputs))
         return Output(logits, logits.new_empty(len(logits), 0))
@@ -140,7 +148,7 @@ class Ensemble(nn.Module):
 class Reusing(Classifier):
     """A student whose last map goes through a projector into its teacher's pooling and head (SimKD).
 
-    The rest of the teacher and the student's own head are left out, the latter of the given student, too. Weights:
+    Only the teacher's pooling and head are kept, in a copy. The student passed in loses its own head. Weights:
     `student.*`, `projector.*`, `teacher.*`.
     """
 
@@ -172,7 +180,7 @@ class Reusing(Classifier):
         return [*earlier, self.projector(F.adaptive_avg_pool2d(last, size))]
 
     def _seen(self, images: Tensor) -> Tensor:
-        """Through the student's view, if it has one: its hooks do not run when its stages are asked directly."""
+        """Return the images as the student's view shows them: its hooks do not run when only its stages are called."""
         for hook in self.student._forward_pre_hooks.values():
             (images, *_) = hook(self.student, (images,))
         return images
@@ -182,7 +190,7 @@ class Reusing(Classifier):
 
 
 class LogitsOnly(nn.Module):
-    """Wraps a classifier so that it returns logits [B, K] alone, for export and logging."""
+    """A classifier that returns only its logits [B, K], for export and logging."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -194,7 +202,7 @@ class LogitsOnly(nn.Module):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is back in the mode it had."""
+    """Switch to eval mode inside; afterwards every module is back in the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -206,14 +214,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and nothing inside is recorded for gradients."""
+    """Switch to eval mode and record nothing for gradients inside."""
     with eval_mode(model), torch.no_grad():
         yield
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and no parameter of the model requires a gradient; those of its inputs still flow through it."""
+    """Switch to eval mode, with no parameter of the model requiring a gradient; its inputs' gradients still flow."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
@@ -225,9 +233,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def init_convolutions(model: nn.Module) -> None:
-    """Convolutions as in He et al. 2015 (arXiv 1502.01852), by fan out, N(0, sqrt(2 / (k * k * C_out))), biases 0.
+    """Initialise convolutions by fan out, N(0, sqrt(2 / (k * k * C_out))), biases 0: He et al. 2015 (arXiv 1502.01852).
 
-    Batch normalisation keeps torch's start, weight 1 and bias 0.
+    Batch normalisation keeps torch's initialisation, weight 1 and bias 0.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class UpsampledConv(nn.Conv2d):
     """A 3x3 convolution of maps that are doubled in size first (nearest): [B, C, H, W] -> [B, C', 2H, 2W].
 
-    Under an output pixel lie only 2x2 pixels of the small maps. So one 2x2 convolution of these for each parity of the
-    output's row and column, with sums of the 3x3 weights, gives the same for 4/9 of the work.
+    An output pixel depends on only 2x2 pixels of the small maps. So a 2x2 convolution of these for each parity of the
+    output's row and column, with sums of the 3x3 weights, computes the same with 4/9 of the work.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -35,8 +35,8 @@ class Generator(nn.Module):
     """Noise [B, noise_dim] -> images [B, channels, image_size, image_size] in [0, 1].
 
     The network of Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022, which SSD-KD follows:
-    a linear layer to maps a quarter of the image's size, then two steps that double it. It has 2,328,899 parameters
-    as it stands.
+    a linear layer to maps a quarter of the image's size, then two steps that double it. By default it has 2,328,899
+    parameters.
 
     Raises ValueError unless `image_size` is a positive multiple of 4.
     """
@@ -69,6 +69,6 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def reset_first_layer(self, generator: torch.Generator | None = None) -> None:
-        """Start the linear layer anew, in place: weights N(0, 0.02), biases 0. `generator` is on the layer's device."""
+        """Initialise the linear layer again, in place: weights N(0, 0.02), biases 0. `generator` is on its device."""
         self.first.weight.normal_(0.0, 0.02, generator=generator)
         self.first.bias.zero_()

@@ -8,7 +8,7 @@ from kd.models.classifier import Classifier, init_convolutions
 
 
 def convolution(in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A padded convolution and its batch normalisation."""
+    """Return a padded convolution and its batch normalisation."""
     return [
         nn.Conv2d(in_width, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(width),
@@ -18,7 +18,7 @@ def convolution(in_width: int, width: int, kernel: int, stride: int = 1, groups:
 class InvertedResidual(nn.Module):
     """Widen by 1x1, 3x3 per channel, narrow by 1x1 without activation: [B, C, H, W] -> [B, width, H/stride, W/stride].
 
-    The input is added where shapes agree. `widen` off leaves out the first convolution (the width is then C).
+    The input is added if the shapes agree. Without `widen`, the first convolution is omitted (the width is then C).
     """
 
     def __init__(self, in_width: int, width: int, stride: int, factor: int, widen: bool, activation: type) -> None:
@@ -36,10 +36,10 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Classifier):
     """MobileNetV2 at a `width` multiplier, with the `strides` of the stem and of the paper's seven rows of blocks.
 
-    `widen_first` gives the first row, whose factor is 1, a 1x1 convolution as well; `relu6` caps the ReLUs at 6.
+    `widen_first` adds a 1x1 convolution to the first row, too, whose factor is 1; `relu6` caps the ReLUs at 6.
     The data-free papers use the network as printed (width 1); CRD uses half the width, one halving less, `widen_first`
-    and plain ReLUs. Neither drops out. Maps of CRD's at 32x32: 16 x 16 x 16 (stem), 12 x 16 x 16, 16 x 8 x 8,
-    48 x 4 x 4, 160 x 2 x 2, the latter four without activation. Penultimate feature: 1280, after a last 1x1
+    and plain ReLUs. Neither has dropout. Maps of CRD's at 32x32: 16 x 16 x 16 (stem), 12 x 16 x 16, 16 x 8 x 8,
+    48 x 4 x 4, 160 x 2 x 2, the last four without activation. Penultimate feature: 1280, after a last 1x1
     convolution.
     """
 
@@ -89,7 +89,7 @@ class MobileNetV2(Classifier):
         return maps, [stem, *maps[1:]]  # only the stem has an activation
 
     def _from(self, stem: Tensor) -> list[Tensor]:
-        """All maps, the stem's given."""
+        """Return all maps, computed from the stem's."""
         maps = [stem]
         for stage in self.body:
             maps.append(stage(maps[-1]))

@@ -9,14 +9,14 @@ from kd.models.classifier import Rectified, init_convolutions
 
 
 def shortcut(in_width: int, width: int, stride: int) -> nn.Module:
-    """The identity where shapes agree, otherwise a 1x1 convolution with batch normalisation."""
+    """Return the identity if the shapes agree, otherwise a 1x1 convolution with batch normalisation."""
     if stride == 1 and in_width == width:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: [B, C, H, W] -> [B, width, H/stride, W/stride]."""
+    """Two 3x3 convolutions and a shortcut: [B, C, H, W] -> [B, width, H/stride, W/stride]."""
 
     expansion = 1
 
@@ -32,13 +32,13 @@ class BasicBlock(nn.Module):
         return F.relu(self.signed(x))
 
     def signed(self, x: Tensor) -> Tensor:
-        """The sum before the last ReLU."""
+        """Return the sum before the last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(out)) + self.shortcut(x)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions beside a shortcut: [B, C, H, W] -> [B, 4 * width, H/stride, W/stride].
+    """1x1, 3x3 and 1x1 convolutions and a shortcut: [B, C, H, W] -> [B, 4 * width, H/stride, W/stride].
 
     The stride is in the 3x3 convolution.
     """
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.signed(x))
 
     def signed(self, x: Tensor) -> Tensor:
-        """The sum before the last ReLU."""
+        """Return the sum before the last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         return self.bn3(self.conv3(out)) + self.shortcut(x)

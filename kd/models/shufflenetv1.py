@@ -12,8 +12,8 @@ from kd.models.classifier import Rectified
 class Unit(nn.Module):
     """Grouped 1x1, shuffle, 3x3 per channel, grouped 1x1: [B, C, H, W] -> [B, width, H, W], the input added.
 
-    With `halve` it gives [B, width, H/2, W/2], and the input joins as further channels, averaged over 3x3 windows.
-    Unlike the paper, and like CRD's network, the 3x3 convolution is followed by a ReLU.
+    With `halve` it returns [B, width, H/2, W/2], and the input, averaged over 3x3 windows, is appended as channels.
+    Unlike in the paper, and as in CRD's network, the 3x3 convolution is followed by a ReLU.
     """
 
     def __init__(self, in_width: int, width: int, groups: int, first_groups: int, halve: bool) -> None:
@@ -33,7 +33,7 @@ class Unit(nn.Module):
         return F.relu(self.signed(x))
 
     def signed(self, x: Tensor) -> Tensor:
-        """Sum or channels of both before the last ReLU."""
+        """Return the sum, or with `halve` the channels of both, before the last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = out.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)  # shuffle: channels of all groups mix
         out = F.relu(self.bn2(self.conv2(out)))
@@ -46,7 +46,7 @@ class Unit(nn.Module):
 class ShuffleNetV1(Rectified):
     """ShuffleNet with three groups: a stem of 24, then stages of 4, 8 and 4 units.
 
-    The very first 1x1 convolution is not grouped, as in the paper. Weights start as torch's layers do. Maps at 32x32,
+    The very first 1x1 convolution is not grouped, as in the paper. Weights keep torch's initialisation. Maps at 32x32,
     each after ReLU: 24 x 32 x 32 (stem), 240 x 16 x 16, 480 x 8 x 8, 960 x 4 x 4. Penultimate feature: 960.
     """
 

@@ -9,20 +9,20 @@ from kd.models.classifier import Rectified
 
 
 def pointwise(in_width: int, width: int) -> list[nn.Module]:
-    """A 1x1 convolution, batch normalisation, ReLU."""
+    """Return a 1x1 convolution, batch normalisation and a ReLU."""
     return [nn.Conv2d(in_width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
 
 
 def per_channel(width: int, stride: int) -> list[nn.Module]:
-    """A 3x3 convolution within each channel and batch normalisation."""
+    """Return a 3x3 convolution within each channel and batch normalisation."""
     return [nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False), nn.BatchNorm2d(width)]
 
 
 class Unit(nn.Module):
     """Two branches of half the width, joined and shuffled.
 
-    Without `halve`, [B, width, H, W] -> the same shape: one half of the channels passes unchanged beside the other's
-    convolutions. With it, [B, C, H, W] -> [B, width, H/2, W/2]: both branches see all channels.
+    Without `halve`, [B, width, H, W] -> the same shape: one half of the channels passes unchanged, the other
+    half is convolved. With it, [B, C, H, W] -> [B, width, H/2, W/2]: both branches see all channels.
     """
 
     def __init__(self, in_width: int, width: int, halve: bool) -> None:
@@ -38,7 +38,7 @@ class Unit(nn.Module):
         return self._joined(x, self.left, self.right)
 
     def signed(self, x: Tensor) -> Tensor:
-        """Before the branches' last ReLU; a half that passes unchanged had its own in an earlier unit."""
+        """Return the same before the branches' last ReLU; an unchanged half had its own ReLU in an earlier unit."""
         return self._joined(x, self.left[:-1] if self.halve else self.left, self.right[:-1])
 
     def _joined(self, x: Tensor, left: nn.Module, right: nn.Module) -> Tensor:
@@ -49,7 +49,7 @@ class Unit(nn.Module):
 class ShuffleNetV2(Rectified):
     """ShuffleNet V2 at width 1: a stem of 24, then stages of 4, 8 and 4 units and a last 1x1 convolution.
 
-    Weights start as torch's layers do. Maps at 32x32: 24 x 32 x 32 (stem), 116 x 16 x 16, 232 x 8 x 8, 464 x 4 x 4.
+    Weights keep torch's initialisation. Maps at 32x32: 24 x 32 x 32 (stem), 116 x 16 x 16, 232 x 8 x 8, 464 x 4 x 4.
     Penultimate feature: 1024.
     """
 

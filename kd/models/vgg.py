@@ -53,5 +53,5 @@ class VGG(Classifier):
         return maps, signed
 
     def _pooled(self, x: Tensor, index: int) -> Tensor:
-        """A stage's map as the next stage takes it."""
+        """Return a stage's map as the next stage's input."""
         return F.max_pool2d(x, 2) if index < self.pools else x

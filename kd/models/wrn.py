@@ -11,8 +11,8 @@ from kd.models.classifier import Classifier, init_convolutions
 class Block(nn.Module):
     """Two 3x3 convolutions, each after batch normalisation and ReLU: [B, C, H, W] -> [B, width, H/stride, W/stride].
 
-    Where the width changes, the shortcut is a 1x1 convolution of the normalised input and has no normalisation of its
-    own; elsewhere it is the raw input.
+    If the width changes, the shortcut is a 1x1 convolution of the normalised input, without another normalisation;
+    otherwise it is the raw input.
     """
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(in_width, width, 1, stride, bias=False) if in_width != width else None
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
-        """`active`: the input after normalisation and ReLU, where that is known already."""
+        """Return the block's sum; `active` is the input after normalisation and ReLU, if that is known already."""
         if active is None:
             active = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(active)
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class WideResNet(Classifier):
-    """WRN-depth-width: depth = 6n + 4 gives three stages of n blocks, 16, 32 and 64 times `width` channels wide.
+    """WRN-depth-width: depth = 6n + 4 means three stages of n blocks, 16, 32 and 64 times `width` channels wide.
 
     Maps at 32x32: 16 x 32 x 32, then the sum that leaves each stage, before normalisation and ReLU:
     16w x 32 x 32, 32w x 16 x 16, 64w x 8 x 8. Signed maps: these after the normalisation that follows, before its ReLU.

@@ -1,7 +1,7 @@
 """Data sets by name. This file imports no torch, so that names can be checked before any job starts.
 
 To add one: write `kd/data/<name>.py` with a function `load(dataset: Dataset, source: Source) -> RawData` and add its
-line here; docs/add-a-dataset.md shows how.
+line here, as docs/add-a-dataset.md shows.
 """
 
 from __future__ import annotations
@@ -13,4 +13,4 @@ DATASETS: dict[str, str] = {
     "fashion_mnist": "kd.data.fashion_mnist:load",
     "folder": "kd.data.folder:load",
 }
-GREY = ("digits", "fashion_mnist")  # whose images have no colours, so that networks see all of them: view rgb
+GREY = ("digits", "fashion_mnist")  # their images have no colours, so the only view of them is rgb

@@ -19,185 +19,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_run
-from PIL import Image
+from image_files import (
+    SPLITS,
+    assert_same,
+    dataset,
+    noise,
+    prepared,
+    random_data,
+    refusal,
+    write_tree,
+)
 
 from kd.data import cifar, fashion_mnist
 from kd.data.dataset import load
 from kd.data.prepare import _mean_std, prepare
 from kd.data.raw import Source
 from kd.registry.datasets import DATASETS
-from kd.runtime.messages import ConfigError
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.settings.run import Dataset, Run
 
 ARCHIVES = [ROOT.parent / f"shared/data/cifar100-webp.part{part}.tar.gz" for part in (1, 2)]
-SPLITS = ("train", "test")
-
-
-def dataset(name, classes=None, size=8, root=None):
-    return Dataset(name, root=root, classes=classes, image_size=size, validation=0.0, pad=0, flip=False)
-
-
-def prepared(folder, settings, root=None, download=False):
-    """What the prepared file of a data set holds; downloads lie in `folder`."""
-    prepare(settings, folder / "prepared" / "data.pt", Source(root, folder / "downloads", download))
-    return torch.load(folder / "prepared" / "data.pt", weights_only=True)
-
-
-def refusal(folder, settings, root=None, download=False, key="root"):
-    """The one line that a user reads; nothing is prepared and no second exception is shown."""
-    with pytest.raises(ConfigError, match=rf"^dataset\.{key}: [^\n]+\Z") as caught:
-        prepare(settings, folder / "refused.pt", Source(root, folder / "downloads", download))
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    assert not (folder / "refused.pt").exists()
-    return str(caught.value)
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write(root, images):
-    """Files by their path below `root`, lossless where the ending allows it."""
-    for path, image in images.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(root / path, lossless=True)
-    return root
-
-
-def random_data(count, train, test, *shape):
-    """{split: (images, labels)}, so many images of every class, in a random order."""
-    rng, data = np.random.default_rng(count), {}
-    for split, each in (("train", train), ("test", test)):
-        labels = rng.permutation(np.repeat(np.arange(count), each))
-        data[split] = rng.integers(0, 256, (len(labels), *shape), dtype=np.uint8), labels
-    return data
-
-
-def write_tree(root, data, ending=".png"):
-    for split, (images, labels) in data.items():
-        write(root, {f"{split}/{labels[n]:02}/{n}{ending}": image for n, image in enumerate(images)})
-    return root
-
-
-def small_tree(root):
-    """train/00, test/00, train/01 and test/01 hold one 8x8 image each."""
-    return write_tree(root, random_data(2, 1, 1, 8, 8, 3))
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert value == second[key] if key == "classes" else torch.equal(value, second[key]), key
-
-
-def assert_images(images, expected):
-    """Tensor [N, C, S, S] against arrays [S, S, C]."""
-    np.testing.assert_array_equal(images.numpy().transpose(0, 2, 3, 1), np.stack(expected))
-
-
-def test_images_of_the_wanted_size_are_kept_byte_for_byte_in_the_order_of_their_names(tmp_path):
-    first, second = classes = ['$(x) -r "`a`"', "日本; it's *.\\ %s"]  # any name may name a class
-    names = [f"{first}/{name}" for name in ("10.png", "9.WEBP")]
-    names += [f"{second}/{name}" for name in ("B.PNG", "a.WebP", "b.png", "c.webp")]
-    images = {
-        f"{split}/{name}": noise(8, 8, 3, seed=[n, len(split)]) for n, name in enumerate(names) for split in SPLITS
-    }
-    content = prepared(tmp_path, dataset("folder"), write(tmp_path / "my $(data)", images))
-    assert content["classes"] == classes
-    for split in SPLITS:
-        assert content[f"{split}_labels"].tolist() == [0, 0, 1, 1, 1, 1]
-        assert_images(content[f"{split}_images"], [images[f"{split}/{name}"] for name in names])
-    again = write(tmp_path / "again", dict(reversed(images.items())))  # files made in another order
-    (again / "test/.cache").mkdir()
-    for name in (".DS_Store", "._0.png", "notes.txt", "0.png.bak", "0.gif", "png"):  # neither image nor class
-        (again / "train" / first / name).write_bytes(b"no image")
-        (again / "train" / name).write_bytes(b"no image")
-    assert_same(prepared(tmp_path, dataset("folder"), again), content)
-
-
-GREY, COLOUR = noise(8, 8), noise(8, 8, 3)
-PALETTE = Image.fromarray(COLOUR).quantize(16)
-KINDS = {  # file -> what is saved, its orientation in EXIF (6: top is right, 8: top is left), what is to be seen
-    "grey.png": (GREY, 1, np.dstack([GREY] * 3)),
-    "one_bit.png": (GREY > 127, 1, np.dstack([(GREY > 127) * 255] * 3)),
-    "sixteen_bit.png": (GREY.astype(np.uint16) * 257, 1, np.dstack([GREY] * 3)),
-    "palette.png": (PALETTE, 1, np.reshape(PALETTE.getpalette(), (-1, 3))[np.asarray(PALETTE)]),
-    "rgba.png": (np.dstack([COLOUR, GREY]), 1, COLOUR),
-    "rgba.webp": (np.dstack([COLOUR, GREY]), 1, COLOUR),
-    "turned_right.png": (COLOUR, 6, np.rot90(COLOUR, -1)),
-    "turned_left.webp": (COLOUR, 8, np.rot90(COLOUR)),
-    "photo.JPG": (COLOUR, 1, None),  # as it decodes
-}
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_image_becomes_upright_rgb(tmp_path, name):
-    saved, orientation, seen = KINDS[name]
-    image, exif = saved if isinstance(saved, Image.Image) else Image.fromarray(saved), Image.Exif()
-    exif[0x0112] = orientation
-    file = small_tree(tmp_path / "data") / "train/00" / name
-    image.save(file, lossless=True, exact=True, exif=exif)
-    images = prepared(tmp_path, dataset("folder"), tmp_path / "data")["train_images"]
-    assert_images(images[1:2], [np.asarray(Image.open(file)) if seen is None else seen])
-
-
-def cut_and_resized(image, size):
-    """Around its centre, bilinear, antialiased when shrinking: each value a sum over all pixels."""
-    side = min(image.shape[:2])
-
-    def weights(length):
-        centres = (length - side) / 2 + (np.arange(size) + 0.5) * side / size
-        distance = abs(np.arange(length) + 0.5 - centres[:, None])
-        raw = np.maximum(0, 1 - distance / max(1, side / size))
-        return raw / raw.sum(1, keepdims=True)
-
-    return np.einsum("yh,hwc,xw->yxc", weights(image.shape[0]), image, weights(image.shape[1]))
-
-
-@pytest.mark.parametrize("shape", [(24, 40), (41, 17), (5, 5), (8, 9), (3, 50)], ids=str)
-def test_images_of_another_size_are_cut_to_a_square_and_interpolated(tmp_path, shape):
-    image = noise(*shape, 3)
-    write(small_tree(tmp_path / "data"), {"train/00/x.png": image})
-    images = prepared(tmp_path, dataset("folder"), tmp_path / "data")["train_images"]
-    np.testing.assert_allclose(images[1].numpy().transpose(1, 2, 0), cut_and_resized(image, 8), rtol=0, atol=1)
-
-
-@pytest.mark.parametrize(
-    ("place", "content", "named"),  # what is removed or written, and what the message says
-    [
-        ("train", None, "{root}"),
-        ("test", None, "{root}"),
-        ("*/*", None, "{root}"),  # no class is left
-        ("*/00", None, "{root}"),  # one class is left
-        ("test/01", None, "class '01' has no folder in {root}/test"),
-        ("train/01", None, "class '01' has no folder in {root}/train"),
-        ("test/01/*", None, "{root}/test/01"),
-        ("train/01/x.jpg", b"no image", "{root}/train/01/x.jpg"),
-        ("test/00/x.png", "cut", "{root}/test/00/x.png"),
-        ("test/00/x.webp", "cut", "{root}/test/00/x.webp"),
-    ],
-)
-def test_a_faulty_tree_is_refused_in_a_line_that_names_the_path(tmp_path, place, content, named):
-    root = small_tree(tmp_path / "it's data")
-    if content == "cut":
-        content = (write(root, {place: COLOUR}) / place).read_bytes()[:-40]
-    for path in [] if content else list(root.glob(place)):
-        path.unlink() if path.is_file() else shutil.rmtree(path)
-    if content:
-        (root / place).write_bytes(content)
-    assert named.format(root=root) in refusal(tmp_path, dataset("folder"), root)
-
-
-def test_classes_that_are_not_there_are_refused(tmp_path):
-    root = small_tree(tmp_path / "data")
-    for name, classes, said in (
-        ("digits", 11, "got 11; allowed: at most 10"),
-        ("folder", 3, "got 3; allowed: at most 2"),
-        ("folder", ("000", "01"), "got '000'; did you mean '00'?"),
-        ("folder", ("00", "zebra"), "got 'zebra'; allowed: 00, 01"),
-    ):
-        assert said in refusal(tmp_path, dataset(name, classes), root, key="classes")
 
 
 def small_cifar(name, monkeypatch):
@@ -207,7 +48,7 @@ def small_cifar(name, monkeypatch):
 
 
 def write_idx(folder, packed=True):
-    """The four files of a small Fashion-MNIST; gives what is in them."""
+    """Write the four files of a small Fashion-MNIST; return what is in them."""
     data = random_data(10, 4, 2, 28, 28)
     folder.mkdir(parents=True)
     for name, array in zip(fashion_mnist.FILES, (*data["train"], *data["test"]), strict=True):
@@ -247,7 +88,7 @@ def test_mean_and_std_per_channel_are_those_of_all_images_at_once():
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def small(request, monkeypatch):
-    """Name, torchvision's class, which takes any content of its files, and a small data set."""
+    """Return a name, torchvision's class, which then accepts any content of its files, and a small data set."""
     kind = getattr(import_torchvision().datasets, request.param.upper())
     for entry in ("train_list", "test_list"):
         monkeypatch.setattr(kind, entry, [[file, None] for file, _ in getattr(kind, entry)])

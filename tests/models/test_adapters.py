@@ -174,7 +174,7 @@ def test_own_network_that_returns_an_output(own):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("softmaxed", r"not what its last nn\.Linear gives"),
+        ("softmaxed", r"not what its last nn\.Linear returns"),
         ("ten_classes", r"logits of shape \[2, 10\] for 2 images; they must be \[2, 3\]"),
         ("fixed", r"called as fixed\(num_classes=..., in_channels=..., image_size=...\)"),
         ("nothing", "returned a NoneType"),

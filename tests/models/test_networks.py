@@ -110,6 +110,14 @@ def test_features_and_head_are_what_forward_gives(name):
     assert (output.logits[0] - output.logits[1]).abs().max() > 1e-4  # the image matters
 
 
+@pytest.mark.parametrize("name", CONTRACT)
+def test_a_network_has_no_public_method_that_its_contract_does_not_know(name):
+    """A misspelt one would be ignored: `sign_stages` leaves `signed_stages` as it was."""
+    network = type(build(name, num_classes=2))
+    assert issubclass(network, Classifier)
+    assert {key for key, value in vars(network).items() if callable(value) and key[0] != "_"} <= set(vars(Classifier))
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_the_flag_says_whether_the_last_map_is_signed(name):
     torch.manual_seed(0)

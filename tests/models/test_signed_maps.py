@@ -92,6 +92,6 @@ def test_signed_maps_of_several_teachers():
     members = [build(name, num_classes=4, image_size=8).eval() for name in ("resnet8", "wrn_10_1")]
     images = torch.randn(2, 3, 8, 8)
     for member, output in zip(members, Ensemble(members).each(images, maps=True, signed=True), strict=True):
-        alone = member(images, signed=True)
+        single = member(images, signed=True)
         assert len(output.maps) == len(output.signed) == 4
-        assert all(torch.equal(*pair) for pair in zip(output.signed, alone.signed, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(output.signed, single.signed, strict=True))

@@ -1,0 +1,112 @@
+"""Trees of image files: what is decoded, what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+from image_files import SPLITS, assert_images, assert_same, dataset, noise, prepared, refusal, small_tree, write
+from PIL import Image
+
+
+def test_images_of_the_wanted_size_are_kept_byte_for_byte_in_the_order_of_their_names(tmp_path):
+    first, second = classes = ['$(x) -r "`a`"', "日本; it's *.\\ %s"]  # any name may name a class
+    names = [f"{first}/{name}" for name in ("10.png", "9.WEBP")]
+    names += [f"{second}/{name}" for name in ("B.PNG", "a.WebP", "b.png", "c.webp")]
+    images = {
+        f"{split}/{name}": noise(8, 8, 3, seed=[n, len(split)]) for n, name in enumerate(names) for split in SPLITS
+    }
+    content = prepared(tmp_path, dataset("folder"), write(tmp_path / "my $(data)", images))
+    assert content["classes"] == classes
+    for split in SPLITS:
+        assert content[f"{split}_labels"].tolist() == [0, 0, 1, 1, 1, 1]
+        assert_images(content[f"{split}_images"], [images[f"{split}/{name}"] for name in names])
+    again = write(tmp_path / "again", dict(reversed(images.items())))  # files made in another order
+    (again / "test/.cache").mkdir()
+    for name in (".DS_Store", "._0.png", "notes.txt", "0.png.bak", "0.gif", "png"):  # neither image nor class
+        (again / "train" / first / name).write_bytes(b"no image")
+        (again / "train" / name).write_bytes(b"no image")
+    assert_same(prepared(tmp_path, dataset("folder"), again), content)
+
+
+GREY, COLOUR = noise(8, 8), noise(8, 8, 3)
+PALETTE = Image.fromarray(COLOUR).quantize(16)
+KINDS = {  # file -> what is saved, its orientation in EXIF (6: top is right, 8: top is left), what is to be seen
+    "grey.png": (GREY, 1, np.dstack([GREY] * 3)),
+    "one_bit.png": (GREY > 127, 1, np.dstack([(GREY > 127) * 255] * 3)),
+    "sixteen_bit.png": (GREY.astype(np.uint16) * 257, 1, np.dstack([GREY] * 3)),
+    "palette.png": (PALETTE, 1, np.reshape(PALETTE.getpalette(), (-1, 3))[np.asarray(PALETTE)]),
+    "rgba.png": (np.dstack([COLOUR, GREY]), 1, COLOUR),
+    "rgba.webp": (np.dstack([COLOUR, GREY]), 1, COLOUR),
+    "turned_right.png": (COLOUR, 6, np.rot90(COLOUR, -1)),
+    "turned_left.webp": (COLOUR, 8, np.rot90(COLOUR)),
+    "photo.JPG": (COLOUR, 1, None),  # as it decodes
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_image_becomes_upright_rgb(tmp_path, name):
+    saved, orientation, seen = KINDS[name]
+    image, exif = saved if isinstance(saved, Image.Image) else Image.fromarray(saved), Image.Exif()
+    exif[0x0112] = orientation
+    file = small_tree(tmp_path / "data") / "train/00" / name
+    image.save(file, lossless=True, exact=True, exif=exif)
+    images = prepared(tmp_path, dataset("folder"), tmp_path / "data")["train_images"]
+    assert_images(images[1:2], [np.asarray(Image.open(file)) if seen is None else seen])
+
+
+def cut_and_resized(image, size):
+    """Around its centre, bilinear, antialiased when shrinking: each value a sum over all pixels."""
+    side = min(image.shape[:2])
+
+    def weights(length):
+        centres = (length - side) / 2 + (np.arange(size) + 0.5) * side / size
+        distance = abs(np.arange(length) + 0.5 - centres[:, None])
+        raw = np.maximum(0, 1 - distance / max(1, side / size))
+        return raw / raw.sum(1, keepdims=True)
+
+    return np.einsum("yh,hwc,xw->yxc", weights(image.shape[0]), image, weights(image.shape[1]))
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (41, 17), (5, 5), (8, 9), (3, 50)], ids=str)
+def test_images_of_another_size_are_cut_to_a_square_and_interpolated(tmp_path, shape):
+    image = noise(*shape, 3)
+    write(small_tree(tmp_path / "data"), {"train/00/x.png": image})
+    images = prepared(tmp_path, dataset("folder"), tmp_path / "data")["train_images"]
+    np.testing.assert_allclose(images[1].numpy().transpose(1, 2, 0), cut_and_resized(image, 8), rtol=0, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "named"),  # what is removed or written, and what the message says
+    [
+        ("train", None, "{root}"),
+        ("test", None, "{root}"),
+        ("*/*", None, "{root}"),  # no class is left
+        ("*/00", None, "{root}"),  # one class is left
+        ("test/01", None, "class '01' has no folder in {root}/test"),
+        ("train/01", None, "class '01' has no folder in {root}/train"),
+        ("test/01/*", None, "{root}/test/01"),
+        ("train/01/x.jpg", b"no image", "{root}/train/01/x.jpg"),
+        ("test/00/x.png", "cut", "{root}/test/00/x.png"),
+        ("test/00/x.webp", "cut", "{root}/test/00/x.webp"),
+    ],
+)
+def test_a_faulty_tree_is_refused_in_a_line_that_names_the_path(tmp_path, place, content, named):
+    root = small_tree(tmp_path / "it's data")
+    if content == "cut":
+        content = (write(root, {place: COLOUR}) / place).read_bytes()[:-40]
+    for path in [] if content else list(root.glob(place)):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    if content:
+        (root / place).write_bytes(content)
+    assert named.format(root=root) in refusal(tmp_path, dataset("folder"), root)
+
+
+def test_classes_that_are_not_there_are_refused(tmp_path):
+    root = small_tree(tmp_path / "data")
+    for name, classes, said in (
+        ("digits", 11, "got 11; allowed: at most 10"),
+        ("folder", 3, "got 3; allowed: at most 2"),
+        ("folder", ("000", "01"), "got '000'; did you mean '00'?"),
+        ("folder", ("00", "zebra"), "got 'zebra'; allowed: 00, 01"),
+    ):
+        assert said in refusal(tmp_path, dataset(name, classes), root, key="classes")
