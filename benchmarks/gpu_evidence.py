@@ -47,6 +47,7 @@ import pandas as pd
 import travel
 import yaml
 
+from kd.reports.plan import plan_figures
 from kd.reports.publish import publish
 from kd.reports.tables import collect
 from kd.runtime.files import read_json, write_atomically
@@ -570,12 +571,9 @@ def pack(queue: Queue, options: argparse.Namespace) -> list[str]:
 
 
 def shown(queue: Queue, results: Path, done: set[str]) -> list[tuple[Path, str]]:
-    """The arrays that figures of finished runs are drawn from, and their names on the way."""
-    paths: dict[str, None] = {}
-    for study in queue.studies.values():
-        of_kind = [study.examples(kind, done) for kind in ("distill", "datafree")]
-        alone = [study.alone(path) for path in list(of_kind[0].values())[:1]]
-        paths |= {path: None for labels in of_kind + alone for path in labels.values() if path in done}
+    """Return the arrays that figures of finished runs are drawn from, each with its name in the state."""
+    plans = [figure for study in queue.studies.values() for figure in plan_figures(study, done)]
+    paths = dict.fromkeys(path for figure in plans for path in figure.runs.values())
     files = [f"{path}/{name}" for path in paths for name in ("correlations.npz", "synthetic.npz")]
     return [(results / file, f"results/{file}") for file in files if (results / file).exists()]
 

@@ -1,1 +1,1 @@
-"""From the files of finished runs to tables and figures. Imports no torch."""
+"""Make tables and figures from the files of finished runs. Imports no torch."""

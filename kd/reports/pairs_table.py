@@ -11,12 +11,13 @@ KD, SCRATCH = "kd", "scratch"
 PLACE = ["method", "ablation", "scale", "teacher", "student"]
 
 
-def by_pair(results: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of each method, ablation, scale and pair of networks, in the study's order.
+def accuracy_by_pair(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy of each method, ablation, scale and pair of networks, in the study's order.
 
     Columns: method, ablation, scale, teacher, student; label: the method, with ablation and scale where there are
     several; mean, std, n; against_kd: the mean paired difference to KD (same ablation, scale and seed), or NaN; kd and
-    scratch: their means in this place, NaN where they were not run.
+    scratch: the mean accuracies of KD and of the student without a teacher with this ablation, scale and pair, NaN
+    where they were not run.
     """
     several = [name for name in ("ablation", "scale") if results[name].nunique() > 1]
     rows = []
@@ -41,24 +42,24 @@ def by_pair(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def together(results: pd.DataFrame, experiments: list[str]) -> pd.DataFrame:
-    """The runs of several experiments, those that they share once, for one table by pairs.
+def merge_experiments(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of several experiments for one table by pairs, each run once.
 
-    Where one pair is other runs under the same names in another experiment, its student is named with the experiment.
+    Where experiments have different runs under the same names, their students are named with the experiment.
     """
     place = [*PLACE, "seed"]
-    rows = results[results["experiment"].isin(experiments)].drop_duplicates([*place, "path"])
+    rows = results.drop_duplicates([*place, "path"])
     pair = pd.MultiIndex.from_frame(rows[["teacher", "student"]])
     clash = pair.isin(pair[rows.duplicated(place, keep=False)])
     return rows.assign(student=rows["student"].mask(clash, rows["student"] + " (" + rows["experiment"] + ")"))
 
 
 def relative_improvement(table: pd.DataFrame) -> pd.DataFrame:
-    """What a method adds to KD as a share of what KD adds to the student alone (Tian et al., CRD, ICLR 2020, sec. 4.1):
+    """Return what a method adds to KD as a share of what KD adds to scratch (Tian et al., CRD, ICLR 2020, sec. 4.1):
 
-        (accuracy - accuracy_KD) / (accuracy_KD - accuracy_scratch), in %, labels by pairs of `by_pair`'s table
+        (accuracy - accuracy_KD) / (accuracy_KD - accuracy_scratch), in %, labels by pairs of `accuracy_by_pair`'s table
 
-    NaN for pairs where KD is not above the student alone (there the share means nothing), and where one was not run.
+    NaN for pairs where KD is not above scratch (there the share means nothing), and where a method was not run.
     """
     rows = table[~table["method"].isin((KD, SCRATCH)) & table[["kd", "scratch"]].notna().all(axis=1)]
     gain = rows["kd"] - rows["scratch"]
@@ -69,7 +70,8 @@ def relative_improvement(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, title: str) -> str:
-    """Methods by pairs: mean ± std, with an arrow where KD is better (↓) or worse (↑), and relative improvements."""
+    """Return a table of methods by pairs: mean ± std, an arrow where KD is better (↓) or worse (↑); then relative
+    improvements."""
     lines = [f"### {title}, by pairs", "", *_grid(table, " ± ", "↑", "↓")]
     shares = relative_improvement(table)
     if shares.size:
@@ -101,7 +103,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
 
 
 def latex(table: pd.DataFrame) -> str:
-    """The same grid as a booktabs tabular."""
+    """Return the same grid as a booktabs tabular."""
     head, _, *rows = _grid(table, " $\\pm$ ", "$\\uparrow$", "$\\downarrow$")
     columns = head.count("|") - 1
     body = [_tex(line) for line in rows]

@@ -1,4 +1,4 @@
-"""From the files of finished runs to one tidy frame, and from frames to tables. Imports no torch."""
+"""Collect the files of finished runs in one tidy frame, and make tables of it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RGB = "rgb"  # the view of a network that sees all of an image
 
 
 def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """The study's table with what each run's files say: a row per run and experiment, final numbers of the last epoch.
+    """Return the study's table with columns from each run's files; a row per run and experiment.
 
-    metrics.json gives the columns as they are; run.json gives seconds_<phase>, counts, memory, commit, device and what
-    the teacher sees of an image.
+    Numbers are those of the last epoch. The columns of metrics.json keep their names; run.json adds seconds_<phase>,
+    counts, memory, commit, device and what the teacher sees of an image.
     """
     records = {path: _record(root / path) for path in dict.fromkeys(table["path"])}
     return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
@@ -40,7 +40,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds for each group of one experiment, in the order of the study.
+    """Return mean and standard deviation over seeds for each group of one experiment, in the order of the study.
 
     `difference` is the mean paired difference in accuracy (same seed, teacher, student and scale) to the first method
     and ablation of the experiment, `difference_se` its standard error, `difference_p` the two-sided p of the paired
@@ -78,7 +78,7 @@ def _paired(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) ->
 
 
 def markdown(summary: pd.DataFrame, title: str) -> str:
-    """A summary as a Markdown table: mean ± std (n), paired difference ± standard error, seconds."""
+    """Return a summary as a Markdown table: mean ± std (n), paired difference ± standard error, seconds."""
     first = summary.iloc[0]
     name = first["method"] if first["ablation"] == "full" else f"{first['method']} ({first['ablation']})"
     columns = {
@@ -110,7 +110,7 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
 
 
 def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
-    """The whole table file of a study: what is measured and on what, then a table per experiment."""
+    """Return the text of table.md: what was measured and on what, then a table per experiment."""
     columns = results.columns.union(["teacher_accuracy", "teacher_view"])
     teachers = results.reindex(columns=columns).dropna(subset=["teacher_accuracy"])
     views = teachers["teacher_view"].astype(object).fillna(RGB)
@@ -131,7 +131,7 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
 
 
 def plus_minus(mean: float, spread: float, sign: bool = False) -> str:
-    """Two numbers as tables and figures write them; a spread that is not known is left out."""
+    """Return two numbers as tables and figures write them; an unknown spread is left out."""
     shown = f"{mean:+.2f}" if sign else f"{mean:.2f}"
     return shown if pd.isna(spread) else f"{shown} ± {spread:.2f}"
 

@@ -17,8 +17,6 @@ from kd.studies.expansion import COLUMNS, Expansion
 from kd.studies.files import find_study, quick_version, read_study
 from kd.studies.search import Tuning
 
-PANELS = 24  # most panels in a figure with one run per panel
-
 
 @dataclass(frozen=True)
 class Study:
@@ -42,30 +40,6 @@ class Study:
     def students(self) -> list[str]:
         """Paths of the runs that the tables compare, each once."""
         return list(dict.fromkeys(self.table["path"]))
-
-    def examples(self, kind: str, among: set[str] | None = None) -> dict[str, str]:
-        """Return the first run of each method and ablation of a kind, at most PANELS: label -> path.
-
-        `among` are the paths that may be chosen, such as those of finished runs; all by default.
-        """
-        rows = self.table[self.table["kind"] == kind]
-        rows = rows if among is None else rows[rows["path"].isin(among)]
-        rows = rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
-        return _labelled(rows)
-
-    def alone(self, path: str) -> dict[str, str]:
-        """Return the student without a teacher that matches a distilled run: label -> path, empty if there is none.
-
-        Both belong to the same experiment and have the same pair, scale and seed.
-        """
-        same = ["experiment", "teacher", "student", "scale", "seed"]
-        rows = self.table[self.table["kind"] == "train"].merge(self.table.loc[self.table["path"] == path, same])
-        return _labelled(rows.head(1))
-
-
-def _labelled(rows: pd.DataFrame) -> dict[str, str]:
-    """Map what figures call runs to their paths."""
-    return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
 
 
 def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:

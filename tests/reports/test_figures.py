@@ -1,16 +1,18 @@
-"""From frames and arrays to figures."""
+"""Figures from frames and arrays: equal bytes, the right numbers."""
 
 import numpy as np
 import pytest
-from test_report import ACCURACY, frame
+from test_tables import ACCURACY, frame
 
-from kd.reports.figures import _tiles as tiles
-from kd.reports.figures import figure, histograms, image_grid, save
+from kd.reports.figures import VIEWS, correlations
+from kd.reports.figures.drawing import save
+from kd.reports.figures.synthetic import _tiles as tiles
+from kd.reports.figures.synthetic import histograms, image_grid
 from kd.reports.tables import GROUP, summarise
 
 
 def bytes_of(make, folder):
-    """PNG and SVG of a figure, each of its own format."""
+    """Save a figure and return its PNG and SVG, each checked for its format."""
     save(make(), folder / "a.b/figure.png")
     assert sorted(path.name for path in (folder / "a.b").iterdir()) == ["figure.png", "figure.svg"]
     png, svg = ((folder / f"a.b/figure.{ending}").read_bytes() for ending in ("png", "svg"))
@@ -38,8 +40,8 @@ def views():
     summary = summarise(results)
     part = summary[summary["scale"] == 0.1]
     return {
-        "scale": lambda: figure("scale", summary, results, "Title"),
-        "modules": lambda: figure("modules", part, results.drop(columns="teacher_accuracy"), "Title"),
+        "scale": lambda: VIEWS["scale"](summary, results, "Title"),
+        "modules": lambda: VIEWS["modules"](part, results.drop(columns="teacher_accuracy"), "Title"),
         "images": lambda: image_grid(synthetic()),
         "histograms": lambda: histograms(synthetic(), list("abcd")),
     }
@@ -56,9 +58,9 @@ def test_the_same_figure_has_the_same_bytes(tmp_path, name):
 
 def test_another_number_gives_another_figure(tmp_path):
     results = frame()
-    first = bytes_of(lambda: figure("scale", summarise(results), results, "T"), tmp_path / "1")
+    first = bytes_of(lambda: VIEWS["scale"](summarise(results), results, "T"), tmp_path / "1")
     results.loc[0, "accuracy"] += 10
-    second = bytes_of(lambda: figure("scale", summarise(results), results, "T"), tmp_path / "2")
+    second = bytes_of(lambda: VIEWS["scale"](summarise(results), results, "T"), tmp_path / "2")
     assert first[0] != second[0]
     assert first[1] != second[1]
 
@@ -68,14 +70,14 @@ def test_a_figure_holds_the_numbers():
 
     results = frame()
     summary = summarise(results)
-    drawn = figure("scale", summary, results, "Title")
+    drawn = VIEWS["scale"](summary, results, "Title")
     lines = {line.get_label(): line for line in drawn.axes[0].containers}
     assert set(lines) == {"kd", "crd", "crd, no-bank"}
     x, y = lines["crd"].lines[0].get_data()
     np.testing.assert_allclose(np.array(x, float), [10.0, 100.0])
     np.testing.assert_allclose(np.array(y, float), [np.mean([72.0, 74.0, 74.5]), np.mean([79.0, 82.5, 83.0])])
     part = summary[summary["scale"] == 0.1]
-    bars = figure("modules", part, results, "Title")
+    bars = VIEWS["modules"](part, results, "Title")
     assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["kd", "crd", "crd, no-bank"]
     points = [line.get_xdata() for line in bars.axes[0].lines if line.get_marker() == "o"]
     assert [sorted(values) for values in points] == [
@@ -93,12 +95,12 @@ def test_a_figure_holds_the_numbers():
         (["kd", "crd"], ["crd"], [("a", "b"), ("a", "c")]),
     ],
 )
-def test_pairs_of_a_method_lie_beside_each_other(methods, labels, pairs):
+def test_pairs_of_a_method_lie_next_to_each_other(methods, labels, pairs):
     from matplotlib import pyplot
 
     accuracy = {(method, "full", 1.0): [70.0 + place, 72.0, 71.0] for place, method in enumerate(methods)}
     results = frame(accuracy, pairs=pairs or [("a", "b")])
-    drawn = figure("pairs", summarise(results), results, "Title").axes[0]
+    drawn = VIEWS["pairs"](summarise(results), results, "Title").axes[0]
     assert [label.get_text() for label in drawn.get_yticklabels()] == labels
     points = {bars.get_label(): bars.lines[0].get_ydata() for bars in drawn.containers}
     assert list(points) == [" → ".join(pair) for pair in pairs]
@@ -126,3 +128,26 @@ def test_tiles_keep_rows_columns_and_channels():
     image = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4)
     np.testing.assert_array_equal(tiles(image), image[0].transpose(1, 2, 0))
     np.testing.assert_array_equal(tiles(image[:, :1]), image[0, 0])
+
+
+def test_the_student_without_a_teacher_is_compared_with_the_teacher_of_the_others(tmp_path, monkeypatch):
+    """CRD's figure 3 begins with it. Runs from before files held what it needs are drawn without it."""
+    own, student, teacher = np.random.default_rng(0).normal(size=(3, 10, 10)).astype(np.float16)
+    drawn, folders = {}, {"scratch": tmp_path / "scratch", "kd": tmp_path / "kd"}
+    for folder in folders.values():
+        folder.mkdir()
+    monkeypatch.setattr(correlations, "panels", drawn.update)
+    np.savez(tmp_path / "scratch/correlations.npz", student=own)
+    np.savez(tmp_path / "kd/correlations.npz", student=student, teacher=teacher, difference=student - teacher)
+    correlations.draw(folders)
+    assert list(drawn) == ["scratch", "kd"]
+    np.testing.assert_allclose(drawn["scratch"], own.astype(float) - teacher.astype(float))
+    np.testing.assert_allclose(drawn["kd"], (student - teacher).astype(float))
+
+    drawn.clear()
+    correlations.draw({"scratch": tmp_path / "none", "kd": tmp_path / "kd"})
+    assert list(drawn) == ["kd"], "its run was taken from those kept"
+    drawn.clear()
+    np.savez(tmp_path / "kd/correlations.npz", difference=student - teacher)
+    correlations.draw(folders)
+    assert list(drawn) == ["kd"], "made before"

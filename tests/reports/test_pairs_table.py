@@ -5,9 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from kd.reports.pairs_table import by_pair, latex, markdown, relative_improvement, together
+from kd.reports.pairs_table import accuracy_by_pair, latex, markdown, merge_experiments, relative_improvement
 
-# Tian et al., CRD, ICLR 2020, table 1: student alone, KD, CRD
+# Tian et al., CRD, ICLR 2020, table 1: student without a teacher, KD, CRD
 SAME_STYLE = {
     ("wrn_40_2", "wrn_16_2"): (73.26, 74.92, 75.48),
     ("wrn_40_2", "wrn_40_1"): (71.98, 73.54, 74.14),
@@ -49,36 +49,38 @@ def results(pairs, spread=(-1.0, 1.0)):
 
 def test_the_papers_headline_comes_out_of_the_papers_numbers():
     """57 % on average; one pair contributes 263 %, so that the median is 37 %."""
-    shares = relative_improvement(by_pair(results(SAME_STYLE | OTHER_STYLE)))["crd"]
+    shares = relative_improvement(accuracy_by_pair(results(SAME_STYLE | OTHER_STYLE)))["crd"]
     assert len(shares) == 13
     assert shares.mean() == pytest.approx(56.8, abs=0.1)
     assert shares.median() == pytest.approx(37, abs=0.5)
     assert shares.max() == pytest.approx(263, abs=0.5)
 
 
-def test_a_pair_whose_kd_is_below_the_student_alone_has_no_share():
+def test_a_pair_whose_kd_is_below_scratch_has_no_share():
     pairs = {("a", "b"): (70.0, 69.0, 72.0), ("c", "d"): (70.0, 72.0, 73.0)}
-    shares = relative_improvement(by_pair(results(pairs)))["crd"]
+    shares = relative_improvement(accuracy_by_pair(results(pairs)))["crd"]
     assert math.isnan(shares.iloc[0])
     assert shares.iloc[1] == pytest.approx(50.0)
-    assert "KD not above scratch | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in markdown(by_pair(results(pairs)), "T")
+    assert "KD not above scratch | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in markdown(
+        accuracy_by_pair(results(pairs)), "T"
+    )
     equal = results(pairs | {("a", "b"): (70.0, 70.0, 72.0)})
-    assert "KD not above scratch | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in markdown(by_pair(equal), "T")
+    assert "KD not above scratch | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in markdown(accuracy_by_pair(equal), "T")
 
 
 def test_a_method_that_was_not_run_on_a_pair_has_no_share_there():
     frame = results({("a", "b"): (70.0, 71.0, 72.0), ("c", "d"): (70.0, 72.0, 73.0)})
     frame = frame[~((frame["method"] == "crd") & (frame["teacher"] == "a"))]
     other = frame[frame["method"] == "kd"].assign(method="sp")
-    text = markdown(by_pair(pd.concat([frame, other])), "T")
+    text = markdown(accuracy_by_pair(pd.concat([frame, other])), "T")
     assert "| crd | n/a | 50.0 | 50.0, 1 of 2 pairs | 50.0 |" in text
     assert "| sp | 0.0 | 0.0 | 0.0 (" in text
 
 
 def test_differences_to_kd_are_paired_by_seed():
     frame = results({("a", "b"): (70.0, 71.0, 72.0)})
-    frame = frame[~((frame["method"] == "crd") & (frame["seed"] == 0))]  # crd has the better seed alone
-    table = by_pair(frame).set_index("method")
+    frame = frame[~((frame["method"] == "crd") & (frame["seed"] == 0))]  # crd has only the better seed
+    table = accuracy_by_pair(frame).set_index("method")
     assert table.loc["crd", "mean"] == 73.0
     assert table.loc["crd", "against_kd"] == pytest.approx(1.0)
     assert table.loc["crd", "n"] == 1
@@ -88,7 +90,7 @@ def test_differences_to_kd_are_paired_by_seed():
 def test_the_grid_is_methods_by_pairs_with_arrows_and_gaps():
     frame = results({("wrn_40_2", "wrn_16_2"): (73.0, 75.0, 74.0), ("vgg13", "vgg8"): (70.0, 72.0, 74.0)})
     frame = frame[~((frame["method"] == "scratch") & (frame["teacher"] == "vgg13"))]
-    text = markdown(by_pair(frame), "T")
+    text = markdown(accuracy_by_pair(frame), "T")
     assert "| method | wrn_40_2 → wrn_16_2 | vgg13 → vgg8 |" in text
     assert "| scratch | 73.00 ± 1.41 ↓ | n/a |" in text
     assert "| kd | 75.00 ± 1.41 | 72.00 ± 1.41 |" in text
@@ -96,7 +98,7 @@ def test_the_grid_is_methods_by_pairs_with_arrows_and_gaps():
 
 
 def test_latex_holds_the_same_grid():
-    text = latex(by_pair(results({("wrn_40_2", "wrn_16_2"): (73.0, 75.0, 76.0)})))
+    text = latex(accuracy_by_pair(results({("wrn_40_2", "wrn_16_2"): (73.0, 75.0, 76.0)})))
     assert text.splitlines() == [
         "\\begin{tabular}{lc}",
         "\\toprule",
@@ -110,38 +112,38 @@ def test_latex_holds_the_same_grid():
     ]
 
 
-def test_without_kd_or_the_student_alone_there_are_no_shares():
+def test_without_kd_or_scratch_there_are_no_shares():
     frame = results({("a", "b"): (70.0, 71.0, 72.0)})
-    assert relative_improvement(by_pair(frame[frame["method"] != "scratch"])).empty
-    assert "Relative" not in markdown(by_pair(frame[frame["method"] != "kd"]), "T")
+    assert relative_improvement(accuracy_by_pair(frame[frame["method"] != "scratch"])).empty
+    assert "Relative" not in markdown(accuracy_by_pair(frame[frame["method"] != "kd"]), "T")
 
 
-def test_ablations_and_scales_have_rows_of_their_own():
+def test_ablations_and_scales_have_their_own_rows():
     whole = results({("a", "b"): (70.0, 72.0, 73.0)})
     tenth = results({("a", "b"): (40.0, 50.0, 48.0)}).assign(scale=0.1)
     low = results({("a", "b"): (70.0, 72.0, 53.0)}).assign(ablation="low")
-    scales = by_pair(pd.concat([whole, tenth]))
+    scales = accuracy_by_pair(pd.concat([whole, tenth]))
     assert list(scales["label"]) == [f"{m}, {s} %" for s in (100, 10) for m in ("scratch", "kd", "crd")]
     assert list(scales["against_kd"].dropna()) == pytest.approx([-2.0, 1.0, -10.0, -2.0])
     shares = relative_improvement(scales)
     assert shares.loc[("a", "b")].to_dict() == pytest.approx({"crd, 100 %": 50.0, "crd, 10 %": -20.0})
     assert "| crd, 10 % | 48.00 ± 1.41 ↓ |" in markdown(scales, "T")
-    parts = by_pair(pd.concat([whole, low])).set_index("label")
+    parts = accuracy_by_pair(pd.concat([whole, low])).set_index("label")
     assert parts.loc["crd, low", ["mean", "std", "n"]].tolist() == pytest.approx([53.0, math.sqrt(2), 2])
     assert parts.loc["crd, full", "against_kd"] == pytest.approx(1.0)
 
 
-def test_experiments_together_share_runs_and_keep_others_apart():
+def test_experiments_are_merged_with_shared_runs_once_and_others_apart():
     same, other = results(SAME_STYLE), results(OTHER_STYLE).assign(experiment="f")
     again = same[same["method"] != "crd"].assign(experiment="g")
-    rows = together(pd.concat([same, other, again, same.assign(experiment="left out")]), ["e", "f", "g"])
-    shares = relative_improvement(by_pair(rows))["crd"]
+    rows = merge_experiments(pd.concat([same, other, again]))
+    shares = relative_improvement(accuracy_by_pair(rows))["crd"]
     assert len(rows) == 13 * 3 * 2
     assert shares.mean() == pytest.approx(56.8, abs=0.1)
 
     first = results({("a", "b"): (70.0, 72.0, 73.0), ("c", "d"): (70.0, 72.0, 74.0)})
     views = results({("a", "b"): (40.0, 50.0, 48.0)}).assign(experiment="views")
-    table = by_pair(together(pd.concat([first, views.assign(path="v/" + views["path"])]), ["e", "views"]))
+    table = accuracy_by_pair(merge_experiments(pd.concat([first, views.assign(path="v/" + views["path"])])))
     assert list(relative_improvement(table)["crd"].items()) == [
         (("a", "b (e)"), pytest.approx(50.0)),
         (("c", "d"), pytest.approx(100.0)),

@@ -1,19 +1,18 @@
-"""Tables and figures of a study from the runs that are finished, without Snakemake."""
+"""Tables and figures of the finished runs of a study, without Snakemake."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import PAIR
-from test_report import frame
-from test_state import loaded
+from fake_results import loaded
+from test_tables import frame
 
 from kd.__main__ import main
 from kd.data.raw import Source
-from kd.reports.publish import correlations_figure, publish, write_tables
+from kd.reports.publish import publish, write_tables
 from kd.runs.worker import work_through
 from kd.runtime.messages import ConfigError
 from kd.settings.run import Compute
@@ -33,7 +32,7 @@ CLAIMS = {
 
 
 def study_of(folder: Path) -> Study:
-    """Beside these experiments `extra` of `loaded`, whose runs no test makes."""
+    """Load a study of these experiments and of `extra` of `loaded`, whose runs no test makes."""
     return loaded(folder, experiments=EXPERIMENTS, claims=CLAIMS)
 
 
@@ -90,40 +89,7 @@ def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> N
     assert not list((tmp_path / "one").rglob("_all*"))
 
 
-def test_the_student_without_a_teacher_is_compared_with_the_teacher_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """CRD's figure 3 begins with it. Runs made before files held what that takes are drawn without it."""
-    study = study_of(tmp_path)
-    kd, scratch = (
-        study.table[(study.table["method"] == method) & (study.table["seed"] == 0)]["path"].iloc[0]
-        for method in ("kd", "scratch")
-    )
-    assert study.alone(kd) == {"scratch (full), 100 %": scratch}
-    assert study.alone(scratch + "x") == {}
-
-    draw = np.random.default_rng(0)
-    own, student, teacher = draw.normal(size=(3, 10, 10)).astype(np.float16)
-    drawn, alone = {}, {"scratch": tmp_path / "scratch.npz"}
-    monkeypatch.setattr("kd.reports.publish.correlations", drawn.update)
-    monkeypatch.setattr("kd.reports.publish.save", lambda figure, png: None)
-    np.savez(alone["scratch"], student=own)
-    np.savez(tmp_path / "kd.npz", student=student, teacher=teacher, difference=student - teacher)
-    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", alone)
-    assert list(drawn) == ["scratch", "kd"]
-    np.testing.assert_allclose(drawn["scratch"], own.astype(float) - teacher.astype(float))
-    np.testing.assert_allclose(drawn["kd"], (student - teacher).astype(float))
-
-    drawn.clear()
-    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", {"scratch": tmp_path / "none.npz"})
-    assert list(drawn) == ["kd"], "its run was taken from those kept"
-    drawn.clear()
-    np.savez(tmp_path / "kd.npz", difference=student - teacher)
-    correlations_figure({"kd": tmp_path / "kd.npz"}, tmp_path / "f.png", alone)
-    assert list(drawn) == ["kd"], "made before"
-
-
-def test_by_default_they_lie_beside_the_workflows_own(tmp_path: Path) -> None:
+def test_by_default_they_lie_next_to_the_workflows_own(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     finish(study, {"scratch"})
     assert main(["tables", str(tmp_path / "watched.yaml"), "--config", f"results={study.root}"]) == 0

@@ -1,4 +1,4 @@
-"""From files to a frame, from frames to tables."""
+"""The frame of a study's results, and tables made of it."""
 
 import math
 import re
@@ -24,7 +24,7 @@ ACCURACY = {
 
 
 def frame(accuracy=ACCURACY, pairs=(("wrn_16_2", "wrn_16_1"),)):
-    """What `collect` gives, made by hand; seeds of each group in another order."""
+    """Return what `collect` returns, made by hand; each group has its seeds in another order."""
     rows = []
     for teacher, student in pairs:
         for number, ((method, ablation, scale), values) in enumerate(accuracy.items()):
@@ -130,7 +130,7 @@ def test_seeds_that_the_reference_lacks_are_no_pairs():
 
 
 def test_a_reference_at_one_scale_serves_every_scale():
-    """A student trained on the whole data set, beside data-free ones of several buffer sizes."""
+    """A student trained on the whole data set, next to data-free ones of several buffer sizes."""
     some = {key: values for key, values in ACCURACY.items() if key[0] == "crd" or key[2] == 1.0}
     row = summarise(frame(some)).set_index(["method", "ablation", "scale"]).loc["crd", "full", 0.1]
     assert row["difference"] == pytest.approx(np.mean([72.0 - 80.0, 74.0 - 82.0, 74.5 - 81.0]))
@@ -177,7 +177,7 @@ def test_a_table_shows_the_summary():
     assert "nan" not in text
 
 
-def test_a_table_of_data_free_runs_beside_others():
+def test_a_table_of_data_free_runs_next_to_others():
     results = frame()
     free = results["method"] == "crd"
     results.loc[free, "seconds_inversion"] = 3.0

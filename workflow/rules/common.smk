@@ -1,28 +1,31 @@
-# The study, read and checked once per start; lookups from paths to settings. No torch here: every job reads this file.
+# Read and check the study once per start; look settings up by path. No torch here: every job reads this file.
 import gc
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from kd.runs import gpu_slots as slots
-from kd.settings.run import run_of
-from kd.runtime.messages import ConfigError
-from kd.runtime.files import read_json
-from kd.runs.provenance import data_code, report_code, run_code
 from kd.integrations.jobs import close_study, open_study
+from kd.reports.plan import plan_figures, plan_tables
+from kd.runs import gpu_slots as slots
+from kd.runs.provenance import data_code, report_code, run_code
+from kd.runtime.files import read_json
+from kd.runtime.messages import ConfigError
+from kd.settings.run import run_of
 from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
-# All of a large DAG stays alive: to look through it for garbage again and again took a tenth of a dry run.
+# A large DAG stays alive as a whole: searching it for garbage again and again took a tenth of a dry run.
 gc.set_threshold(200_000, 20, 100)
 
 try:
     STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
+    FIGURES = {figure.name: figure for figure in plan_figures(STUDY)}
 except ConfigError as error:
-    sys.exit(f"error: {error}")  # the readable line alone; an exception would add where in this file it was raised
+    sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
-config.update(STUDY.settings)  # for the scripts: what changes no number goes this way, not through params
+config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
 config.update(roots=STUDY.roots, study_name=STUDY.name)
 ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
@@ -31,7 +34,7 @@ DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
 
 def run_at(wildcards):
-    """The run that a rule's wildcard names."""
+    """Return the run that a rule's wildcard names."""
     try:
         return RUNS[f"runs/{wildcards.run}"]
     except KeyError:
@@ -39,7 +42,7 @@ def run_at(wildcards):
 
 
 def code_of(run, folder):
-    """Digest of a run's code; with compute.freeze_code the one that it was made with, once it is finished."""
+    """Return the digest of a run's code; of a finished run under compute.freeze_code, the digest that it was made with."""
     done = Path(folder) / "run.json"
     if STUDY.compute.freeze_code and done.exists():
         return read_json(done)["code"]
@@ -47,7 +50,7 @@ def code_of(run, folder):
 
 
 def runtime(wildcards, attempt):
-    """Minutes for SLURM: a job that ran out of time gets more on its retry, where it goes on from its checkpoint."""
+    """Return minutes for SLURM: each retry gets more, and goes on from the run's checkpoint."""
     return STUDY.compute.runtime * attempt
 
 
@@ -72,24 +75,13 @@ def run_digest(wildcards):
 
 
 def report_files():
-    """What the study ends with."""
-    names = [f"figures/{name}.png" for name in STUDY.experiments]
-    if STUDY.examples("distill"):
-        names.append("figures/correlations.png")
-    if STUDY.examples("datafree"):
-        names += [f"figures/synthetic-{name}.png" for name in ("images", "histograms", "course")]
-    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *names)]
+    """Return the files that the study ends with."""
+    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *(f"figures/{name}.png" for name in FIGURES))]
 
 
-def by_pair():
-    """Experiments whose view is the papers' table, methods by pairs; and, where there are several, all of them."""
-    names = [name for name, experiment in STUDY.experiments.items() if experiment["view"] == "pairs"]
-    return names + ["_all"] * (len(names) > 1)
-
-
-def alone():
-    """The student without a teacher beside the first one of the figure of correlations."""
-    return STUDY.alone(next(iter(STUDY.examples("distill").values()), ""))
+def figure_inputs(wildcards):
+    figure = FIGURES[wildcards.figure]
+    return [f"{FOLDER}/results.csv"] if figure.experiment else [f"{ROOT}/{file}" for file in figure.inputs]
 
 
 def run_outputs(name):
@@ -112,14 +104,14 @@ def trial_files(wildcards):
 
 
 def trial_inputs(wildcards):
-    """The data and, where the method has one, the teacher; neither depends on what is searched."""
+    """Return the data and the teacher, if the method has one; neither depends on what is searched."""
     run = run_of(tuning_at(wildcards).settings, tuning_at(wildcards).seed)
     teachers = [f"{ROOT}/{teacher.path}/weights.pt" for teacher in run.teachers or ()]
     return {"data": f"{ROOT}/{run.data_path}", "teachers": teachers}
 
 
 def check_gpus():
-    """Before the first job on this machine: no more slots than it has."""
+    """Refuse --resources gpu=N above the number of this machine's slots."""
     limit = workflow.global_resources.get("gpu")
     try:
         if hint := slots.check(STUDY.compute, None if limit is None else limit.value):
@@ -128,7 +120,7 @@ def check_gpus():
         sys.exit(f"error: {error}")
 
 
-# Not a rule: as an input of every run it would hide changes from Snakemake, whose `ancient` masks all that lies downstream.
+# No rule: a file that every run needs as `ancient` input would hide changes of whatever that file depends on.
 onstart:
     if workflow.local_exec:
         check_gpus()

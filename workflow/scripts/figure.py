@@ -2,12 +2,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from kd.integrations.jobs import job
-from kd.reports.figures import figure, save
-from kd.reports.tables import summarise
+from kd.integrations.jobs import job, results_of
+from kd.reports.plan import PlannedFigure
+from kd.reports.publish import draw
 
 with job(snakemake.log[0]):
-    results = pd.read_csv(snakemake.input.results)
-    results = results[results["experiment"] == snakemake.wildcards.experiment]
-    experiment = snakemake.params.experiment
-    save(figure(experiment["view"], summarise(results), results, experiment["title"]), Path(snakemake.output.png))
+    figure = PlannedFigure(**snakemake.params.figure)
+    results = pd.read_csv(snakemake.input[0]) if figure.experiment else None
+    draw(figure, results_of(snakemake), results, Path(snakemake.output.png))

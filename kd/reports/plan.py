@@ -1,0 +1,124 @@
+"""Which figures and tables a study has. The workflow's rules and `python -m kd tables` both follow this plan.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from kd.reports.figures import OF_RUNS, VIEW_CAPTION
+from kd.runtime.messages import ConfigError
+from kd.studies.study import Study
+
+PANELS = 24  # most panels in a figure with one run per panel
+
+
+@dataclass(frozen=True)
+class PlannedFigure:
+    """One figure, figures/<name>.png and .svg, of an experiment's results or of the files of some runs."""
+
+    name: str
+    kind: str  # a view of kd.reports.figures.VIEWS where `experiment` is set, else a key of OF_RUNS
+    caption: str
+    experiment: str | None = None
+    title: str = ""  # of the experiment
+    runs: dict[str, str] = field(default_factory=dict)  # label -> path below the results folder
+    inputs: tuple[str, ...] = ()  # files of `runs` that must exist, below the results folder
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """One table, tables/<name> with each of the endings, of one or several experiments."""
+
+    name: str
+    title: str
+    experiments: tuple[str, ...]
+    by_pair: bool = False  # methods by pairs of networks, as CRD's paper prints them
+
+    @property
+    def files(self) -> list[str]:
+        endings = ("csv", "tex") if self.by_pair else ("csv",)
+        return [f"{self.name}.{ending}" for ending in endings]
+
+
+def plan_figures(study: Study, finished: set[str] | None = None) -> list[PlannedFigure]:
+    """Return the figures of a study: one per experiment, and those of OF_RUNS that have runs to show.
+
+    With `finished`, paths of runs whose files are there, the plan shows these runs only. Those that lack a file that a
+    figure is drawn from (older runs, kept teachers) are left out of that figure.
+    Raises ConfigError where an experiment has the name of another figure.
+    """
+    compared = set(study.students) if finished is None else finished
+    with_runs = set(study.table.loc[study.table["path"].isin(compared), "experiment"])
+    figures = [
+        PlannedFigure(name, experiment["view"], f"{experiment['title']}. {VIEW_CAPTION}", name, experiment["title"])
+        for name, experiment in study.experiments.items()
+        if name in with_runs
+    ]
+    for name, entry in OF_RUNS.items():
+        shown = example_runs(study, entry.kind, finished)
+        if finished is not None:
+            shown = {label: path for label, path in shown.items() if _has(study, path, entry.files)}
+        if not shown:
+            continue
+        if name in study.experiments:
+            raise ConfigError(f"experiments.{name}: a figure of the study has this name; choose another one")
+        inputs = [f"{path}/{file}" for path in shown.values() for file in entry.files]
+        if entry.with_scratch:
+            scratch = student_without_teacher(study, next(iter(shown.values())))
+            scratch = {label: path for label, path in scratch.items() if path in compared}
+            shown = scratch | shown
+            inputs += [f"{path}/run.json" for path in scratch.values()]  # the one file that every such run has
+        figures.append(PlannedFigure(name, name, entry.caption, runs=shown, inputs=tuple(inputs)))
+    return figures
+
+
+def _has(study: Study, path: str, files: tuple[str, ...]) -> bool:
+    return all((study.root / path / file).exists() for file in files)
+
+
+def example_runs(study: Study, kind: str, among: set[str] | None = None) -> dict[str, str]:
+    """Return the first run of each method and ablation of a kind, at most PANELS: label -> path.
+
+    `among` are the paths that may be chosen, such as those of finished runs; all by default.
+    """
+    rows = study.table[study.table["kind"] == kind]
+    rows = rows if among is None else rows[rows["path"].isin(among)]
+    return _labelled(rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS))
+
+
+def student_without_teacher(study: Study, path: str) -> dict[str, str]:
+    """Return the student trained on labels that matches a distilled run: label -> path, empty if there is none.
+
+    Both belong to the same experiment and have the same pair, scale and seed.
+    """
+    same = ["experiment", "teacher", "student", "scale", "seed"]
+    table = study.table
+    rows = table[table["kind"] == "train"].merge(table.loc[table["path"] == path, same])
+    return _labelled(rows.head(1))
+
+
+def _labelled(rows: pd.DataFrame) -> dict[str, str]:
+    """Map what figures call runs to their paths."""
+    return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
+
+
+def plan_tables(experiments: dict[str, dict[str, Any]]) -> list[PlannedTable]:
+    """Return the tables of a study's experiments (name -> title and view), in the order of table.md.
+
+    Each has a summary; those with the view `pairs` also have methods by pairs; where there are several of them, one
+    more table shows them together. No experiment's name begins with `_`.
+    """
+    tables = []
+    by_pair = [name for name, experiment in experiments.items() if experiment["view"] == "pairs"]
+    for name, experiment in experiments.items():
+        tables.append(PlannedTable(name, experiment["title"], (name,)))
+        if name in by_pair:
+            tables.append(PlannedTable(f"{name}-by-pair", experiment["title"], (name,), by_pair=True))
+    if len(by_pair) > 1:
+        tables.append(PlannedTable("_all-by-pair", "All experiments", tuple(by_pair), by_pair=True))
+    return tables
