@@ -1,1 +1,1 @@
-"""Distillation losses, one file each; kd/registry/losses.py names them."""
+"""Distillation losses, one file each; their entries are in kd/registry/losses.py."""

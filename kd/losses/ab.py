@@ -18,13 +18,13 @@ from kd.models.classifier import frozen
 
 
 class AB(Loss):
-    """Puts the student's neurons on the side of the activation boundary where the teacher's are, in a first stage, [B]:
+    """A hinge that puts the student's neurons on the teacher's side of the activation boundary, in a first stage, [B]:
 
         L = 3/1000 sum over stages i = 1..n of 2^(i - n) sum_chw max(0, m - b s)^2        b = 1 where t > 0, else -1
 
     with the margin m and the teacher's map t. s is the student's map F_s, or BN(conv(F_s)) behind a connector
     (`maps.connector`) where the two shapes differ. Both maps are taken before the stage's last ReLU (`Output.signed`).
-    Student and connectors learn from it alone for `first_epochs`, at the first learning rate; in the main stage it is
+    For `first_epochs`, student and connectors learn only from it, at the first learning rate. In the main stage it is
     0, so its published weight, 1, has no effect unless `keep` is on. The stem's map is left out.
 
     Args:
@@ -32,7 +32,7 @@ class AB(Loss):
         first_epochs: epochs of the first stage.
         margin: m.
         connectors: only where the shapes are `unequal`, as in the code of CRD's study, or at `all` stages.
-        keep: the loss stays on in the main stage, its connectors as the first stage left them.
+        keep: keep the loss in the main stage, with the connectors frozen as the first stage left them.
     """
 
     signed = True
@@ -55,7 +55,7 @@ class AB(Loss):
         )
 
     def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B], of the student and the connectors."""
+        """Return the loss per sample, [B], with gradients for the student and the connectors."""
         with torch.autocast(batch.index.device.type, enabled=False):
             stages = zip(student.signed[1:], teacher.signed[1:], self.connectors, strict=True)
             total = 0.0
@@ -66,7 +66,7 @@ class AB(Loss):
         return total * 3 / 1000
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Zeros, [B]; with `keep`, the loss per sample, [B], of the student alone."""
+        """Return zeros, [B]; with `keep`, the loss per sample, [B], with gradients only for the student."""
         if not self.keep:
             return torch.zeros(len(batch.index), device=batch.index.device)
         with frozen(self.connectors):

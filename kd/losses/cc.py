@@ -18,9 +18,9 @@ class CC(Loss):
 
         d_i = |e_s(f_s,i) - e_t(f_t,i)|        L = 1/(B - 1) sum_i d_i . d_{i+1}
 
-    Both embeddings are linear, learned with the student, and not normalised. This is the form that the paper's authors
-    gave to CRD's code, to which the published weight 0.02 belongs; the paper itself compares the two networks' matrices
-    of Gaussian kernels between samples. A batch of one sample has no neighbours and gives 0.
+    Both embeddings are linear, learned with the student, and not normalised. This is the form in CRD's code, which the
+    paper's authors contributed and which the published weight 0.02 belongs to; the paper itself compares the two
+    networks' matrices of Gaussian kernels between samples. For a batch of one sample, without neighbours, it is 0.
 
     Args:
         context: both feature widths, the generator of the initial weights.
@@ -34,7 +34,7 @@ class CC(Loss):
         self.teacher_embedding = linear(context.teacher_dim, feat_dim, **drawn)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """The loss of the batch, 0-dimensional."""
+        """Return the loss of the batch, []."""
         with torch.autocast(batch.index.device.type, enabled=False):
             student_embedded = self.student_embedding(at_least_float32(student.feature))
             teacher_embedded = self.teacher_embedding(at_least_float32(teacher.feature))

@@ -10,9 +10,9 @@ from kd.batch import Batch, Output
 
 
 def ce(student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-    """Cross entropy of the student's logits [B, K] against the labels [B], per sample: [B].
+    """Return the cross entropy of the student's logits [B, K] against the labels [B], per sample: [B].
 
-    The teacher is not asked. Half-precision logits are raised to float32 first.
+    The teacher is not used. Half-precision logits are raised to float32 first.
     """
     logits = student.logits
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels, reduction="none")

@@ -17,21 +17,21 @@ from kd.batch import Batch, LossContext, Output
 from kd.losses.base import Loss
 
 EPS = 1e-7  # of the NCE equation
-FULL_PRODUCT = 2**28  # dot products held at once (1 GiB); beyond, they are computed for the drawn rows alone
+FULL_PRODUCT = 2**28  # dot products held at once (1 GiB); above, only those of the drawn rows are computed
 CHUNK = 2**24  # numbers of drawn rows held at once (64 MiB)
 NEVER = -1e9  # logit of a queue's entry that is no negative: its score is 0, and gradients stay finite
 
 
 def nce_loss(positive_score: Tensor, negative_scores: Tensor, num_negatives: int | Tensor, num_samples: int) -> Tensor:
-    """Noise-contrastive estimation of one side: [B], [B, K] -> [B].
+    """Return the noise-contrastive estimation of one side: [B], [B, K] -> [B].
 
     With scores P = exp(g_T.g_S / tau) / Z, K negatives and the noise density Pn = 1/M over M samples:
 
         L = - log( P_pos / (P_pos + K Pn + eps) ) - sum_k log( K Pn / (P_k + K Pn + eps) )
 
     which is the paper's - log h(pos) - sum_k log(1 - h(neg_k)). A negative's term is of order 1/K, so the logarithms
-    are taken as log1p of a ratio; the literal form loses its digits in float32. With `num_negatives` [B], scores of
-    0 are no negatives and that many are left in each row.
+    are computed as log1p of a ratio; the literal form loses its digits in float32. With `num_negatives` [B], each row
+    has that many negatives, and its scores of 0 are none.
     """
     noise = num_negatives / num_samples
     positive = torch.log1p((noise + EPS) / positive_score)
@@ -42,7 +42,7 @@ def nce_loss(positive_score: Tensor, negative_scores: Tensor, num_negatives: int
 
 
 def infonce_loss(positive_logit: Tensor, negative_logits: Tensor) -> Tensor:
-    """InfoNCE of one side, cross entropy of the positive among K + 1 logits g_T.g_S / tau: [B], [B, K] -> [B].
+    """Return InfoNCE of one side, cross entropy of the positive among K + 1 logits g_T.g_S / tau: [B], [B, K] -> [B].
 
     van den Oord, Li, Vinyals, Representation Learning with Contrastive Predictive Coding, 2018.
     """
@@ -50,19 +50,19 @@ def infonce_loss(positive_logit: Tensor, negative_logits: Tensor) -> Tensor:
 
 
 class CRD(Loss):
-    """Contrast of student and teacher, summed over both sides as anchor: [B].
+    """The contrast of student and teacher, summed over both sides as anchor: [B].
 
     The penultimate features pass a linear embedding and L2 normalisation; both embeddings are trainable and belong to
     the student's optimiser. An anchor is scored against rows of the *other* side's memory bank [M, feat_dim],
-    row i of which stands for training sample i; afterwards the batch's rows of both banks move towards its embeddings.
+    whose row i belongs to training sample i; afterwards the batch's rows of both banks move towards its embeddings.
 
-    With `memory: queue` either side keeps the last `negatives` embeddings instead, whatever the size of the data. The
-    batch enters first: the positive is its own embedding on the other side, negatives are all entries of other classes
-    (or samples), at first those of the batch alone. So every score, and Z, is one of two embeddings.
+    With `memory: queue` each side keeps the last `negatives` embeddings instead, whatever the size of the data. The
+    batch enters first: the positive is a sample's embedding on the other side, negatives are all entries of other
+    classes (or samples), at first only those of the batch. So every score, and Z, is one of two embeddings.
 
     `logged` holds `bound`, log K - L with L the mean loss of a side and K the mean number of negatives. With negatives
-    of other indices and an optimal critic, teacher and student share at least so much information, in nats (the
-    paper's eq. 10); negatives of other classes are no draws from the product of the marginals, and it is no bound.
+    of other indices and an optimal critic, teacher and student share at least that much information, in nats (the
+    paper's eq. 10). Negatives of other classes are not drawn from the product of the marginals: then it is no bound.
 
     Args:
         context: feature widths, the class of each of the M training samples, the generator of every random draw.
@@ -128,8 +128,8 @@ class CRD(Loss):
             unset = torch.zeros((), device=context.labels.device)
             self.register_buffer(f"{side}_normaliser", unset)  # Z, 0 until the first batch sets it
 
-        # A sample's negatives are all samples outside its group: its class, or itself alone. Sorted by group and read
-        # in a circle, they are one run that begins where the group ends.
+        # A sample's negatives are all samples outside its group: its class, or only itself. Sorted by group and read in
+        # a circle, they are one run that begins where the group ends.
         group = context.labels
         if negatives_from == "other_indices":
             group = torch.arange(self.num_samples, device=group.device)
@@ -149,7 +149,7 @@ class CRD(Loss):
             self.register_buffer("queue_next", torch.zeros((), dtype=torch.int64, device=group.device))
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B]; also updates the memories (and, on the first batch, the normalisers Z)."""
+        """Return the loss per sample, [B]; also update the memories (and, on the first batch, the normalisers Z)."""
         with torch.autocast(batch.index.device.type, enabled=False):  # exp(dot / tau) needs float32
             anchors = dict(zip(("student", "teacher"), self.project(student, teacher), strict=True))
             if self.memory == "bank":
@@ -172,7 +172,7 @@ class CRD(Loss):
         return loss
 
     def project(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:
-        """Both penultimate features [B, D] embedded on the unit sphere: [B, feat_dim] each."""
+        """Return both penultimate features [B, D] embedded on the unit sphere: [B, feat_dim] each."""
         dtype = self.student_bank.dtype
         return (
             F.normalize(self.student_embedding(student.feature.to(dtype))),
@@ -180,7 +180,7 @@ class CRD(Loss):
         )
 
     def draw(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Training samples that serve as positive [B] and negatives [B, K] of the samples `index` [B]."""
+        """Return the training samples that serve as positive [B] and negatives [B, K] of the samples `index` [B]."""
         end, count = self.group_end[index], self.group_count[index]
         positive = index
         if self.positive == "relax":
@@ -189,15 +189,15 @@ class CRD(Loss):
         return positive, self.order.index_select(0, place.view(-1)).view_as(place)
 
     def _random_below(self, high: Tensor, num: int) -> Tensor:
-        """`num` uniform integers in [0, high) for each entry of `high` [B]: [B, num].
+        """Return `num` uniform integers in [0, high) for each entry of `high` [B]: [B, num].
 
-        The remainder of a 62-bit draw, whose bias of high / 2^62 is negligible.
+        They are remainders of 62-bit draws, whose bias of high / 2^62 is negligible.
         """
         size = (len(high), num)
         return torch.randint(2**62, size, generator=self.generator, device=high.device).remainder_(high[:, None])
 
     def contrast(self, anchor: Tensor, positive: Tensor, bank: Tensor, normaliser: Tensor, drawn: Tensor) -> Tensor:
-        """Loss [B] of the anchors [B, d] against positives [B, d] and negatives among the bank's rows [M, d].
+        """Return the loss [B] of anchors [B, d] against positives [B, d] and negatives among the bank's rows [M, d].
 
         drawn: the negatives' rows [B, K] int64, or which rows are negatives, [B, M] bool. All scores come from one
         [B, d] x [d, M] product. So does the gradient: the loss is differentiated down to the K + 1 dot products, whose
@@ -227,7 +227,7 @@ class CRD(Loss):
     def _set_normaliser(
         self, normaliser: Tensor, positive_score: Tensor, negative_scores: Tensor, count: int | Tensor
     ) -> None:
-        """Z = M * mean score over the first batch, positives included; a constant ever after."""
+        """Set Z = M * mean score over the first batch, positives included; later batches leave it as it is."""
         total = positive_score.sum() + negative_scores.sum()
         scores = len(positive_score) + (count.sum() if isinstance(count, Tensor) else negative_scores.numel())
         mean = total / scores
@@ -235,11 +235,11 @@ class CRD(Loss):
 
     @torch.no_grad()
     def update(self, embeddings: dict[str, Tensor], index: Tensor) -> None:
-        """Let both memories learn the embeddings [B, d] of the samples `index` [B], by side, in place.
+        """Write the embeddings [B, d] of the samples `index` [B], by side, into both memories, in place.
 
-        A bank's rows move towards them and are normalised again; a sample that the batch holds several times takes its
-        last embedding: each of its entries writes that same row, so the result does not depend on the order of the
-        writes. In a queue the oldest entries give way.
+        A bank's rows move towards them and are normalised again. For a sample that occurs several times in the batch,
+        the last embedding counts: each occurrence writes that same row, so the result does not depend on the order of
+        the writes. In a queue they replace the oldest entries.
         """
         batch_range = torch.arange(len(index), device=index.device)
         if self.memory == "queue":
@@ -258,7 +258,7 @@ class CRD(Loss):
 
 
 class _Rows:
-    """The negatives' rows of a bank [M, d], as the anchors [B, d] see them."""
+    """The negatives' rows of a bank [M, d], for their dot products with the anchors [B, d]."""
 
     def __init__(self, anchor: Tensor, bank: Tensor, drawn: Tensor):
         self.anchor, self.bank, self.drawn = anchor, bank, drawn
@@ -269,16 +269,16 @@ class _Rows:
         self.step = max(1, CHUNK // anchor.numel())  # drawn rows per anchor at a time
 
     def dots(self) -> Tensor:
-        """[B, K], or [B, M] of all rows."""
+        """Return the dot products [B, K], or [B, M] of all rows."""
         if self.full is not None:
             return self.full.clone() if self.all else self.full.gather(1, self.drawn)
         return torch.cat([torch.einsum("bkd,bd->bk", self.bank[rows], self.anchor) for rows in self._pieces()], 1)
 
     def weighted(self, weight: Tensor) -> Tensor:
-        """Sum of the rows weighted by [B, K] (or [B, M]), [B, d]."""
+        """Return the sum of the rows weighted by [B, K] (or [B, M]): [B, d]."""
         if self.all:
             return weight @ self.bank
-        if self.full is not None:  # in the place of the dots
+        if self.full is not None:  # reuses the memory of the dots
             return self.full.zero_().scatter_add_(1, self.drawn, weight) @ self.bank
         pieces = zip(self._pieces(), weight.split(self.step, 1), strict=True)
         return sum(torch.einsum("bkd,bk->bd", self.bank[rows], part) for rows, part in pieces)

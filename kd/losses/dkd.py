@@ -22,7 +22,7 @@ def dkd(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    """Distillation of the target class and of the other classes, weighted apart: [B].
+    """Return the divergence of the target class and that of the other classes, weighted separately: [B].
 
     With p = softmax(z / T) over the K classes and y the label:
 
@@ -32,7 +32,7 @@ def dkd(
     at once (`kd`) is alpha = 1 and beta = 1 - p_y of the teacher.
 
     The authors choose beta by pair. On CIFAR-100 it is 8, but 6 from VGG-13 and from WRN-40-2 to another WRN, and 2
-    from ResNet-56 and ResNet-110; the weight is 1, beside cross entropy of weight 1. They raise the weight linearly
+    from ResNet-56 and ResNet-110; the weight is 1, next to cross entropy of weight 1. They raise the weight linearly
     over the first 20 epochs (`warmup: 20`).
     """
     target_student, others_student = _decouple(student.logits, batch.labels, temperature)
@@ -43,7 +43,7 @@ def dkd(
 
 
 def _decouple(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits of target against all others [B, 2], and of the others [B, K - 1], both divided by the temperature."""
+    """Return logits of target against all others [B, 2] and of the others [B, K - 1], divided by the temperature."""
     logits = at_least_float32(logits) / temperature
     column = torch.arange(logits.shape[1] - 1, device=logits.device)
     others = logits.gather(1, column + (column >= labels[:, None]))  # skips the label

@@ -20,9 +20,9 @@ class FitNet(Loss):
         L = 1/(C H W) ||relu(BN(conv(F_s))) - F_t||^2
 
     The regressor is learned with the student; its convolution follows from the two shapes (`maps.connector`). The
-    published weight is 100. As in CRD's code, which it belongs to, hint and cross entropy are minimised together (the
-    paper trains on the hint first), and the regressor ends in a ReLU, so that what is negative in a teacher's map
-    (wide residual networks) stays out of reach.
+    published weight is 100. It belongs to CRD's code, which is followed here: hint and cross entropy are minimised
+    together (the paper trains on the hint first), and the regressor ends in a ReLU, so that it cannot reach negative
+    values in a teacher's map (wide residual networks).
 
     Args:
         context: the shapes of the maps, the generator of the initial weights.
@@ -36,7 +36,7 @@ class FitNet(Loss):
         self.regressor = connector(*shapes, generator=context.generator, device=context.labels.device)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B]."""
+        """Return the loss per sample, [B]."""
         with torch.autocast(batch.index.device.type, enabled=False):
             regressed = F.relu(self.regressor(at_least_float32(student.maps[self.layer])))
             return (regressed - at_least_float32(teacher.maps[self.layer])).pow(2).flatten(1).mean(1)

@@ -17,9 +17,9 @@ from kd.losses.maps import at_least_float32, pool_to_smaller
 
 
 def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
-    """Mean over positions of the products of channels: maps [B, C, H, W] and [B, C', H', W'] -> [B, C', C].
+    """Return the mean over positions of the products of channels: maps [B, C, H, W] and [B, C', H', W'] -> [B, C', C].
 
-    Of maps that differ in size, the larger is average-pooled beforehand.
+    If the maps differ in size, the larger is average-pooled first.
     """
     bottom, top = (x.flatten(2) for x in pool_to_smaller(bottom, top))
     return top @ bottom.mT / bottom.shape[2]
@@ -30,14 +30,14 @@ class FSP(Loss):
 
         L = sum over i of 1/(C_i C_{i+1}) || G(F_s,i, F_s,i+1) - G(F_t,i, F_t,i+1) ||^2
 
-    The student learns from it alone for `first_epochs`, at the first learning rate; its head, which it does not reach,
-    waits. In the main stage it is 0, as in the paper and CRD's code, so its published weight, 50, has no effect unless
-    `keep` is on. It has nothing to learn itself.
+    For `first_epochs`, the student learns only from it, at the first learning rate; its head, which the loss does not
+    reach, stays as it is. In the main stage the loss is 0, as in the paper and CRD's code, so its published weight, 50,
+    has no effect unless `keep` is on. It has no parameters.
 
     Args:
         context: the shapes of the maps.
         first_epochs: epochs of the first stage.
-        keep: the loss stays on in the main stage.
+        keep: keep the loss in the main stage.
     """
 
     def __init__(self, context: LossContext, *, first_epochs: int = 30, keep: bool = False) -> None:
@@ -45,19 +45,19 @@ class FSP(Loss):
         self.first_epochs, self.keep = first_epochs, keep
 
     def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B]."""
+        """Return the loss per sample, [B]."""
         with torch.autocast(batch.index.device.type, enabled=False):
             flows = zip(_flows(student.maps), _flows(teacher.maps), strict=True)
             return sum((s - t).pow(2).mean(dim=(1, 2)) for s, t in flows)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Zeros, [B]; with `keep`, the loss per sample, [B]."""
+        """Return zeros, [B]; with `keep`, the loss per sample, [B]."""
         if not self.keep:
             return torch.zeros(len(batch.index), device=batch.index.device)
         return self.first_stage(student, teacher, batch)
 
 
 def _flows(maps: tuple[Tensor, ...]) -> list[Tensor]:
-    """The matrices of neighbouring maps, each [B, C_{i+1}, C_i]."""
+    """Return the matrices of neighbouring maps, each [B, C_{i+1}, C_i]."""
     raised = [at_least_float32(map_) for map_ in maps]
     return [fsp_matrix(bottom, top) for bottom, top in pairwise(raised)]

@@ -17,25 +17,25 @@ from kd.losses.maps import at_least_float32, conv, pool_to_smaller
 
 
 class FT(Loss):
-    """The student's translator follows the factors of the teacher's paraphraser, both on the last map, [B].
+    """The difference between student and teacher, translated and paraphrased into factors of their last maps, [B].
 
     First stage: the paraphraser, an autoencoder of three convolutions and three transposed ones, learns the teacher's
     map F_t for `first_epochs` by
 
         L = 1/(C H W) ||decoder(encoder(F_t)) - F_t||^2
 
-    in which the student has no part. Main stage: the paraphraser stays as it is, and translator and student learn from
+    without the student. Main stage: the paraphraser is frozen, and translator and student learn from
 
         L = 1/(H W) sum_hw |q(translator(F_s)) - q(encoder(F_t))|_hw        q(F) = v / ||v||_2,  v = mean_c F_c^2
 
-    Maps of factors that differ in size are average-pooled to the smaller. v stands for the factor itself, which the
-    paper normalises, as in CRD's code; the published weight 200 belongs to it. That code has the first stage at a
-    learning rate of 0.01 for residual students on CIFAR, the default here, else at the first one of the main stage.
+    Factors that differ in size are average-pooled to the smaller size. The paper normalises the factor itself; v is
+    what CRD's code normalises, which the published weight 200 belongs to. That code trains the first stage at a
+    learning rate of 0.01 for residual students on CIFAR, the default here, otherwise at the main stage's first one.
 
     Args:
         context: the shapes of the maps, the generator of the initial weights.
         first_epochs: epochs of the first stage.
-        first_lr: learning rate there.
+        first_lr: learning rate of the first stage.
         factor_rate: channels of the factors, as a share of the teacher's.
     """
 
@@ -52,13 +52,13 @@ class FT(Loss):
         self.translator = _convolutions((width, width, factors, factors), context, norm=True)
 
     def first_stage(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B], of the paraphraser."""
+        """Return the loss per sample, [B], of the paraphraser."""
         with torch.autocast(batch.index.device.type, enabled=False):
             teacher_map = at_least_float32(teacher.maps[-1])
             return (self.decoder(self.encoder(teacher_map)) - teacher_map).pow(2).flatten(1).mean(1)
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B], of the student and the translator."""
+        """Return the loss per sample, [B], of the student and the translator."""
         with torch.autocast(batch.index.device.type, enabled=False):
             with torch.no_grad():
                 target = self.encoder(at_least_float32(teacher.maps[-1]))
@@ -67,14 +67,14 @@ class FT(Loss):
 
 
 def _normalised(factor: Tensor) -> Tensor:
-    """Mean square over channels, L2-normalised over positions: [B, C, H, W] -> [B, H W]."""
+    """Return the mean square over channels, L2-normalised over positions: [B, C, H, W] -> [B, H W]."""
     return F.normalize(factor.pow(2).mean(1).flatten(1))
 
 
 def _convolutions(
     widths: tuple[int, ...], context: LossContext, *, norm: bool = False, transposed: bool = False
 ) -> nn.Sequential:
-    """Convolutions 3x3 that keep the size, each followed by normalisation (with `norm`) and LeakyReLU 0.1."""
+    """Return convolutions 3x3 that keep the size, each followed by normalisation (with `norm`) and LeakyReLU 0.1."""
     drawn = {"generator": context.generator, "device": context.labels.device}
     layers = nn.Sequential()
     for c_in, c_out in pairwise(widths):

@@ -13,9 +13,9 @@ from kd.batch import Batch, Output
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(t/T) || softmax(s/T)), summed over the K classes, per sample: [B, K], [B, K] -> [B].
+    """Return KL(softmax(t/T) || softmax(s/T)), summed over the K classes, per sample: [B, K], [B, K] -> [B].
 
-    Taken in log space, so values and gradients (the teacher's too) stay finite at huge logits.
+    It is computed in log space, so values and gradients (the teacher's too) stay finite at huge logits.
     """
     log_teacher = _log_softmax(teacher_logits, temperature)
     log_student = _log_softmax(student_logits, temperature)
@@ -23,11 +23,11 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
 
 
 def kd(student: Output, teacher: Output, batch: Batch, *, temperature: float = 4.0) -> Tensor:
-    """T² KL(softmax(t/T) || softmax(s/T)) per sample, [B]; T² keeps the gradient's size alike at every T."""
+    """Return T² KL(softmax(t/T) || softmax(s/T)) per sample, [B]; T² makes the gradient equally large at every T."""
     return temperature**2 * kl_divergence(teacher.logits, student.logits, temperature)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / T), [B, K], with half-precision logits raised to float32."""
+    """Return log softmax(logits / T), [B, K], with half-precision logits raised to float32."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.log_softmax(logits / temperature, dim=1)

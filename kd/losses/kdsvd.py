@@ -18,21 +18,21 @@ DAMPING = 1e-5  # of the gradient, as a share of the largest squared singular va
 
 
 def kdsvd(student: Output, teacher: Output, batch: Batch, *, k: int = 1) -> Tensor:
-    """Difference in how the leading singular vectors of successive stages correlate, stages without the stem: [B].
+    """Return the difference in how the leading singular vectors of successive stages (not the stem) correlate: [B].
 
-    A map [B, C, H, W] is read as a matrix HW x C per sample. Of stage l, V_l [C_l, k] holds the teacher's first k right
-    singular vectors; the student's are those of its first k + 3 that come nearest to them, up to sign. Both are scaled
-    by the teacher's singular values, which are divided by their L2 norm (1 at k = 1). Then, with
+    Each sample's map [C, H, W] is read as a matrix HW x C. V_l [C_l, k] holds the teacher's first k right singular
+    vectors of stage l; the student's are those of its first k + 3 that are nearest to them, up to sign. Both are scaled
+    by the teacher's singular values, divided by their L2 norm (1 at k = 1). Then, with
     r(V)_abj = exp(-(V_l[a, j] - V_l-1[b, j])^2 / 8):
 
         L = sum over l >= 2, a, b, j of  (r(V_student) - r(V_teacher))^2
 
-    A singular vector has no sign of its own, while L depends on those of a stage and its neighbour: the teacher's are
-    turned so that their components sum to no less than 0, as they do wherever a map follows a ReLU.
+    The sign of a singular vector is arbitrary, but L depends on the signs of a stage and its neighbour: the teacher's
+    vectors are turned so that their components sum to at least 0, as they do wherever a map follows a ReLU.
 
     The derivative of a singular vector has the poles 1 / (s_i^2 - s_j^2). They are damped to x / (x^2 + d^2) with
     d = 1e-5 s_1^2, so that equal singular values, or a map of zeros, leave the gradient finite. It is a gradient of
-    first order only. The decomposition makes a GPU wait for its result.
+    first order only. The decomposition makes the host wait for the GPU.
     """
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
     with torch.autocast(student.logits.device.type, enabled=False):
@@ -44,9 +44,10 @@ def kdsvd(student: Output, teacher: Output, batch: Batch, *, k: int = 1) -> Tens
 
 
 def right_singular_vectors(x: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """The largest `num` singular values and their right vectors, of arbitrary sign: [B, N, C] -> [B, num], [B, C, num].
+    """Return the largest `num` singular values and their right vectors: [B, N, C] -> [B, num], [B, C, num].
 
-    No more than N or C of them: beyond lies the null space. Only the vectors carry a gradient, the damped one.
+    The vectors have arbitrary signs. At most N or C are returned: the rest is the null space. Only the vectors carry a
+    gradient, the damped one.
     """
     num = min(num, *x.shape[1:])
     wide = x.shape[2] > x.shape[1]
@@ -65,18 +66,18 @@ def right_singular_vectors(x: Tensor, num: int) -> tuple[Tensor, Tensor]:
     change = change - change.detach()
     along = vectors.mT @ change
     moved = vectors @ (response * along)
-    if wide:  # the null space needs no basis: it is what the vectors leave of the change
+    if wide:  # the null space needs no basis: its part of the change is what the vectors leave
         moved = moved + beyond * (change - vectors @ along)
     return squares[:, :num].sqrt(), top + moved
 
 
 def _damped(gaps: Tensor) -> Tensor:
-    """1 / gaps without its pole."""
+    """Return 1 / gaps without its pole."""
     return gaps / (gaps.square() + DAMPING**2)
 
 
 def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Maps [B, C, H, W] of one stage -> the scaled singular vectors of student and teacher, [B, C, k] each."""
+    """Return the scaled singular vectors of student and teacher, [B, C, k] each, of one stage's maps [B, C, H, W]."""
     with torch.no_grad():
         values, t = right_singular_vectors(_matrix(teacher), k)
         t = torch.where(t.sum(1, keepdim=True) < 0, -t, t)
@@ -89,10 +90,10 @@ def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(map_: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, HW, C]."""
+    """Return [B, C, H, W] as matrices [B, HW, C]."""
     return at_least_float32(map_).flatten(2).mT
 
 
 def _correlation(vectors: Tensor, before: Tensor) -> Tensor:
-    """Radial basis function of a stage's vectors and the previous one's: [B, C, k], [B, C', k] -> [B, C, C', k]."""
+    """Return the radial basis function of two stages' vectors: [B, C, k], [B, C', k] -> [B, C, C', k]."""
     return torch.exp(-(vectors[:, :, None] - before[:, None]).square() / 8)

@@ -13,7 +13,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half-precision values raised to float32; float32 and float64 as they are.
+    """Return half-precision values raised to float32, float32 and float64 as they are.
 
     Autocast would lower them again in a matrix product: a loss that has one runs it with autocast off.
     """
@@ -21,7 +21,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [B, C, H, W] and [B, C', H', W'] averaged to the smaller height and width of the two; channels stay."""
+    """Return maps [B, C, H, W] and [B, C', H', W'] averaged to the smaller height and width of the two."""
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     a, b = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
     return a, b
@@ -30,7 +30,7 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def linear(
     in_features: int, out_features: int, *, generator: torch.Generator, device: torch.device, bias: bool = True
 ) -> nn.Linear:
-    """`nn.Linear` with torch's default initial weights, drawn from `generator` alone."""
+    """Return `nn.Linear` with torch's default initial weights, drawn only from `generator`."""
     return _draw(nn.Linear(in_features, out_features, bias, device="meta"), generator, device)
 
 
@@ -46,15 +46,15 @@ def conv(
     bias: bool = True,
     transposed: bool = False,
 ) -> nn.Conv2d | nn.ConvTranspose2d:
-    """`nn.Conv2d`, or `nn.ConvTranspose2d`, with torch's default initial weights, drawn from `generator` alone."""
+    """Return `nn.Conv2d` or `nn.ConvTranspose2d` with torch's default initial weights, drawn only from `generator`."""
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     layer = kind(in_channels, out_channels, kernel_size, stride, padding, bias=bias, device="meta")
     return _draw(layer, generator, device)
 
 
 def _draw(layer: Layer, generator: torch.Generator, device: torch.device) -> Layer:
-    """A layer of the meta device, its weight and bias made uniform in ±1/sqrt(fan in), as torch's default is."""
-    bound = 1 / math.sqrt(layer.weight[0].numel())  # torch takes dimension 1 as fan in of a transposed one too
+    """Return a layer of the meta device, its weight and bias now uniform in ±1/sqrt(fan in), torch's default."""
+    bound = 1 / math.sqrt(layer.weight[0].numel())  # torch computes a transposed layer's fan in from dimension 1, too
     for name in ("weight", "bias"):
         if (like := getattr(layer, name)) is not None:
             drawn = torch.empty(like.shape, device=device).uniform_(-bound, bound, generator=generator)

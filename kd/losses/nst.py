@@ -14,15 +14,15 @@ from kd.losses.maps import at_least_float32, pool_to_smaller
 
 
 def nst(student: Output, teacher: Output, batch: Batch) -> Tensor:
-    """Squared maximum mean discrepancy between the channels' patterns, summed over the stages without the stem: [B].
+    """Return the squared maximum mean discrepancy between the channels' patterns, summed over stages: [B].
 
-    With s_c and t_c the channels of a stage's maps [B, C, H, W], each a unit vector over positions, and the polynomial
-    kernel k(a, b) = (a.b)^2, the means running over all pairs of channels:
+    The stem is left out. With s_c and t_c the channels of a stage's maps [B, C, H, W], each a unit vector over
+    positions, the polynomial kernel k(a, b) = (a.b)^2, and means over all pairs of channels:
 
         L = sum over stages of  mean k(t_c, t_c') + mean k(s_c, s_c') - 2 mean k(s_c, t_c')
 
-    Channels may differ. Of two sizes, the larger map is first averaged to the smaller one. The weight of CRD's study
-    is 50.
+    The numbers of channels may differ. If the sizes do, the larger map is first averaged to the smaller size. The
+    weight of CRD's study is 50.
     """
     student_maps, teacher_maps = student.maps[1:], teacher.maps[1:]
     with torch.autocast(student.logits.device.type, enabled=False):
@@ -36,9 +36,9 @@ def _stage(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _mean_kernel(a: Tensor, b: Tensor) -> Tensor:
-    """Mean of (a_c.b_c')^2 over the pairs of channels: [B, C, N], [B, C', N] -> [B].
+    """Return the mean of (a_c.b_c')^2 over the pairs of channels: [B, C, N], [B, C', N] -> [B].
 
-    The sum is |a b^T|^2 = <a^T a, b^T b>, of which the one with the smaller matrices is taken: wide networks end in
+    The sum is |a b^T|^2 = <a^T a, b^T b>; the form with the smaller matrices is computed, because wide networks end in
     thousands of channels over a handful of positions.
     """
     pairs = a.shape[1] * b.shape[1]

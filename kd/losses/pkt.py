@@ -15,7 +15,7 @@ EPS = 1e-7  # of the norms and of the logarithm
 
 
 def pkt(student: Output, teacher: Output, batch: Batch) -> Tensor:
-    """Divergence between the neighbourhoods of the batch's samples in both feature spaces, a scalar.
+    """Return the divergence between the neighbourhoods of the batch's samples in both feature spaces, [].
 
     Row i of P [B, B] is a distribution over the batch (i included), proportional to (1 + cos(f_i, f_j)) / 2:
 
@@ -29,7 +29,7 @@ def pkt(student: Output, teacher: Output, batch: Batch) -> Tensor:
 
 
 def _neighbours(feature: Tensor) -> Tensor:
-    """Features [B, D] -> for each sample a distribution over the batch: [B, B]."""
+    """Return, for features [B, D], each sample's distribution over the batch: [B, B]."""
     feature = at_least_float32(feature)
     norm = torch.linalg.vector_norm(feature, dim=1, keepdim=True)  # its gradient at 0 is 0; that of a square root, NaN
     unit = feature / (norm + EPS)

@@ -19,9 +19,9 @@ Size = tuple[int, int]  # H, W
 
 
 def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """HCL: squared error over a pyramid of average pools, per sample: [B, C, H, W] twice -> [B].
+    """Return HCL, the squared error over a pyramid of average pools, per sample: [B, C, H, W] twice -> [B].
 
-    Mean squared errors of the maps themselves and of their pools to 4x4, 2x2 and 1x1, as far as these are smaller,
+    Mean squared errors of the maps themselves and of their pools to 4x4, 2x2 and 1x1, where these are smaller,
     weighted 1, 1/2, 1/4, ... by their order and divided by the sum of the weights.
     """
     height = student_map.shape[2]
@@ -36,13 +36,13 @@ def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tenso
 
 
 class ReviewKD(Loss):
-    """Every level of the teacher is learned by the student's level fused with all deeper ones, [B].
+    """The difference between each level of the teacher and the student's level fused with all deeper ones, [B].
 
     The levels are the stages' maps, without the stem's, and the penultimate feature as a map of 1x1. The teacher's maps
     are taken before the stage's last ReLU (`Output.signed`), the student's after it. From the deepest on,
-    attention-based fusion (`Fusion`) joins a level with what the deeper ones gave and brings it to the teacher's shape;
-    the losses are `hierarchical_context_loss`, summed over the levels. All of it learns with the student, in batches of
-    at least two.
+    attention-based fusion (`Fusion`) joins a level with the fused deeper ones and brings it to the teacher's shape; the
+    loss is the sum of `hierarchical_context_loss` over the levels. The fusions learn with the student, in batches of at
+    least two.
 
     The published weights are, with cross entropy at weight 1: ResNet-56 to 20 0.6; ResNet-110 to 32 1; ResNet-32x4 to
     ShuffleNetV2 8; WRN-40-2 and ResNet-32x4 to their other students 5. There the weight also rises linearly over
@@ -50,7 +50,7 @@ class ReviewKD(Loss):
 
     Args:
         context: shapes of maps and features, the generator of the initial weights.
-        max_mid_width: the fused maps are as wide as the student's feature, at most so wide.
+        max_mid_width: the fused maps are as wide as the student's feature, but at most this wide.
     """
 
     signed = True
@@ -67,7 +67,7 @@ class ReviewKD(Loss):
             self.fusions.append(Fusion(width, mid_width, out_width, tuple(out_size), context, deepest=deepest))
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B]."""
+        """Return the loss per sample, [B]."""
         with torch.autocast(batch.index.device.type, enabled=False):
             total, fused = 0.0, None
             levels, targets = _levels(student.feature, student.maps), _levels(teacher.feature, teacher.signed)
@@ -103,7 +103,7 @@ class Fusion(nn.Module):
                 layer.weight.mul_(math.sqrt(3))
 
     def forward(self, level: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Level [B, C, H, W], fused map of the deeper ones [B, mid, H', W'] -> out and fused, both of `out_size`."""
+        """Return out and fused, of `out_size`, for a level [B, C, H, W] and the deeper ones fused [B, mid, H', W']."""
         fused = self.transform_norm(self.transform(level))
         if self.attention is not None:
             deeper = _resize(deeper, level.shape[2:])
@@ -114,7 +114,7 @@ class Fusion(nn.Module):
 
 
 def _levels(feature: Tensor, maps: tuple[Tensor, ...]) -> list[Tensor]:
-    """The penultimate feature as a map, then the stages' maps, the deepest first."""
+    """Return the penultimate feature as a map, then the stages' maps, the deepest first."""
     return [at_least_float32(level) for level in (feature[:, :, None, None], *maps[:0:-1])]
 
 
@@ -123,5 +123,5 @@ def _resize(x: Tensor, size: Size) -> Tensor:
 
 
 def _squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over all but the samples: [B]."""
+    """Return the mean squared error per sample: [B]."""
     return (a - b).pow(2).flatten(1).mean(1)

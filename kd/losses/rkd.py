@@ -18,7 +18,7 @@ EPS = 1e-12  # smallest squared distance between two samples
 def rkd(
     student: Output, teacher: Output, batch: Batch, *, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """Difference between the distances and angles that the batch's features span in both networks, a scalar.
+    """Return the difference between both networks' distances and angles within the batch's features, [].
 
     Over features f [B, D], with d_ij = |f_i - f_j| divided by its mean over i != j, e_ij = (f_j - f_i) / |f_j - f_i|,
     and h Huber's loss (threshold 1):
@@ -39,7 +39,7 @@ def rkd(
 
 
 def _relations(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [B, D] -> distances [B, B] of mean 1, cosines [B, B, B] of the angle at the first index."""
+    """Return, for features [B, D], distances [B, B] of mean 1 and cosines [B, B, B] of the angle at the first index."""
     size = len(feature)
     differences = feature[None] - feature[:, None]  # [i, j] points from i to j
     squared = differences.square().sum(2)  # not by |a|^2 + |b|^2 - 2ab, which loses the digits of near samples

@@ -23,16 +23,16 @@ class SimKD(Loss):
         L = 1/(C H W) ||projector(F_s) - F_t||^2
 
     The projector (1x1, 3x3 and 1x1 convolution, each with batch normalisation and ReLU) stays part of the student,
-    which classifies by the teacher's own pooling and last layer: `adopt` gives that network. It alone is scored and
-    saved. Of two sizes, the larger map is averaged to the smaller. The published objective is this loss alone, weight
-    1. Where the teacher's map is not behind a ReLU (WRN, MobileNetV2), the projector does without its last one.
+    which classifies with the teacher's pooling and last layer: `adopt` returns that network, which is scored and saved.
+    If the maps differ in size, the larger is averaged to the smaller size. The published objective is only this loss,
+    with weight 1. Where no ReLU precedes the teacher's map (WRN, MobileNetV2), the projector has no last ReLU either.
 
     Args:
         context: shapes of the maps, the teacher, the generator of the initial weights.
         factor: the projector's inner width is the teacher's divided by this.
 
     Raises:
-        ConfigError: the teacher is more than its last map, pooling and head.
+        ConfigError: the teacher's logits are not head(pool(last map)).
     """
 
     def __init__(self, context: LossContext, *, factor: int = 2) -> None:
@@ -51,7 +51,7 @@ class SimKD(Loss):
         self.logits: Tensor | None = None
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B]; `logits` are what the student says with the teacher's classifier, without gradient."""
+        """Return the loss per sample, [B]. Set `logits` to those of the teacher's classifier, without gradient."""
         with torch.autocast(batch.index.device.type, enabled=False):
             mine, theirs = (at_least_float32(output.maps[-1]) for output in (student, teacher))
             mine, theirs = pool_to_smaller(mine, theirs)
@@ -61,7 +61,7 @@ class SimKD(Loss):
         return (projected - theirs).square().mean((1, 2, 3))
 
     def adopt(self, student: Classifier, teacher: Classifier) -> Classifier:
-        """The student as it classifies from now on."""
+        """Return the student with its projector and the teacher's classifier."""
         return Reusing(student, self.projector, teacher)
 
 
@@ -71,7 +71,9 @@ def _require_that_head_and_pool_classify(teacher: Classifier) -> None:
     shape = (1, teacher.in_channels, teacher.image_size, teacher.image_size)
     image = torch.linspace(-1, 1, math.prod(shape), dtype=like.dtype, device=like.device).view(shape)
     with evaluating(teacher):
-        output = teacher.forward(image, maps=True)  # past hooks: the image is what the teacher's view leaves
+        output = teacher.forward(
+            image, maps=True
+        )  # skips hooks: the image already has the channels that the teacher's view leaves
         try:
             agrees = torch.allclose(teacher.head(teacher.pool(output.maps[-1])), output.logits, rtol=1e-3, atol=1e-4)
         except RuntimeError:  # shapes that do not fit

@@ -18,19 +18,19 @@ from kd.losses.maps import at_least_float32, conv, pool_to_smaller
 
 
 class VID(Loss):
-    """A lower bound on the mutual information of each stage's maps, without its constant, [B]:
+    """Minus a lower bound on the mutual information of each stage's maps, without its constant, [B]:
 
         L = sum over stages of 1/(C H W) sum_chw 1/2 ( (F_t - mu(F_s))^2_chw / sigma^2_c + log sigma^2_c )
         sigma^2_c = log(1 + exp(a_c)) + eps
 
     mu, three 1x1 convolutions with ReLUs between, and the variance of each of the teacher's channels are learned with
-    the student. Where the two maps differ in size, the larger is average-pooled beforehand. The stem's map is left
-    out. The published weight is 1.
+    the student. If the two maps differ in size, the larger is average-pooled first. The stem's map is left out. The
+    published weight is 1.
 
     Args:
         context: the shapes of the maps, the generator of the initial weights.
         init_pred_var: initial sigma^2 of every channel.
-        eps: the least sigma^2.
+        eps: the smallest sigma^2.
     """
 
     def __init__(self, context: LossContext, *, init_pred_var: float = 5.0, eps: float = 1e-5) -> None:
@@ -50,7 +50,7 @@ class VID(Loss):
             self.scales.append(nn.Parameter(torch.full((teacher_channels,), scale, device=context.labels.device)))
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        """Loss per sample, [B]; below 0 where the variances are small."""
+        """Return the loss per sample, [B]; negative where the variances are small."""
         with torch.autocast(batch.index.device.type, enabled=False):
             stages = zip(student.maps[1:], teacher.maps[1:], self.means, self.scales, strict=True)
             return sum(self._stage(at_least_float32(s), at_least_float32(t), mean, a) for s, t, mean, a in stages)

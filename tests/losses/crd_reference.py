@@ -24,14 +24,14 @@ def features(size, seed=1):
 
 
 def step(crd, index, student, teacher, labels=LABELS):
-    """One answer of the loss, [B]."""
+    """Return the loss of one batch, [B]."""
     logits = torch.empty(len(index), 0)
     batch = Batch(logits, labels[index], index, torch.ones(len(index)))
     return crd(Output(logits, student), Output(logits, teacher), batch)
 
 
 def next_draw(crd, index):
-    """The positives and negatives that the next forward will use."""
+    """Return the positives and negatives that the next forward will use."""
     state = crd.generator.get_state()
     drawn = crd.draw(index)
     crd.generator.set_state(state)
@@ -39,7 +39,7 @@ def next_draw(crd, index):
 
 
 def nce_loop(positive_score, negative_scores, num_negatives, num_samples, eps=1e-7):
-    """The equation, term by term, in float64."""
+    """Return the equation's value, term by term, in float64."""
     noise = num_negatives / num_samples
     values = []
     for positive, negatives in zip(positive_score, negative_scores, strict=True):

@@ -41,7 +41,7 @@ def call(loss, student, teacher, **settings):
 
 
 def assert_alike(loss, reference, student_shapes, teacher_shapes, **settings):
-    """Value and gradient to every map of the student, float64 to rounding and float32 nearly."""
+    """Compare value and gradients to all maps of the student, float64 to rounding and float32 nearly."""
     student, teacher = maps(student_shapes, 0), maps(teacher_shapes, 1)
     for map_ in student:
         map_.requires_grad_()
@@ -74,19 +74,19 @@ def dot(a, b):
 
 
 def shrink(channel, height):
-    """A square channel averaged over windows; they overlap where the sizes do not divide."""
+    """Return a square channel averaged over windows; they overlap where the sizes do not divide."""
     old = len(channel)
     window = [range(i * old // height, math.ceil((i + 1) * old / height)) for i in range(height)]
     return [mean(channel[y, x] for y in rows for x in columns) for rows in window for columns in window]
 
 
 def channels(map_, height):
-    """A sample's map [C, H, W] as C lists of its values at `height` x `height` positions."""
+    """Return a sample's map [C, H, W] as C lists of its values at `height` x `height` positions."""
     return [shrink(channel, height) for channel in map_]
 
 
 def stages(student, teacher):
-    """Sample by sample, the stages' channels of student and teacher at the smaller size."""
+    """Yield, sample by sample, the stages' channels of student and teacher at the smaller size."""
     for i in range(SIZE):
         yield [
             (channels(s[i], min(s.shape[2], t.shape[2])), channels(t[i], min(s.shape[2], t.shape[2])))
@@ -125,7 +125,7 @@ def sp_loop(student, teacher):
 
 
 def kdsvd_loop(student, teacher, k=1, chosen=None):
-    """With torch's own singular vectors and their derivative; `chosen` collects which the student's nearest are."""
+    """Use torch's singular vectors and their derivative; `chosen` collects which of the student's are nearest."""
     losses = []
     for i in range(SIZE):
         total, before = 0, None

@@ -1,4 +1,4 @@
-"""What the tests of losses with learned layers share: layers as loops in float64, networks' outputs, comparison."""
+"""What tests of losses share: layers as loops in float64, networks' outputs, comparison."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ def generator(seed=0):
 
 
 def build(kind, student_maps, teacher_maps, seed=0, **settings):
-    """A loss for networks with these maps (C, H, W), whose feature is as wide as the last map."""
+    """Return a loss, as a run builds it, for networks with these maps (C, H, W), whose feature is as wide as the last map."""
     dims = (maps[-1][0] if maps else 1 for maps in (student_maps, teacher_maps))
     context = LossContext(*dims, torch.tensor([0, 1]), 2, generator(seed), student_maps, teacher_maps)
     return build_loss(kind.__module__.removeprefix("kd.losses."), context, **settings)
 
 
 def scatter(loss, seed=9):
-    """The loss in float64 with every parameter random, those that begin at 0 or 1 included."""
+    """Return the loss in float64 with every parameter random, those that begin at 0 or 1 included."""
     g = generator(seed)
     with torch.no_grad():
         for parameter in loss.double().parameters():
@@ -33,7 +33,7 @@ def scatter(loss, seed=9):
 
 
 def outputs(student_maps, teacher_maps, size=3, seed=1):
-    """Float64 outputs of both networks; the student's maps and feature require a gradient."""
+    """Return float64 outputs of both networks; the student's maps and feature require a gradient."""
     g = generator(seed)
 
     def draw(maps):
@@ -47,7 +47,7 @@ def outputs(student_maps, teacher_maps, size=3, seed=1):
 
 
 def signed(output):
-    """With signed maps in place of the others."""
+    """Return the output with its maps as the signed ones, and no others."""
     return output._replace(maps=(), signed=output.maps)
 
 
@@ -56,14 +56,14 @@ def batch_of(size):
 
 
 def gradients(value, student, loss):
-    """With respect to the student's feature and all its maps and the loss's parameters, samples weighed unequally."""
+    """Return the gradients of the student's feature and maps and of the loss's parameters, samples weighted unequally."""
     weight = torch.arange(1.0, 1 + value.numel(), dtype=value.dtype).reshape(value.shape)
     inputs = [student.feature, *student.maps, *student.signed, *loss.parameters()]
     return torch.autograd.grad((weight * value).sum(), inputs, retain_graph=True, allow_unused=True)
 
 
 def require_equal(actual, expected, student, loss):
-    """Value and all gradients of the loss against the reference's, in float64."""
+    """Compare value and all gradients of the loss with the reference's, in float64."""
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-13)
     reached = 0
     for a, e in zip(gradients(actual, student, loss), gradients(expected, student, loss), strict=True):
@@ -79,7 +79,7 @@ def positions(x):
 
 
 def conv_loop(x, weight, bias=None, stride=1, padding=0):
-    """Cross-correlation, one output value at a time."""
+    """Return the cross-correlation, one output value at a time."""
     width, channels, height, breadth = weight.shape
     samples = []
     for sample in x:
@@ -101,7 +101,7 @@ def conv_loop(x, weight, bias=None, stride=1, padding=0):
 
 
 def transposed_loop(x, weight, bias, stride=1, padding=0):
-    """Transposed convolution: every input value writes its multiple of the kernel."""
+    """Return the transposed convolution: every input value writes its multiple of the kernel."""
     _, width, height, breadth = weight.shape
     rows = (x.shape[2] - 1) * stride - 2 * padding + height
     columns = (x.shape[3] - 1) * stride - 2 * padding + breadth
@@ -121,7 +121,7 @@ def transposed_loop(x, weight, bias, stride=1, padding=0):
 
 
 def norm_loop(x, weight, bias, statistics=None):
-    """Batch normalisation of each channel, by the batch's own mean and biased variance or by given ones."""
+    """Normalise each channel by the batch's mean and biased variance or by given ones."""
     channels = []
     for c in range(x.shape[1]):
         values = [x[b, c, i, j] for b in range(len(x)) for i, j in positions(x)]
@@ -135,12 +135,12 @@ def norm_loop(x, weight, bias, statistics=None):
 
 
 def rectify(x, slope=0.0):
-    """Values above 0 as they are, others times the slope."""
+    """Return values above 0 as they are, others times the slope."""
     return torch.where(x > 0, x, slope * x)
 
 
 def pool_loop(x, size):
-    """Means over equal windows: [B, C, H, W] -> [B, C, size, size], H and W multiples of the size."""
+    """Return means over equal windows: [B, C, H, W] -> [B, C, size, size], H and W multiples of the size."""
     step = x.shape[2] // size
     assert step * size == x.shape[2] == x.shape[3]
     rows = []

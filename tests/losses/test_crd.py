@@ -248,7 +248,7 @@ def test_the_bound_of_a_queue_counts_the_negatives_that_it_offers():
 
 
 def test_without_embedding_the_normalised_features_are_contrasted():
-    """As with embeddings that are the identity, and nothing beside the student learns."""
+    """The same as with embeddings that are the identity, and only the student learns."""
     context = LossContext(STUDENT_DIM, STUDENT_DIM, LABELS, 4, generator())
     bare = CRD(context, embedding="none", feat_dim=99, negatives=20)
     assert list(bare.parameters()) == []

@@ -52,7 +52,7 @@ class QueueReference:
 @pytest.mark.parametrize("negatives_from", ["other_classes", "other_indices"])
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
 def test_queue_equals_lists_of_past_embeddings(estimator, negatives_from):
-    """Seven entries and batches of three: the queue is full after three steps and its oldest entries give way."""
+    """Seven entries and batches of three: the queue is full after three steps and its oldest entries are replaced."""
     crd = build(memory="queue", negatives=7, estimator=estimator, negatives_from=negatives_from)
     groups = LABELS if negatives_from == "other_classes" else torch.arange(len(LABELS))
     reference = QueueReference(crd, groups)
@@ -82,7 +82,7 @@ def test_queue_does_not_grow_with_the_data_and_takes_the_last_of_a_large_batch()
 
 
 def test_no_entry_of_a_queue_counts_before_it_holds_an_embedding():
-    """A queue far longer than what has been seen gives what one of just that length does."""
+    """A queue far longer than the data seen so far returns the same as one of just that length."""
     losses = []
     for length in (6, 1000):
         crd = build(memory="queue", negatives=length)

@@ -30,7 +30,7 @@ def softmax_loop(row):
 
 
 def kl_loop(teacher, student, temperature):
-    """KL by its definition, sample by sample and class by class."""
+    """Return KL by its definition, sample by sample and class by class."""
     values = []
     for t_row, s_row in zip(teacher, student, strict=True):
         p, q = softmax_loop(t_row / temperature), softmax_loop(s_row / temperature)

@@ -41,7 +41,7 @@ def shapes_of(name):
 
 
 def converted(output, dtype):
-    """In another precision; the maps are signed ones, too."""
+    """Return the output in another precision; its maps are the signed ones, too."""
     raised = [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in (output.feature, *output.maps)]
     return output._replace(feature=raised[0], maps=tuple(raised[1:]), signed=tuple(raised[1:]))
 

@@ -137,7 +137,7 @@ def test_dist_sees_no_affine_change_of_the_predictions():
     teacher = random_logits(10).softmax(1)
     student = 0.6 * teacher + 0.4 / 5
     value = call(dist, student.log(), teacher.log())
-    assert 0 <= value < 1e-4  # 1e-8 stands beside the norms
+    assert 0 <= value < 1e-4  # 1e-8 is added to the norms
     assert call(dist, student.flip(0).log(), teacher.log()) > 0.1
 
 

@@ -58,7 +58,7 @@ def test_kdsvd_students_nearest_vectors_are_not_always_the_first():
 
 
 def test_nst_is_alike_by_channels_and_by_positions():
-    """A stage of many channels over few positions takes the other product; repeated channels change no mean."""
+    """A stage of many channels over few positions uses the other product; repeated channels change no mean."""
     student, teacher = maps([STEM, (2, 2, 2)], 2), maps([STEM, (2, 2, 2)], 3)
     many = [[m.repeat(1, 6, 1, 1) for m in side] for side in (student, teacher)]
     torch.testing.assert_close(call(nst, *many), call(nst, student, teacher), rtol=1e-12, atol=0)

@@ -73,7 +73,7 @@ def test_dead_maps_give_a_finite_value_and_gradient(loss):
 
 @pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-7])
 def test_equal_singular_values_leave_the_gradient_bounded(apart):
-    """Its bound is of the order of 1 / 1e-5; without damping it were 1 / apart, or none."""
+    """Its bound is of the order of 1 / 1e-5; without damping it would be 1 / apart, or none."""
     turn, other = (torch.linalg.qr(m)[0] for m in maps([(4, 4)], 12, size=2)[0])
     x = (turn @ torch.diag(torch.tensor([2.0, 1.0 + apart, 1.0, 0.5], dtype=torch.float64)) @ other)[None]
     x.requires_grad_()

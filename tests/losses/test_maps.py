@@ -48,7 +48,7 @@ SIZES = list(product(range(1, 7), repeat=4))
 
 
 def test_a_convolution_brings_a_map_to_the_other_size_wherever_the_registry_says_so():
-    """Which pairs of sizes can be connected is told without torch; the layer itself is built and asked."""
+    """`connectable` needs no torch; `connection` is built and run, for each pair of sizes."""
     made = 0
     for height, width, teacher_height, teacher_width in SIZES:
         shapes = (2, height, width), (3, teacher_height, teacher_width)

@@ -13,7 +13,7 @@ SHAPES = ((1, 4, 4), (2, 4, 4), (3, 1, 1)), ((1, 4, 4), (2, 2, 2), (2, 2, 2))
 
 
 def levels():
-    """The student's maps and the teacher's signed ones."""
+    """Return outputs with the student's maps and the teacher's signed ones."""
     student, teacher = outputs(*SHAPES)
     return student, signed(teacher)
 

@@ -76,7 +76,7 @@ def objective(teacher_name):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_10_1", "vgg8", "mobilenetv2_half", "torchvision:resnet18"])
-def test_teachers_that_classify_by_their_last_map_alone_are_taken(name):
+def test_teachers_that_classify_only_by_their_last_map_are_accepted(name):
     assert "simkd" in objective(name).losses
 
 

@@ -55,7 +55,7 @@ def test_nothing_is_added_in_the_main_stage_unless_kept(kind, shapes):
 
 
 def ab_outputs(*shapes, **settings):
-    """Signed maps alone: it sees no others."""
+    """Pass only the signed maps: the loss reads no others."""
     return tuple(map(signed, outputs(*shapes, **settings)))
 
 
@@ -242,7 +242,7 @@ def test_ft_refuses_networks_without_maps_and_rates_that_leave_no_channel():
 
 
 def fsp_loop(maps):
-    """The matrices of neighbouring maps, entry by entry, per sample."""
+    """Return the matrices of neighbouring maps, entry by entry, per sample."""
     matrices = []
     for bottom, top in pairwise(maps):
         bottom, top = pool_both_loop(bottom, top)

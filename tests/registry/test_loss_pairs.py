@@ -29,7 +29,7 @@ def fault(loss, teacher, student, size=32, **settings):
 
 
 def test_the_published_tables_can_be_made():
-    """FSP alone has gaps there, at pairs of unlike widths; KD-SVD has no row."""
+    """Only FSP has gaps there, at pairs of different widths; KD-SVD has no row."""
     for loss, (teacher, student) in itertools.product(LOSSES, CRDS_PAIRS):
         found = fault(loss, teacher, student)
         possible = loss not in ("fsp", "kdsvd") or (teacher, student) in SAME_WIDTHS
