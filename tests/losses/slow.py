@@ -17,7 +17,7 @@ def generator(seed=0):
 
 
 def build(kind, student_maps, teacher_maps, seed=0, **settings):
-    """Return a loss, as a run builds it, for networks with these maps (C, H, W), whose feature is as wide as the last map."""
+    """Build a loss as a run does, for networks with maps (C, H, W) whose feature is as wide as the last map."""
     dims = (maps[-1][0] if maps else 1 for maps in (student_maps, teacher_maps))
     context = LossContext(*dims, torch.tensor([0, 1]), 2, generator(seed), student_maps, teacher_maps)
     return build_loss(kind.__module__.removeprefix("kd.losses."), context, **settings)
@@ -56,7 +56,7 @@ def batch_of(size):
 
 
 def gradients(value, student, loss):
-    """Return the gradients of the student's feature and maps and of the loss's parameters, samples weighted unequally."""
+    """Return gradients of the student's feature and maps and of the loss's parameters, samples weighted unequally."""
     weight = torch.arange(1.0, 1 + value.numel(), dtype=value.dtype).reshape(value.shape)
     inputs = [student.feature, *student.maps, *student.signed, *loss.parameters()]
     return torch.autograd.grad((weight * value).sum(), inputs, retain_graph=True, allow_unused=True)
