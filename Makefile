@@ -1,6 +1,7 @@
 # make demo   set up .venv if it is missing, run the default study, print its table
 # make test   the same set-up, then the whole test suite
 # make lint   formatters and linters, as the tests' style check runs them
+# make settings   config.yaml, its schema and the tables of config/README.md, made from kd/settings/shapes.py
 #
 # TORCH picks the build of torch and torchvision: `default` is what the package index gives (CUDA on Linux),
 # `cpu` or `cu130`, ... that of PyTorch's own index:   make demo TORCH=cpu
@@ -10,7 +11,7 @@ PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo test lint clean-results
+.PHONY: demo test lint settings clean-results
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -39,6 +40,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+settings: $(READY)
+	$(BIN)/python -m kd.settings.documents
 
 # Some Debians have python3 without ensurepip: then the environment is made without pip and the system's pip fills it.
 $(READY): constraints.txt pyproject.toml

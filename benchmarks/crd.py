@@ -32,7 +32,7 @@ from kd.losses.crd import CRD
 from kd.losses.objective import Objective
 from kd.models.build import build
 from kd.runtime.torchvision_compat import import_torchvision
-from kd.settings.run import Training
+from kd.settings.shapes import Training
 from kd.training.optimisers import sgd
 from kd.training.step import train_step
 

@@ -30,9 +30,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 if find_spec("kd") is None:
@@ -45,12 +45,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kd.data.augment import Augment, random_crop_flip
+from kd.data.dataset import Data, Split
 from kd.inversion.replay import ReplayBuffer
-from kd.inversion.synthesis import Synthesis, Synthetic
+from kd.inversion.sources.base import Images, SourceContext
+from kd.inversion.sources.generator import MetaGenerator
 from kd.models.build import build
 from kd.models.generator import Generator
 from kd.runtime.torchvision_compat import import_torchvision
-from kd.settings.run import Inversion, Modulation, Replay
+from kd.settings.shapes import Modulation, Replay
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER, STUDENT, CLASSES, SIZE, PAD = "wrn_40_2", "wrn_16_1", 10, 32, 4
@@ -63,8 +65,7 @@ BAR_FORWARD, BAR_INVERSION, BAR_DRAW, BAR_MEMORY = 1.5, 1.7, 8.0, 200e6
 AGREEMENT = 1e-5  # relative
 GRADIENT_AGREEMENT = 3e-2  # through 40 layers: either is 4e-3 away from B in float64
 
-INVERSION = Inversion(
-    images="synthetic",
+INVERSION = SimpleNamespace(
     batch_size=INVERSION_BATCH,
     warmup=20,
     steps=2,
@@ -169,7 +170,9 @@ class LiteralGenerator(nn.Sequential):
 class LiteralInversion:
     """One epoch of Fang et al.'s meta-generator with SSD-KD's phi, step by step."""
 
-    def __init__(self, generator: nn.Module, settings: Inversion, class_share: Tensor, draws: torch.Generator) -> None:
+    def __init__(
+        self, generator: nn.Module, settings: SimpleNamespace, class_share: Tensor, draws: torch.Generator
+    ) -> None:
         self.generator, self.settings, self.class_share, self.draws = generator, settings, class_share, draws
         rate = settings.lr_generator * settings.steps
         self.optimizer = self.adam([{"params": list(generator.parameters()), "lr": rate}])
@@ -309,7 +312,7 @@ def measure_forward(rounds: int) -> tuple[Seconds, dict[str, float]]:
 class InversionSetting:
     """Both implementations with the same networks, generators, buffer and random numbers."""
 
-    def __init__(self, settings: Inversion) -> None:
+    def __init__(self, settings: SimpleNamespace) -> None:
         self.teacher, self.literal_teacher = frozen_fast(network(TEACHER, 0)), network(TEACHER, 0)
         self.student, self.literal_student = network(STUDENT, 4), network(STUDENT, 4)  # agrees on most
         self.student.to(memory_format=torch.channels_last).train()
@@ -320,21 +323,24 @@ class InversionSetting:
         black = torch.zeros(INVERSION_BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
         self.buffer.add(black, classes, torch.ones(INVERSION_BATCH), random(2))
         torch.manual_seed(3)
-        self.common = Generator(settings.noise_dim, settings.width, SIZE, 3)
+        nothing = Split(torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+        data = Data(nothing, nothing, "test", 0, [str(label) for label in range(CLASSES)], augmentation())
+        context = SourceContext(self.teacher, data, MODULATION, random(4), INVERSION_BATCH, 0)
+        self.source = MetaGenerator(context, **vars(settings))
+        self.common = self.source.generator.to(memory_format=torch.contiguous_format)
         share = self.buffer.class_share(torch.arange(CLASSES))
         self.literal = LiteralInversion(LiteralGenerator(self.common), settings, share, random(4))
         self.common.to(memory_format=torch.channels_last)
-        self.synthesis = Synthesis(self.common, settings, MODULATION, augmentation(), CLASSES, random(4))
 
-    def fast(self) -> Synthetic:
-        return self.synthesis.epoch(self.teacher, self.student, self.buffer, adversarial=True)
+    def fast(self) -> Images:
+        return self.source.batch(1, self.student, self.buffer)
 
     def slow(self) -> tuple[Tensor, float, Tensor]:
         return self.literal.epoch(self.literal_teacher, self.hooks, self.literal_student)
 
     def past(self, part: int) -> tuple[Tensor, Tensor]:
         """The remembered statistics of A and of B, means (0) or variances (1), all layers in one row."""
-        both = self.synthesis.past, self.literal.past
+        both = self.source.past, self.literal.past
         return tuple(torch.cat([layer[part] for layer in past]) for past in both)
 
 
@@ -344,7 +350,7 @@ def agreement_of_inversion() -> dict[str, float]:
     Adam makes a direction of the sign of any gradient, rounding included, so that trajectories part: here the steps
     are tiny, and the generators start the second epoch from the same weights.
     """
-    setting = InversionSetting(replace(INVERSION, lr_generator=1e-6, lr_noise=1e-6))
+    setting = InversionSetting(SimpleNamespace(**{**vars(INVERSION), "lr_generator": 1e-6, "lr_noise": 1e-6}))
     agreement: dict[str, float] = {}
     for _ in range(2):
         setting.literal.generator.take(setting.common)

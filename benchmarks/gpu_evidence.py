@@ -52,7 +52,8 @@ from kd.reports.publish import publish
 from kd.reports.tables import collect
 from kd.runtime.files import read_json, write_atomically
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Run, merge
+from kd.settings.merging import merge
+from kd.settings.run import Run
 from kd.studies.claims import interval
 from kd.studies.study import Study, load_study
 
@@ -151,7 +152,7 @@ MINIATURE: dict[str, Any] = {
         "training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": [], "nesterov": True}
     },
     "training": {"epochs": 1, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": []},
-    "inversion": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 1},
+    "inversion": {"generator": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 1}},
     "replay": {"full_size": 200},
     "distillation": {"passes": 1.0, "training": {"epochs": 2, "batch_size": 16, "lr": 0.05}},
 }

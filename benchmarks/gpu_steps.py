@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 if find_spec("kd") is None:
@@ -36,17 +37,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd.batch import Batch, LossContext
 from kd.data.augment import Augment
-from kd.data.dataset import Loader, Split
+from kd.data.dataset import Data, Loader, Split
 from kd.inversion.replay import ReplayBuffer
-from kd.inversion.synthesis import Synthesis
+from kd.inversion.sources.base import SourceContext
+from kd.inversion.sources.generator import MetaGenerator
 from kd.losses.objective import Objective
 from kd.models.build import build
-from kd.models.generator import Generator
 from kd.runs.provenance import ROOT
 from kd.runtime.files import write_json
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.run import Inversion, Modulation, Replay, Training, run_of
+from kd.settings.merging import run_of
+from kd.settings.shapes import Modulation, Replay, Training
 from kd.training.optimisers import sgd
 from kd.training.step import train_step
 
@@ -79,7 +81,6 @@ class World:
         settings = defaults | defaults["methods"]["ssdkd"]
         settings["dataset"] = {**settings["dataset"], "name": "cifar10", "image_size": size.image}
         run = run_of(settings, 0)
-        self.inversion: Inversion = run.inversion
         self.modulation: Modulation = run.modulation
         self.replay: Replay = run.replay
         self.training: Training = run.distillation.training
@@ -94,10 +95,12 @@ class World:
         images = torch.randint(256, (size.stored, 3, size.image, size.image), device=device).to(torch.uint8)
         classes = torch.arange(size.stored, device=device) % CLASSES
         self.buffer.add(images, classes, torch.ones(size.stored, device=device), self.random)
-        generator = Generator(size.noise, size.width, size.image, 3).to(device, memory_format=memory_format)
-        settings = {**vars(self.inversion), "batch_size": size.batch, "noise_dim": size.noise, "width": size.width}
-        self.inversion = Inversion(**settings)
-        self.synthesis = Synthesis(generator, self.inversion, self.modulation, self.augment, CLASSES, self.random)
+        nothing = Split(images[:0], classes[:0])
+        data = Data(nothing, nothing, "test", 0, [str(label) for label in range(CLASSES)], self.augment)
+        sizes = {"batch_size": size.batch, "noise_dim": size.noise, "width": size.width}
+        self.inversion = SimpleNamespace(**{**run.inversion.settings, **sizes})
+        context = SourceContext(self.teacher, data, self.modulation, self.random, size.stored, 0)
+        self.source = MetaGenerator(context, **vars(self.inversion))
         self.objective = Objective({"kd": {"weight": 1.0, "temperature": 20.0}}, None)
         self.optimizer = sgd([self.student], self.training)
 
@@ -111,7 +114,7 @@ class World:
         train_step(self.student, self.teacher, self.objective, self.batch(), self.optimizer, precision)
 
     def invert(self) -> Any:
-        return self.synthesis.epoch(self.teacher, self.student, self.buffer, adversarial=True)
+        return self.source.batch(1, self.student, self.buffer)
 
     def epoch(self, precision: str = "float32") -> None:
         """An epoch of SSD-KD: one inversion, then passes * stored / batch student steps."""
@@ -367,7 +370,7 @@ def _literal(world: World, folder: Path, device: torch.device) -> Callable[[], N
 
 def _literal_generator(world: World, device: torch.device) -> nn.Module:
     """The literal form has the paper's sizes; another one stays as it is."""
-    plain = world.synthesis.generator.to(memory_format=torch.contiguous_format)
+    plain = world.source.generator.to(memory_format=torch.contiguous_format)
     return LiteralGenerator(plain).to(device) if (world.size.noise, world.size.width) == (256, 64) else plain
 
 

@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,13 +31,12 @@ from torch import nn
 from kd.data.dataset import Data, load
 from kd.inversion.priors import BatchStatistics, adversarial_loss, batchnorm_loss, class_loss
 from kd.inversion.replay import ReplayBuffer
-from kd.inversion.synthesis import Synthesis
+from kd.inversion.sources.base import SourceContext
+from kd.inversion.sources.generator import MetaGenerator
 from kd.models.build import build
 from kd.models.classifier import frozen
-from kd.models.generator import Generator
 from kd.runtime.files import read_json
 from kd.settings.run import Run
-from kd.training.optimisers import adam
 
 ROUNDS, STEPS = 7, 10
 
@@ -47,7 +45,7 @@ class Setting:
     """The networks and sizes of a run, with random weights: steps take the same time."""
 
     def __init__(self, run: Run, data: Data):
-        self.run, self.augment, self.classes = run, data.augment, len(data.classes)
+        self.run, self.data, self.augment, self.classes = run, data, data.augment, len(data.classes)
         self.channels, self.size = data.channels, data.image_size
         self.teacher, self.student = (self.network(name) for name in (run.teacher.model, run.model))
         self.teacher.requires_grad_(False)
@@ -59,20 +57,20 @@ class Setting:
 
     def pixels(self) -> Callable[[], None]:
         """STEPS steps of DeepInversion on one batch."""
-        settings = self.run.inversion
-        shape = (settings.batch_size, self.channels, self.size, self.size)
+        settings = self.run.inversion.settings
+        shape = (settings["batch_size"], self.channels, self.size, self.size)
         images = (
             torch.randn(shape, generator=self.random).contiguous(memory_format=torch.channels_last).requires_grad_()
         )
         targets = torch.randint(self.classes, shape[:1], generator=self.random)
-        optimizer = adam([{"params": [images], "lr": 0.05}], (0.5, 0.9))
+        optimizer = torch.optim.Adam([images], lr=0.05, betas=(0.5, 0.9), fused=True)
 
         def steps() -> None:
             with frozen(self.student), BatchStatistics(self.teacher) as noted:
                 for _ in range(STEPS):
                     moved = self.augment(images, self.random)
                     logits = self.teacher(moved).logits
-                    loss = settings.bn * batchnorm_loss(noted.layers, noted.take(), None, 0.0)
+                    loss = settings["bn"] * batchnorm_loss(noted.layers, noted.take(), None, 0.0)
                     loss = loss + class_loss(logits, targets).mean()
                     loss = loss + adversarial_loss(logits, self.student(moved).logits).mean()
                     variation = images.diff(dim=2).square().sum() + images.diff(dim=3).square().sum()
@@ -85,15 +83,14 @@ class Setting:
 
     def generator(self) -> Callable[[], None]:
         """STEPS steps of a generator on one batch."""
-        settings = replace(self.run.inversion, steps=STEPS)
-        network = Generator(settings.noise_dim, settings.width, self.size, self.channels)
-        network = network.to(memory_format=torch.channels_last)
-        synthesis = Synthesis(network, settings, self.run.modulation, self.augment, self.classes, self.random)
+        settings = {**self.run.inversion.settings, "steps": STEPS}
+        context = SourceContext(self.teacher, self.data, self.run.modulation, self.random, settings["batch_size"], 0)
+        source = MetaGenerator(context, **settings)
         shape = (self.channels, self.size, self.size)
-        buffer = ReplayBuffer(settings.batch_size, shape, self.classes, self.run.replay, torch.device("cpu"))
+        buffer = ReplayBuffer(settings["batch_size"], shape, self.classes, self.run.replay, torch.device("cpu"))
 
         def steps() -> None:
-            synthesis.epoch(self.teacher, self.student, buffer, adversarial=True)
+            source.batch(1, self.student, buffer)
 
         return steps
 
@@ -127,9 +124,10 @@ def main() -> None:
     setting = Setting(run, data)
     found = seconds_per_step({"DeepInversion": setting.pixels(), "CMI": setting.generator()})
     ours, images = small["seconds_total"].mean(), run.replay.full_size or data.full_size
-    batches = -(-images // run.inversion.batch_size)
+    batches = -(-images // run.inversion.settings["batch_size"])
     size = f"{setting.size}x{setting.size}"
-    print(f"{run.teacher.model} -> {run.model}, {images:,} images of {size}, batches of {run.inversion.batch_size}\n")
+    batch = run.inversion.settings["batch_size"]
+    print(f"{run.teacher.model} -> {run.model}, {images:,} images of {size}, batches of {batch}\n")
     print("| method | seconds per step | steps x batches | inversion, s | student, s | together, s | times SSD-KD |")
     print("|---|---|---|---|---|---|---|")
     student = fast["seconds_distillation"].mean()

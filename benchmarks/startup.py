@@ -30,7 +30,7 @@ STUDY = {
         "dataset": {"image_size": 8},
         "teacher": {"training": {"epochs": 1, "milestones": []}},
         "training": {"epochs": 1, "milestones": []},
-        "inversion": {"warmup": 1, "batch_size": 16},
+        "inversion": {"generator": {"warmup": 1, "batch_size": 16}},
         "distillation": {"training": {"epochs": 1, "batch_size": 16}},
         "compute": {"device": "cpu", "checkpoint_seconds": 1e-9},
     },

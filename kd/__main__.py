@@ -16,7 +16,8 @@ import yaml
 from kd.runs.provenance import ROOT
 from kd.runtime.messages import ConfigError, kind_of, shown
 from kd.runtime.yaml_files import parse_yaml, read_yaml
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 
 
 def main(arguments: list[str] | None = None) -> int:

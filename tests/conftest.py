@@ -12,8 +12,13 @@ import pytest
 import torch
 import yaml
 
+from kd.data.prepare import prepare
+from kd.data.raw import Source
+from kd.runs.run import run_step
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.run import Run, merge, run_of
+from kd.settings.merging import merge, run_of
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 from kd.studies.search import nested
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,13 +28,24 @@ TINY: dict[str, Any] = {
     "dataset": {"name": "digits", "image_size": 8, "pad": 1, "flip": False},
     "teacher": {"training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": []}},
     "training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": []},
-    "inversion": {"batch_size": 16, "warmup": 1, "steps": 2, "noise_dim": 8, "width": 4, "reset_epoch": 1, "bn": 1.0},
+    "inversion": {
+        "generator": {
+            "batch_size": 16,
+            "warmup": 1,
+            "steps": 2,
+            "noise_dim": 8,
+            "width": 4,
+            "reset_epoch": 1,
+            "bn": 1.0,
+        }
+    },
     "replay": {"full_size": 100},
     "distillation": {"passes": 1.0, "training": {"epochs": 3, "batch_size": 16, "lr": 0.05}},
     "methods": {"crd": {"objective": {"crd": {"negatives": 64, "feat_dim": 16}}}},
     "compute": {"device": "cpu"},
 }
 PAIR = ["resnet8", "wrn_10_1"]
+COMPUTE = Compute.by_hand(device="cpu", checkpoint_seconds=3600.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,3 +97,18 @@ def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in ("kd.studies.study", "kd.settings.validation"):
         monkeypatch.setattr(f"{module}.read_yaml", read)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with the data set and the teacher that all runs here share."""
+    results = tmp_path_factory.mktemp("results")
+    run = tiny_run("kd")
+    prepare(run.dataset, results / run.data_path, Source(None, results, download=False))
+    run_step(run.teacher, results / run.teacher.path, results / run.data_path, [], COMPUTE)
+    return results
+
+
+def execute(run: Run, store: Path, folder: Path, compute: Compute = COMPUTE) -> dict[str, float]:
+    teachers = [store / teacher.path / "weights.pt" for teacher in run.teachers or ()]
+    return run_step(run, folder, store / run.data_path, teachers, compute)

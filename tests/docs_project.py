@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from conftest import ROOT, TINY
 
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 CODES = """
 import json, sys

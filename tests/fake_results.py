@@ -13,7 +13,8 @@ from conftest import PAIR, ROOT, TINY
 
 from kd.runs.provenance import run_code
 from kd.runtime.run_lock import _machine, _process
-from kd.settings.run import Run, merge
+from kd.settings.merging import merge
+from kd.settings.run import Run
 from kd.studies import status as state
 from kd.studies.estimates import Estimates, Records
 from kd.studies.study import Study, load_study

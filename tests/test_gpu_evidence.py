@@ -15,8 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, tiny_run
-from test_run import execute, store  # noqa: F401
+from conftest import ROOT, execute, tiny_run
 
 from kd.runtime.checkpoint import Checkpoint, halved
 from kd.runtime.files import read_json
@@ -106,7 +105,7 @@ def test_the_whole_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(
     assert {"crd-cifar100-float32/correlations.png", "crd-cifar100-float32/same-style.png"} <= figures
 
 
-def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path, monkeypatch) -> None:  # noqa: F811
+def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path, monkeypatch) -> None:
     """A student's teacher has the weights that travel, whether it was trained here or brought."""
     options = script.parsed(
         ["--miniature", "--device", "cpu", "--results", str(tmp_path), "--teachers", f"{tmp_path}/t"]

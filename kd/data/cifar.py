@@ -13,7 +13,7 @@ from kd.data.downloads import torchvision_splits
 from kd.data.folder import is_tree, read_tree
 from kd.data.raw import RawData, Source, in_canonical_order
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 SIZES = (50_000, 10_000)
 CLASS_COUNT = {"cifar10": 10, "cifar100": 100}

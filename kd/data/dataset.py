@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd.batch import Batch
 from kd.data.augment import Augment
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 VALIDATION_SEED = 0  # the validation split belongs to the data set, not to a run
 

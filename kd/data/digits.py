@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kd.data.raw import RawData, Source
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the split belongs to the data set, not to a run

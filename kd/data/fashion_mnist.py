@@ -11,7 +11,7 @@ import numpy as np
 from kd.data.downloads import torchvision_splits
 from kd.data.raw import RawData, Source
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from kd.data.raw import RawData, Source, chosen
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "test")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kd.data.raw import Source, subset
 from kd.registry.datasets import DATASETS
 from kd.runtime.files import write_atomically
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 
 def prepare(dataset: Dataset, path: Path, source: Source) -> None:

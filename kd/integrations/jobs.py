@@ -18,7 +18,8 @@ from kd.data.raw import Source
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
 from kd.runtime.run_lock import TakenOver
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 from kd.studies.study import Study
 
 

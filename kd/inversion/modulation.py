@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd.settings.run import Modulation
+from kd.settings.shapes import Modulation
 
 
 def modulation(confidence: Tensor, class_share: Tensor, settings: Modulation) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kd.settings.run import Replay
+from kd.settings.shapes import Replay
 
 
 class Drawn(NamedTuple):

@@ -23,6 +23,7 @@ class Setting:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    neutral: Any = ...  # of a setting that is born late: at this value it is left out of a run's identity
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -32,7 +33,7 @@ class Setting:
     @property
     def allowed(self) -> str:
         """Return the range in words, such as "at least 0 and below 1"; empty without bounds."""
-        return " and ".join(f"{BOUNDS[name][2]} {bound:g}" for name, bound in self.bounds.items())
+        return " and ".join(f"{BOUNDS[name][2]} {bound}" for name, bound in self.bounds.items())
 
     @property
     def schema(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 
 from kd.runs import gpu_slots as slots
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Compute
+from kd.settings.shapes import Compute
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Compute
+from kd.settings.shapes import Compute
 
 POLL_SECONDS = 0.005
 

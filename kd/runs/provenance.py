@@ -16,7 +16,8 @@ from kd.registry import models
 from kd.registry.datasets import DATASETS
 from kd.registry.kinds import KINDS
 from kd.registry.losses import LOSSES
-from kd.settings.run import Dataset, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 # Rooms whose code changes no number of a run: a digest does not follow imports into them.
@@ -30,11 +31,12 @@ def run_code(run: Run) -> str:
     The rooms of NOT_FOLLOWED do not count, nor do comments, docstrings, formatting, and losses or models of other runs.
     """
     networks = [run.model, *(teacher.model for teacher in run.teachers or ())]
-    losses = [LOSSES[name].code for name in sorted(run.objective or {})]
-    modules = [KINDS[run.kind].loop, *(line.split(":")[0] for line in losses)]
+    parts = [LOSSES[name].code for name in sorted(run.objective or {})]
+    parts += [run.inversion.entry.code] if run.inversion else []
+    modules = [KINDS[run.kind].loop, *(code.split(":")[0] for code in parts)]
     modules += [models.source(name) for name in networks]
     modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
-    chosen = losses + [models.built_from(name) for name in networks]
+    chosen = parts + [models.built_from(name) for name in networks]
     return _digest_modules(frozenset(modules), tuple(chosen))
 
 

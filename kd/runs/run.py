@@ -23,7 +23,8 @@ from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import file_digest, read_json, write_atomically, write_json
 from kd.runtime.journal import Journal, Progress, Sink
 from kd.runtime.run_lock import Lease, TakenOver
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 
 
 def run_step(

@@ -15,7 +15,8 @@ from kd.runs.run import run_step
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.run_lock import Busy, Lease, TakenOver
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 
 POLL_SECONDS = 1.0
 

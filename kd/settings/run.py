@@ -1,134 +1,21 @@
-"""Settings: merged by one explicit rule and cut down to what one run needs. Imports no torch."""
+"""One run: every setting that changes its numbers, and its identity. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
-from pathlib import PurePath
 from typing import Any, Literal
 
+from kd.registry.kinds import KINDS
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings
-from kd.runtime.messages import ConfigError, kind_of, wanted_kind
+from kd.registry.setting import Setting
+from kd.registry.sources import SOURCES, source_settings
+from kd.runtime.messages import ConfigError, kind_of, suggest, wanted_kind
+from kd.settings.shapes import Dataset, Distillation, Inversion, Modulation, Replay, Training
 
-# ------------------------------------------------------------------------------------------------------------ shapes
-# Field names equal the keys of config/config.yaml and of its schema (a test compares them); values live only there.
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """`root` is where the data lies. It is a setting of `folder` alone: other data sets are the same everywhere, and
-    where they were found is no part of a run (`run_of` leaves it out)."""
-
-    name: str
-    root: str | None
-    classes: int | tuple[str, ...] | None
-    image_size: int
-    validation: float
-    pad: int
-    flip: bool
-
-    @property
-    def label(self) -> str:
-        """What paths and tables call it: cifar100, cifar100-20 (a subset of its classes), folder-flowers."""
-        count = len(self.classes) if isinstance(self.classes, tuple) else self.classes
-        return "-".join(filter(None, [self.name, PurePath(self.root or "").name, str(count or "")]))
-
-    @property
-    def prepared(self) -> dict[str, Any]:
-        """What its prepared file depends on, and nothing else: augmentation and splits happen later."""
-        return {key: _plain(getattr(self, key)) for key in ("name", "root", "classes", "image_size")}
-
-    @classmethod
-    def from_prepared(cls, prepared: dict[str, Any]) -> Dataset:
-        """The data set that `prepared` described, without split and augmentation."""
-        return _section(cls, {**prepared, "validation": 0.0, "pad": 0, "flip": False}, "dataset")
-
-
-@dataclass(frozen=True)
-class Training:
-    epochs: int
-    batch_size: int
-    lr: float
-    schedule: str
-    milestones: tuple[int, ...]
-    gamma: float
-    final_lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class Inversion:
-    images: str
-    batch_size: int
-    warmup: int
-    steps: int
-    lr_generator: float
-    lr_noise: float
-    bn: float
-    oh: float
-    adv: float
-    bn_momentum: float
-    meta: str
-    reset_epoch: int | None
-    noise_dim: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Modulation:
-    diversity: float
-    gamma: float
-    class_of: str
-    gradient: bool
-    normalise: bool
-
-
-@dataclass(frozen=True)
-class Replay:
-    full_size: int | None
-    replacement: str
-    initial_priority: str
-    alpha: float
-    beta: float
-    final_beta: float | None
-    eps: float
-    priority_feedback: bool
-    normalise_weights: bool
-    refresh: str
-
-
-@dataclass(frozen=True)
-class Distillation:
-    temperature: float
-    passes: float
-    training: Training
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How a run is computed; no part of its identity."""
-
-    device: str
-    threads: int
-    checkpoint_seconds: float
-    freeze_code: bool
-    pretrained: bool
-    download: bool
-    slots_per_gpu: int
-    gpu: int
-    mem_mb: int
-    runtime: int
-
-    @classmethod
-    def by_hand(cls, **given: Any) -> Compute:
-        """Of a run without Snakemake, which alone asks for gpu, mem_mb and runtime."""
-        values = {"device": "auto", "threads": 1, "checkpoint_seconds": 60.0, "slots_per_gpu": 1}
-        values |= {"freeze_code": False, "pretrained": True, "download": True}
-        return cls(**values | {"gpu": 1, "mem_mb": 1, "runtime": 1} | given)
+LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
 
 
 @dataclass(frozen=True)
@@ -156,33 +43,41 @@ class Run:
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Run:
-        """The run that `as_dict` described. Raises ConfigError for a key that is missing or unknown."""
-        values = dict(settings)
-        for name, shape in _SECTIONS.items():
-            if values.get(name) is not None:
-                values[name] = _section(shape, values[name], name)
-        if values.get("teachers") is not None:
-            if not isinstance(values["teachers"], list | tuple) or not values["teachers"]:
-                raise ConfigError(f"teachers: got {kind_of(values['teachers'])}; a list of runs is needed")
-            values["teachers"] = tuple(_section(Run, teacher, "teachers") for teacher in values["teachers"])
-        if values.get("objective") is not None:
-            if not isinstance(values["objective"], dict):
-                raise ConfigError(f"objective: got {kind_of(values['objective'])}; a mapping is needed")
-            values["objective"] = {name: _terms(name, terms) for name, terms in values["objective"].items()}
+        """Return the run that `as_dict` or `identity` described, without effect what has none.
+
+        Raises ConfigError for a key that is missing or unknown, or a value of the wrong type.
+        """
+        values = {key: _section(key, value) for key, value in settings.items()}
         run = _build(cls, values, "run")
-        for name in USED.get(run.kind, ()):
+        for name in KINDS[run.kind].uses if run.kind in KINDS else ():
             if getattr(run, name) is None:
                 raise ConfigError(f"run: key {name!r} is missing; a run of kind {run.kind} needs it")
-        return run
+        return run._effective()
+
+    def _effective(self) -> Run:
+        """Return the same run with settings that change nothing here at their neutral values."""
+        if self.inversion is None:
+            return self
+        if self.inversion.entry.synthesises:
+            if self.modulation is None:
+                raise ConfigError("run: key 'modulation' is missing; images that are synthesised need it")
+            return self
+        replay = replace(self.replay, replacement="oldest", initial_priority="max")  # the buffer is filled once
+        return replace(self, modulation=None, replay=replay)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain mappings, lists and numbers, without what this kind does not use."""
-        return _without_none(_plain(self))
+        """Return plain mappings, lists and numbers, without what this kind does not use."""
+        return _plain(self)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """`as_dict` without settings at their neutral values: one that is born later changes no old run's identity."""
+        return _plain(self, without_neutral=True)
 
     @cached_property
     def digest(self) -> str:
         """Ten hex digits that identify the settings; seeds of one run share them (a teacher's seed counts)."""
-        return digest({key: value for key, value in self.as_dict().items() if key != "seed"})
+        return digest({key: value for key, value in self.identity.items() if key != "seed"})
 
     @cached_property
     def path(self) -> str:
@@ -207,118 +102,144 @@ class Run:
         return f"data/{slug(self.dataset.label)}-{digest(self.dataset.prepared)}.pt"
 
 
-USED = {  # by the kinds of run, beside what all need
-    "train": ("training", "objective"),
-    "distill": ("training", "objective", "teachers"),
-    "datafree": ("teachers", "inversion", "modulation", "replay", "distillation"),
-}
 _SECTIONS = {
     "dataset": Dataset,
     "training": Training,
-    "inversion": Inversion,
     "modulation": Modulation,
     "replay": Replay,
     "distillation": Distillation,
 }
 
 
-def _require(values: dict[str, Any], key: str, name: str) -> None:
-    if key not in values:
-        raise ConfigError(f"{name}: key {key!r} is missing; add it")
+def _section(key: str, values: Any) -> Any:
+    """The value of a run's key: a section as its dataclass, everything else as it is."""
+    known = key in _SECTIONS or key in ("inversion", "objective", "teachers")
+    if values is None or not known or is_dataclass(values):
+        return values
+    if key == "teachers":
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError(f"teachers: got {kind_of(values)}; a list of runs is needed")
+        return tuple(each if isinstance(each, Run) else Run.from_dict(_mapping(each, key)) for each in values)
+    _mapping(values, key)
+    if key == "inversion":
+        return values if isinstance(values, Inversion) else _inversion(values)
+    if key == "objective":
+        return {name: _terms(name, terms) for name, terms in values.items()}
+    if key == "distillation":
+        if "training" not in values:
+            raise ConfigError("distillation: key 'training' is missing; add it")
+        values = {**values, "training": _section("training", values["training"])}
+    built = _build(_SECTIONS[key], values, key)
+    return built.effective() if isinstance(built, Training) else built
+
+
+def _mapping(values: Any, name: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: got {kind_of(values)}; a mapping is needed")
+    return values
 
 
 def _terms(loss: str, terms: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(terms, dict):
-        raise ConfigError(f"objective.{loss}: got {kind_of(terms)}; a mapping is needed")
+    _mapping(terms, f"objective.{loss}")
     known = OF_TERMS | (loss_settings(loss) if loss in LOSSES else {})
-    return {key: _decimal(value) if known.get(key) == "float" else value for key, value in terms.items()}
+    return {key: _decimal(value, known.get(key, "")) for key, value in terms.items()}
 
 
-@cache
-def _described(settings: str) -> Run:
-    """A run from JSON: the students of a study share few teachers."""
-    return Run.from_dict(json.loads(settings))
-
-
-def _section(shape: type, values: dict[str, Any], name: str) -> Any:
-    if isinstance(values, shape):
-        return values
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name}: got {kind_of(values)}; a mapping is needed")
-    if shape is Run:
-        return Run.from_dict(values)
-    if shape is Distillation:
-        _require(values, "training", name)
-        values = {**values, "training": _section(Training, values["training"], "distillation.training")}
-    if shape is Training:
-        _require(values, "milestones", name)
-        if not isinstance(values["milestones"], list | tuple):
-            raise ConfigError(f"{name}.milestones: got {kind_of(values['milestones'])}; a list is needed")
-        values = {**values, "milestones": tuple(values["milestones"])}
-    if shape is Dataset and isinstance(values.get("classes"), list):
-        values = {**values, "classes": tuple(values["classes"])}
-    return _build(shape, values, name)
+def _inversion(values: dict[str, Any]) -> Inversion:
+    source = values.get("source")
+    if source not in SOURCES:
+        raise ConfigError(f"inversion.source: got {kind_of(source)}; {suggest(str(source), list(SOURCES))}")
+    if unknown := sorted(set(values) - {"source", source}, key=str):
+        raise ConfigError(f"inversion: unknown key {unknown[0]!r}; allowed with source {source}: source, {source}")
+    given = _mapping(values.get(source) or {}, f"inversion.{source}")
+    return Inversion.of(source, _checked(given, source_settings(source), f"inversion.{source}"))
 
 
 def _build(shape: type, values: dict[str, Any], name: str) -> Any:
-    kinds = _annotations(shape)
+    values = _checked(values, _annotations(shape), name)
+    if missing := [item.name for item in fields(shape) if item.default is MISSING and item.name not in values]:
+        raise ConfigError(f"{name}: key {missing[0]!r} is missing; add it")
+    return shape(**values)
+
+
+def _checked(values: dict[str, Any], kinds: dict[str, str], name: str) -> dict[str, Any]:
+    """Refuse unknown keys and wrong types; return the values as annotated: integers as floats, lists as tuples."""
     if unknown := sorted(set(values) - set(kinds), key=str):
         raise ConfigError(f"{name}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(kinds))}")
-    values = {key: _decimal(value) if kinds[key] == "float" else value for key, value in values.items()}
+    checked = {}
     for key, value in values.items():
-        if wanted := wanted_kind(value, kinds[key]):
+        if isinstance(value, list) and "tuple" in kinds[key]:
+            value = tuple(value)
+        if kinds[key].startswith("tuple") and not isinstance(value, tuple):
+            raise ConfigError(f"{name}.{key}: got {kind_of(value)}; a list is needed")
+        checked[key] = _decimal(value, kinds[key])
+        if wanted := wanted_kind(checked[key], kinds[key]):
             raise ConfigError(f"{name}.{key}: got {kind_of(value)}; allowed: {wanted}")
-    try:
-        return shape(**values)
-    except TypeError as error:
-        raise ConfigError(f"{name}: {error}") from None
+    return checked
 
 
 @cache
 def _annotations(shape: type) -> dict[str, str]:
-    return {field.name: field.type for field in fields(shape)}
+    return {item.name: item.type for item in fields(shape)}
 
 
-def _decimal(value: Any) -> Any:
+def _decimal(value: Any, annotation: str) -> Any:
     """1 and 1.0 are one setting: written in one way, they are also one param for Snakemake."""
     exact = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
-    return float(value) if exact else value
+    return float(value) if exact and annotation == "float" else value
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as mappings, tuples as lists: what JSON and YAML hold."""
+def _plain(value: Any, without_neutral: bool = False) -> Any:
+    """Dataclasses as mappings, tuples as lists: what JSON and YAML hold; a run without what it does not use."""
     kind = type(value)
     if kind in _SCALARS:
         return value
+    if kind is Inversion:
+        given = _significant(value.settings, value.entry.settings) if without_neutral else value.settings
+        return {"source": value.source, **({value.source: given} if given else {})}
     if is_dataclass(value):
-        return {name: _plain(getattr(value, name)) for name in _annotations(kind)}
+        plain = {}
+        for name, default in _fields(kind):
+            each = getattr(value, name)
+            if each != default if without_neutral else each is not None or default is not None:
+                plain[name] = _plain(each, without_neutral)
+        if kind is Run and without_neutral and value.objective:
+            plain["objective"] = {name: _of_term(name, terms) for name, terms in value.objective.items()}
+        return plain
     if kind is dict:
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(each, without_neutral) for key, each in value.items()}
+    return [_plain(each, without_neutral) for each in value] if isinstance(value, list | tuple) else value
 
 
+def _of_term(loss: str, terms: dict[str, Any]) -> dict[str, Any]:
+    """A term without its loss's settings at their neutral values, and without a warm-up of no epochs."""
+    known = {"warmup": NO_WARMUP, **(LOSSES[loss].settings if loss in LOSSES else {})}
+    return _significant(terms, known)
+
+
+def _significant(values: dict[str, Any], settings: dict[str, Setting]) -> dict[str, Any]:
+    """The values that are not at the neutral value of their setting."""
+    return {key: value for key, value in values.items() if key not in settings or settings[key].neutral != value}
+
+
+@cache
+def _fields(shape: type) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults (MISSING without one) of a dataclass's fields."""
+    return tuple((item.name, item.default) for item in fields(shape))
+
+
+NO_WARMUP = Setting("", neutral=0)
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """Sections that a kind does not use are left out; a setting that is null inside a section stays."""
-    kept = {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}
-    if kept.get("teachers"):
-        kept["teachers"] = [_without_none(teacher) for teacher in kept["teachers"]]
-    return kept
-
-
-_OPTIONAL = {field.name for field in fields(Run) if field.default is None}
-
-
 def slug(name: str) -> str:
-    """A name as a safe part of a path: letters, digits, `_`, `-` and `.`, never longer than 80 characters."""
+    """Return a name as a safe part of a path: letters, digits, `_`, `-` and `.`, never longer than 80 characters."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "." for c in name).strip(".")
     return safe if safe and safe == name and len(safe) <= 80 else f"{safe[:60]}.{digest(name)}"
 
 
 def digest(value: Any) -> str:
-    """Ten hex digits of a plain value, the same on every machine; 1 and 1.0 are the same number."""
+    """Return ten hex digits of a plain value, the same on every machine; 1 and 1.0 are the same number."""
     return hashlib.sha256(json.dumps(_numbers(value), sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -328,72 +249,3 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_numbers(item) for item in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-# ------------------------------------------------------------------------------------------------------------ merging
-
-LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
-
-
-def merge(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key, everything else is replaced; nothing given is changed."""
-    merged = _copy(base)
-    for override in overrides:
-        _update(merged, override)
-    return merged
-
-
-def _update(place: dict[str, Any], override: dict[str, Any]) -> None:
-    for key, value in override.items():
-        if isinstance(value, dict) and isinstance(place.get(key), dict):
-            _update(place[key], value)
-        else:
-            place[key] = _copy(value)
-
-
-def _copy(value: Any) -> Any:
-    """Each time anew what an alias of YAML names twice, so that a change in one place is none in the other."""
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
-def run_of(settings: dict[str, Any], seed: int) -> Run:
-    """Cut merged, validated settings down to the run they describe."""
-    kind, model = settings["kind"], settings["student"]["model"]
-    view = settings["student"]["view"]
-    common = {key: settings[key] for key in ("dataset", "scale", "precision")}
-    if settings["dataset"]["name"] != "folder":
-        common["dataset"] = {**settings["dataset"], "root": None}
-    with_data = {"training": settings["training"], "objective": active(settings["objective"])}
-    if kind == "train":
-        return Run.from_dict({"kind": kind, "model": model, "view": view, "seed": seed, **common, **with_data})
-    recipe = settings["teacher"]
-    names = teacher_models(recipe["model"])
-    teachers = [
-        {
-            "kind": "train",
-            "model": name,
-            "view": recipe["view"],
-            "seed": (seed * len(names) if recipe["seed"] is None else recipe["seed"]) + names[:place].count(name),
-            **common,
-            "scale": 1.0,
-            "training": recipe["training"],
-            "objective": {"ce": {"weight": 1.0}},
-        }
-        for place, name in enumerate(names)
-    ]
-    datafree = ("inversion", "modulation", "replay", "distillation")
-    own = with_data if kind == "distill" else {key: settings[key] for key in datafree}
-    own |= {"teachers": [_described(json.dumps(teacher)) for teacher in teachers]}
-    return Run.from_dict({"kind": kind, "model": model, "view": view, "seed": seed, **common, **own})
-
-
-def teacher_models(model: str | list[str]) -> list[str]:
-    """The setting teacher.model as a list: one name, or several for an ensemble, where a name again is another seed."""
-    return [model] if isinstance(model, str) else list(model)
-
-
-def active(objective: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The terms of an objective whose weight is not 0: weight 0 is how a term is switched off."""
-    return {name: terms for name, terms in objective.items() if terms["weight"] != 0}

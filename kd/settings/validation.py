@@ -15,9 +15,11 @@ from kd.registry import models
 from kd.registry.datasets import DATASETS, GREY
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
+from kd.registry.sources import SOURCES
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.run import LARGEST, Run, active, merge, teacher_models
+from kd.settings.merging import active, merge, teacher_models
+from kd.settings.run import LARGEST, Run
 
 
 class Checker:
@@ -175,10 +177,8 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             models.check(name)
         except ValueError as error:
             yield f"{who}.model: {error}"
-    if settings["kind"] == "datafree" and len(names) > 1:
-        yield f"teacher.model: got {len(names)} networks; data-free distillation has one teacher"
-    if settings["kind"] == "datafree" and settings["dataset"]["image_size"] % 4:
-        yield f"dataset.image_size: got {settings['dataset']['image_size']}; the generator needs a multiple of 4"
+    if settings["kind"] == "datafree":
+        yield from _datafree_faults(settings, names)
     for who in ("student",) if settings["kind"] == "train" else ("student", "teacher"):
         view, name = settings[who]["view"], settings["dataset"]["name"]
         if view != "rgb" and name in GREY:
@@ -207,6 +207,20 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); change either"
         if training["nesterov"] and training["momentum"] == 0:
             yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
+
+
+def _datafree_faults(settings: dict[str, Any], teachers: list[tuple[str, str]]) -> Iterator[str]:
+    """Faults that need to know the data-free source."""
+    if len(teachers) > 1:
+        yield f"teacher.model: got {len(teachers)} networks; data-free distillation has one teacher"
+    source, size = SOURCES[name := settings["inversion"]["source"]], settings["dataset"]["image_size"]
+    if source.needs_batchnorm and models.has_batchnorm(teachers[0][1]) is False:
+        yield (
+            f"teacher.model: {teachers[0][1]} has no batch normalisation, whose statistics guide inversion.source "
+            f"{name}; take another teacher"
+        )
+    if size % source.size_multiple:
+        yield f"dataset.image_size: got {size}; the {name} needs a multiple of {source.size_multiple}"
 
 
 def _term_faults(name: str, values: dict[str, Any]) -> Iterator[str]:

@@ -123,7 +123,7 @@ def _scaled_seconds(run: Run, item: Finished) -> float:
     """Return the seconds of `run` if an image costs in each phase what it cost in the finished run."""
     mine, theirs = _images(run, item.images), _images(item.run, item.images)
     fixed = item.seconds["total"] - sum(item.seconds.get(phase, 0.0) for phase in theirs)
-    return fixed + sum(item.seconds.get(phase, 0.0) * mine[phase] / theirs[phase] for phase in theirs)
+    return fixed + sum(item.seconds.get(phase, 0.0) * mine.get(phase, 0) / theirs[phase] for phase in theirs)
 
 
 def _images(run: Run, training_set: int) -> dict[str, float]:
@@ -131,11 +131,12 @@ def _images(run: Run, training_set: int) -> dict[str, float]:
     if run.kind != "datafree":
         return {"training": run.training.epochs * run.scale * training_set}
     epochs, full = run.distillation.training.epochs, run.replay.full_size or training_set
-    batch = run.distillation.training.batch_size
-    return {
-        "inversion": (run.inversion.warmup + epochs) * run.inversion.steps * run.inversion.batch_size,
+    batch, made = run.distillation.training.batch_size, run.inversion.settings
+    phases = {
+        "inversion": (made.get("warmup", 0) + epochs) * made.get("steps", 0) * made.get("batch_size", 0),
         "distillation": epochs * batch * math.ceil(run.distillation.passes * run.scale * full / batch),
     }
+    return {phase: images for phase, images in phases.items() if images}
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kd.settings.run import Run, digest, merge, run_of
+from kd.settings.merging import merge, run_of
+from kd.settings.run import Run, digest
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import pandas as pd
 
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import parse_yaml, read_yaml
-from kd.settings.run import Compute, Dataset, Run, merge
+from kd.settings.merging import merge
+from kd.settings.run import Run
+from kd.settings.shapes import Compute, Dataset
 from kd.settings.validation import Checker, schema_faults
 from kd.studies.claims import expanded, require_runs
 from kd.studies.expansion import COLUMNS, Expansion

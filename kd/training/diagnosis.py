@@ -28,8 +28,10 @@ def require_sound_loss(row: dict[str, float], history: list[dict[str, float]], n
         raise Unhealthy(f"epoch {row['epoch']:.0f}: {name} is {value:.4g}, and was {smallest:.4g}; {remedy}")
 
 
-def require_varied_images(epoch: int, top_share: float, image_std: float, num_classes: int) -> None:
-    """Raise Unhealthy when the generator has collapsed.
+def require_varied_images(
+    epoch: int, top_share: float, image_std: float, num_classes: int, remedy_alike: str, remedy_one_class: str
+) -> None:
+    """Raise Unhealthy, with one of the remedies, when the generator has collapsed.
 
     top_share: share of the most frequent class in the buffer; image_std: std over the images of a batch, mean over
     pixels, in grey levels of 255.
@@ -37,13 +39,10 @@ def require_varied_images(epoch: int, top_share: float, image_std: float, num_cl
     if image_std < COLLAPSED_STD:
         raise Unhealthy(
             f"epoch {epoch}: the generator makes one image only (std {image_std:.2g} of 255 over a batch); "
-            "lower inversion.lr_generator, or raise inversion.bn"
+            f"{remedy_alike}"
         )
     if num_classes > 2 and top_share > COLLAPSED_SHARE:
-        raise Unhealthy(
-            f"epoch {epoch}: {100 * top_share:.0f} % of the buffer are of one class; "
-            "raise inversion.oh, set modulation.diversity: 1.0, or lower inversion.adv"
-        )
+        raise Unhealthy(f"epoch {epoch}: {100 * top_share:.0f} % of the buffer are of one class; {remedy_one_class}")
 
 
 def require_learning(

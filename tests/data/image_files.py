@@ -8,7 +8,7 @@ from PIL import Image
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 SPLITS = ("train", "test")
 

@@ -15,7 +15,7 @@ from kd.data.augment import Augment
 from kd.data.dataset import Loader, Split, load, stratified
 from kd.data.prepare import prepare
 from kd.data.raw import Source
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 DIGITS = Dataset(name="digits", root=None, classes=None, image_size=8, validation=0.0, pad=1, flip=False)
 NOWHERE = Source(None, Path("nowhere"), download=False)  # the digits come inside a package

@@ -36,7 +36,8 @@ from kd.data.prepare import _mean_std, prepare
 from kd.data.raw import Source
 from kd.registry.datasets import DATASETS
 from kd.runtime.torchvision_compat import import_torchvision
-from kd.settings.run import Dataset, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Dataset
 
 ARCHIVES = [ROOT.parent / f"shared/data/cifar100-webp.part{part}.tar.gz" for part in (1, 2)]
 

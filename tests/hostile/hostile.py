@@ -13,7 +13,8 @@ from conftest import PAIR, ROOT, TINY
 from forked_dry_runs import DryRuns
 
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Run, merge
+from kd.settings.merging import merge
+from kd.settings.run import Run
 from kd.studies.study import Study, load_study
 
 CONFIG, SCHEMAS = ROOT / "config/config.yaml", ROOT / "workflow/schemas"
@@ -146,7 +147,7 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
         tune={"t": searching(space={f"replay.{word}": {"low": 0.0, "high": 1.0}})}
     ),
     "choice of a search": lambda word: own_study(
-        tune={"t": searching(space={"inversion.meta": {"choices": ["maml", word]}})}
+        tune={"t": searching(space={"inversion.generator.meta": {"choices": ["maml", word]}})}
     ),
     "teacher": lambda word: with_experiment(pairs=[[word, PAIR[1]]], methods=["kd"]),
     "student": lambda word: with_experiment(pairs=[[PAIR[0], word]]),

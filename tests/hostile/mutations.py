@@ -14,13 +14,13 @@ from conftest import PAIR, ROOT, TINY, read_once
 from hostile import CONFIG, Dumper
 from odd_values import ODD, ODD_KEYS, ODD_YAML
 
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 
 def bases() -> list[dict[str, Any]]:
     """Small studies of one to three runs each: a short one, one that sets every setting there is, and the demo's."""
     own = {key: value for key, value in TINY.items() if key != "methods"}
-    space = {"replay.alpha": {"low": 0.0, "high": 1.0}, "inversion.meta": {"choices": ["maml", "reptile"]}}
+    space = {"replay.alpha": {"low": 0.0, "high": 1.0}, "inversion.generator.meta": {"choices": ["maml", "reptile"]}}
     search = {"pair": PAIR, "method": "ssdkd", "scale": 0.3, "seed": 0, "trials": 2, "validation": 0.2, "space": space}
     short = {
         "title": "Short",

@@ -24,7 +24,7 @@ from hostile import (
 
 from kd.__main__ import main
 from kd.runtime.messages import ConfigError
-from kd.settings.run import merge
+from kd.settings.merging import merge
 from kd.studies.study import load_study
 
 

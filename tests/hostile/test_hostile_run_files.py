@@ -13,7 +13,8 @@ from hostile import Dumper, assert_readable, assert_round_trip, listing, told
 from mutations import mutations
 
 from kd.__main__ import main
-from kd.settings.run import Run, merge
+from kd.settings.merging import merge
+from kd.settings.run import Run
 
 RUN_MUTATIONS = 150
 

@@ -17,7 +17,7 @@ from hostile import CONFIG, SCHEMAS, Dumper, assert_readable, dry_runs, listing,
 from mutations import bases, mutations
 from odd_values import ODD, ODD_YAML
 
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 MUTATIONS = 660
 

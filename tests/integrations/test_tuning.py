@@ -15,9 +15,9 @@ from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
 
 SPACE = {
-    "inversion.bn": {"low": 0.001, "high": 1000.0, "log": True, "integer": False},
-    "inversion.steps": {"low": 1, "high": 4, "integer": True},
-    "inversion.width": {"low": 1, "high": 1024, "log": True, "integer": True},
+    "inversion.generator.bn": {"low": 0.001, "high": 1000.0, "log": True, "integer": False},
+    "inversion.generator.steps": {"low": 1, "high": 4, "integer": True},
+    "inversion.generator.width": {"low": 1, "high": 1024, "log": True, "integer": True},
     "replay.alpha": {"low": 0.25, "high": 0.75, "integer": False},
     "replay.refresh": {"choices": ["drawn", "all"]},
     "replay.priority_feedback": {"choices": [True, False]},
@@ -43,18 +43,18 @@ def test_values_are_of_their_kind_and_in_their_range(search):
     found = [search(number)["params"] for number in range(12)]
     assert all(list(params) == list(SPACE) for params in found)
     for params in found:
-        assert 0.001 <= params["inversion.bn"] <= 1000.0
+        assert 0.001 <= params["inversion.generator.bn"] <= 1000.0
         assert 0.25 <= params["replay.alpha"] <= 0.75
-        assert params["inversion.steps"] in (1, 2, 3, 4)
-        assert 1 <= params["inversion.width"] <= 1024
+        assert params["inversion.generator.steps"] in (1, 2, 3, 4)
+        assert 1 <= params["inversion.generator.width"] <= 1024
         assert params["replay.refresh"] in ("drawn", "all")
         assert [type(value) for value in params.values()] == [float, int, int, float, str, bool]
-    for key in ("inversion.steps", "replay.refresh", "replay.priority_feedback"):
+    for key in ("inversion.generator.steps", "replay.refresh", "replay.priority_feedback"):
         assert len({params[key] for params in found}) > 1
-    assert len({params["inversion.bn"] for params in found}) == 12
+    assert len({params["inversion.generator.bn"] for params in found}) == 12
     # log ranges: about half of the draws lie below the geometric mean, nearly none of a linear range would
-    assert sum(params["inversion.bn"] < 1.0 for params in found) >= 2
-    assert sum(params["inversion.width"] < 32 for params in found) >= 2
+    assert sum(params["inversion.generator.bn"] < 1.0 for params in found) >= 2
+    assert sum(params["inversion.generator.width"] < 32 for params in found) >= 2
 
 
 def test_a_trial_writes_what_it_tried(search, tmp_path):
@@ -114,13 +114,20 @@ def results(tmp_path, values):
 
 
 def test_the_best_is_written_as_overrides_and_all_as_a_table(tmp_path):
-    params = {"inversion.bn": 1e-07, "inversion.steps": 3, "replay.refresh": "all", "distillation.training.lr": 1e20}
-    params |= {"replay.priority_feedback": False, "inversion.bn_momentum": 0.1}
-    paths = results(tmp_path, [(1.0, {"inversion.bn": 0.5}), (3.0, params), (2.0, {"inversion.bn": 0.7})])
+    params = {
+        "inversion.generator.bn": 1e-07,
+        "inversion.generator.steps": 3,
+        "replay.refresh": "all",
+        "distillation.training.lr": 1e20,
+    }
+    params |= {"replay.priority_feedback": False, "inversion.generator.bn_momentum": 0.1}
+    paths = results(
+        tmp_path, [(1.0, {"inversion.generator.bn": 0.5}), (3.0, params), (2.0, {"inversion.generator.bn": 0.7})]
+    )
     winner = best(paths, tmp_path / "best.yaml", tmp_path / "trials.csv")
     assert (winner["number"], winner["params"]) == (1, params)
     assert read_yaml(tmp_path / "best.yaml") == {
-        "inversion": {"bn": 1e-07, "steps": 3, "bn_momentum": 0.1},
+        "inversion": {"generator": {"bn": 1e-07, "steps": 3, "bn_momentum": 0.1}},
         "replay": {"refresh": "all", "priority_feedback": False},
         "distillation": {"training": {"lr": 1e20}},
     }
@@ -128,7 +135,7 @@ def test_the_best_is_written_as_overrides_and_all_as_a_table(tmp_path):
     table = pd.read_csv(tmp_path / "trials.csv")
     assert list(table["trial"]) == [0, 1, 2]
     assert list(table["accuracy"]) == [1.0, 3.0, 2.0]
-    assert list(table["inversion.bn"]) == [0.5, 1e-07, 0.7]
+    assert list(table["inversion.generator.bn"]) == [0.5, 1e-07, 0.7]
 
 
 def test_ties_go_to_the_first_trial_whatever_the_order_of_files(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import PAIR, ROOT, TINY
 
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 STUDY: dict[str, Any] = {
     "title": "Tiny",

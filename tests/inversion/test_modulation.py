@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd.inversion.modulation import modulation
-from kd.settings.run import Modulation
+from kd.settings.shapes import Modulation
 
 SETTINGS = Modulation(diversity=0.7, gamma=2.0, class_of="prediction", gradient=False, normalise=False)
 CONFIDENCE = torch.tensor([0.1, 0.95, 0.5, 0.75, 0.999])

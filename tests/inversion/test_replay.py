@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kd.inversion.replay import Drawn, ReplayBuffer
-from kd.settings.run import Replay
+from kd.settings.shapes import Replay
 
 CLASSES = 6
 SETTINGS = Replay(

@@ -11,7 +11,7 @@ import yaml
 from conftest import tiny_run
 from docs_project import Project, blocks
 
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 STUDY: dict[str, Any] = {"settings": {}, **yaml.safe_load(blocks("add-a-loss.md", "yaml")[0])}
 

@@ -15,7 +15,7 @@ from kd.data.raw import Source
 from kd.reports.publish import publish, write_tables
 from kd.runs.worker import work_through
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Compute
+from kd.settings.shapes import Compute
 from kd.studies.study import Study
 
 EXPERIMENTS = {

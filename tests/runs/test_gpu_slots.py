@@ -27,7 +27,7 @@ from kd.runs import devices
 from kd.runs import gpu_slots as slots
 from kd.runs.gpu_slots import lease, visible_gpus
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Compute
+from kd.settings.shapes import Compute
 
 # Each byte of the common standard input is a job: lease a slot, keep it for some time, write down when that was. Times
 # are those of the machine's monotonic clock, read inside the lease: never longer than the slot was really held.

@@ -7,20 +7,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_run
-from test_run import execute, store  # noqa: F401
+from conftest import execute, tiny_run
 
 from kd.runs import kept_teachers as pretrained
 from kd.runs import run
 from kd.runtime.files import read_json, write_json
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Compute
+from kd.settings.shapes import Compute
 
 TEACHER = tiny_run("kd").teacher
 
 
 @pytest.fixture
-def kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+def kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of kept teachers with one in it, as `run_step` looks it up."""
     execute(TEACHER, store, tmp_path / "made")
     folder = tmp_path / "kept"
@@ -29,7 +28,7 @@ def kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path: 
     return folder
 
 
-def test_a_run_takes_the_teacher_of_its_settings(store: Path, tmp_path: Path, kept: Path) -> None:  # noqa: F811
+def test_a_run_takes_the_teacher_of_its_settings(store: Path, tmp_path: Path, kept: Path) -> None:
     metrics = execute(TEACHER, store, tmp_path / "taken")
     assert metrics == {"accuracy": 12.5}, "those of the rounded weights, not a new training"
     made, taken = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("made", "taken"))
@@ -46,27 +45,27 @@ def test_a_run_takes_the_teacher_of_its_settings(store: Path, tmp_path: Path, ke
     assert size < 0.6 * (tmp_path / "made/weights.pt").stat().st_size
 
 
-def test_it_is_complete_for_the_next_start_and_a_student_learns_from_it(store: Path, kept: Path, monkeypatch) -> None:  # noqa: F811
+def test_it_is_complete_for_the_next_start_and_a_student_learns_from_it(store: Path, kept: Path, monkeypatch) -> None:
     execute(TEACHER, store, store / "taken")
     monkeypatch.setattr(run.pretrained, "take", lambda *_: pytest.fail("it is there already"))
     assert execute(TEACHER, store, store / "taken") == {"accuracy": 12.5}
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"teacher__training__epochs": 3}, {"teacher__model": "resnet14"}])
-def test_other_settings_are_trained(change: dict, store: Path, tmp_path: Path, kept: Path) -> None:  # noqa: F811
+def test_other_settings_are_trained(change: dict, store: Path, tmp_path: Path, kept: Path) -> None:
     other = tiny_run("kd", **{key: value for key, value in change.items() if key != "seed"})
     teacher = tiny_run("kd", teacher__seed=1).teacher if "seed" in change else other.teacher
     assert execute(teacher, store, tmp_path / "other")["accuracy"] != 12.5
 
 
-def test_students_are_never_taken_and_none_are_on_request(store: Path, tmp_path: Path, kept: Path) -> None:  # noqa: F811
+def test_students_are_never_taken_and_none_are_on_request(store: Path, tmp_path: Path, kept: Path) -> None:
     assert pretrained.take(tiny_run("kd"), tmp_path, "identity", kept) is None
     data = store / TEACHER.data_path
     asked = Compute.by_hand(device="cpu", pretrained=False)
     assert run.run_step(TEACHER, tmp_path / "own", data, [], asked)["accuracy"] != 12.5
 
 
-def test_a_damaged_file_is_named_and_nothing_is_written(store: Path, tmp_path: Path, kept: Path) -> None:  # noqa: F811
+def test_a_damaged_file_is_named_and_nothing_is_written(store: Path, tmp_path: Path, kept: Path) -> None:
     weights = next(kept.glob("*.pt"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ConfigError, match=r"cannot be used \(its checksum differs\); restore it, or set compute.pre"):

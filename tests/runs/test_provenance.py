@@ -14,7 +14,7 @@ import pytest
 
 from kd.runs.provenance import environment, git_state, run_code
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.run import merge, run_of
+from kd.settings.merging import merge, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,32 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_run
+from conftest import ROOT, execute, tiny_run
 
-from kd.data.prepare import prepare
-from kd.data.raw import Source
 from kd.models.build import build
-from kd.runs.run import run_step
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 
-COMPUTE = Compute.by_hand(device="cpu", checkpoint_seconds=3600.0)
 METHODS = ("scratch", "kd", "crd", "ssdkd")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder with the data set and the teacher that all runs here share."""
-    results = tmp_path_factory.mktemp("results")
-    run = tiny_run("kd")
-    prepare(run.dataset, results / run.data_path, Source(None, results, download=False))
-    run_step(run.teacher, results / run.teacher.path, results / run.data_path, [], COMPUTE)
-    return results
-
-
-def execute(run: Run, store: Path, folder: Path, compute: Compute = COMPUTE) -> dict[str, float]:
-    teachers = [store / teacher.path / "weights.pt" for teacher in run.teachers or ()]
-    return run_step(run, folder, store / run.data_path, teachers, compute)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -83,10 +65,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from conftest import tiny_run
+from conftest import COMPUTE, execute, tiny_run
 from kd.runtime.checkpoint import Checkpoint
-from kd.inversion.synthesis import Synthesis
-from test_run import COMPUTE, execute
+from kd.inversion.sources.generator import MetaGenerator
 import dataclasses, torch
 torch.set_num_threads(1)
 method, kill, at, store, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
@@ -99,12 +80,12 @@ def stop_or_save(self, parts):
         os.kill(os.getpid(), getattr(signal, kill))
     original(self, parts)
 Checkpoint.stop_or_save = stop_or_save
-losses = Synthesis._losses
+losses = MetaGenerator._losses
 def slow_losses(self, *given):
     if kill == "SIGTERM" and at < 0 and boundaries == -at:
         os.kill(os.getpid(), signal.SIGTERM)  # in the middle of an inversion
     return losses(self, *given)
-Synthesis._losses = slow_losses
+MetaGenerator._losses = slow_losses
 every = 0.0 if kill == "SIGKILL" else 3600.0  # SIGKILL leaves the last periodic checkpoint, SIGTERM writes its own
 execute(tiny_run(method), store, folder, dataclasses.replace(COMPUTE, checkpoint_seconds=every or 1e-9))
 """

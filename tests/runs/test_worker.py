@@ -32,7 +32,8 @@ from kd.runtime import run_lock as lease
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import read_json, write_json
 from kd.runtime.run_lock import Busy, TakenOver
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 
 COMPUTE = Compute.by_hand(device="cpu", checkpoint_seconds=3600.0)
 OFTEN = dataclasses.replace(COMPUTE, checkpoint_seconds=1e-9)
@@ -129,7 +130,8 @@ SLOWLY = """
 import json, sys, time
 from pathlib import Path
 from kd.runtime.checkpoint import Checkpoint
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 from kd.runs.run import run_step
 original = Checkpoint.stop_or_save
 def stop_or_save(self, parts):
@@ -575,7 +577,7 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
     ("kd", "seed", MISSING, "'seed'"),
     ("kd", "colour", "red", "unknown key 'colour'"),
     ("ssdkd", "inversion", MISSING, "inversion"),
-    ("ssdkd", "inversion.meta", "mamel", "inversion.meta: got 'mamel'; did you mean 'maml'?"),
+    ("ssdkd", "inversion.generator.meta", "mamel", "inversion.generator.meta: got 'mamel'; did you mean 'maml'?"),
     ("ssdkd", "replay.replacement", "old", "replay.replacement: got 'old'"),
     ("ssdkd", "distillation", None, "distillation"),
     ("ssdkd", "distillation.training.lr", -1, "distillation.training.lr: got -1"),

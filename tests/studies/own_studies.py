@@ -94,7 +94,7 @@ def fault(load, **content):
 
 def search(**values):
     entry = {"pair": PAIR, "method": "free", "scale": 0.3, "seed": 5, "trials": 3, "validation": 0.2}
-    return {"t": {**entry, "space": {"inversion.bn": {"low": 0.1, "high": 10.0, "log": True}}, **values}}
+    return {"t": {**entry, "space": {"inversion.generator.bn": {"low": 0.1, "high": 10.0, "log": True}}, **values}}
 
 
 def claims(**test):

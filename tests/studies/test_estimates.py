@@ -77,7 +77,7 @@ def test_time_of_alike_networks_is_scaled_by_the_images(tmp_path: Path) -> None:
 def test_time_of_data_free_runs_is_scaled_by_phase(tmp_path: Path) -> None:
     before = loaded(tmp_path)
     fake_finished(before, find(before, "ssdkd"), {"inversion": 80.0, "distillation": 70.0, "evaluation": 6.0})
-    double = {"inversion": {"steps": 4}, "distillation": {"passes": 2.0}, "replay": {"full_size": 128}}
+    double = {"inversion": {"generator": {"steps": 4}}, "distillation": {"passes": 2.0}, "replay": {"full_size": 128}}
     study = loaded(tmp_path, settings=double, experiments={"free": {"scales": [1.0]}})
     # 4 epochs of twice the steps; 3 epochs of 16 steps of 16 images instead of 4 (of 50 images)
     assert left(study, find(study, "ssdkd")) == pytest.approx(80.0 * 2 + 70.0 * 16 / 4 + 6.0)

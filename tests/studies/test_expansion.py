@@ -10,7 +10,7 @@ from conftest import ROOT
 from own_studies import METHODS, PAIR, SETTINGS, experiment, loader, paths
 
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.run import merge
+from kd.settings.merging import merge
 from kd.studies.expansion import COLUMNS, FULL
 
 
@@ -165,7 +165,7 @@ def test_adding_seeds_and_variants_adds_runs_and_touches_none(load):
     }
     after = set(load(experiments=wider).runs)
     assert before < after
-    more = {**METHODS, "new": {"kind": "datafree", "inversion": {"bn": 0.123}}}
+    more = {**METHODS, "new": {"kind": "datafree", "inversion": {"generator": {"bn": 0.123}}}}
     wider = {"a": {**FULL_STUDY["a"], "methods": [*METHODS, "new"]}}
     after = set(load(experiments=wider, methods=more).runs)
     assert before < after
@@ -177,7 +177,7 @@ def test_adding_seeds_and_variants_adds_runs_and_touches_none(load):
 @pytest.mark.parametrize(
     ("override", "touched"),
     [
-        ({"inversion": {"bn": 0.123}}, {"free", "bare"}),
+        ({"inversion": {"generator": {"bn": 0.123}}}, {"free", "bare"}),
         ({"distillation": {"training": {"lr": 0.123}}}, {"free", "bare"}),
         ({"training": {"lr": 0.123}}, {"plain", "soft"}),
         ({"teacher": {"training": {"lr": 0.123}}}, {"soft", "free", "bare"}),

@@ -6,7 +6,7 @@ import pytest
 from own_studies import PAIR, SETTINGS, experiment, fault, loader
 
 from kd.runtime.messages import ConfigError
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 
 @pytest.fixture
@@ -16,13 +16,15 @@ def load(tmp_path, monkeypatch):
 
 def test_overrides_for_a_teacher_hold_for_its_students(load):
     pairs = [PAIR, ["resnet8", "wrn_16_1"]]
-    teachers = {"resnet8": {"inversion": {"adv": 1.33}, "modulation": {"gamma": 3.0}}}
+    teachers = {"resnet8": {"inversion": {"generator": {"adv": 1.33}}, "modulation": {"gamma": 3.0}}}
     study = load(experiments={"a": experiment(pairs=pairs, methods=["free", "soft"])}, teachers=teachers)
     runs = {run.teacher.model: run for run in study.runs.values() if run.kind == "datafree"}
-    assert (runs["resnet8"].inversion.adv, runs["wrn_16_2"].inversion.adv) == (1.33, 1.1)
+    assert (runs["resnet8"].inversion.settings["adv"], runs["wrn_16_2"].inversion.settings["adv"]) == (1.33, 1.1)
     assert runs["resnet8"].modulation.gamma == 1.0, "the method has the last word"
     with pytest.raises(ConfigError, match=r"inversion: unknown key 'avd'; did you mean 'adv'"):
-        load(experiments={"a": experiment(pairs=pairs)}, teachers={"resnet8": {"inversion": {"avd": 1.0}}})
+        load(
+            experiments={"a": experiment(pairs=pairs)}, teachers={"resnet8": {"inversion": {"generator": {"avd": 1.0}}}}
+        )
 
 
 def test_a_network_may_change_one_method_alone(load):
@@ -43,7 +45,9 @@ def test_a_network_may_change_one_method_alone(load):
     assert changed - plain == {("resnet8", "wrn_16_1", 7.0)}, "the ablation has the last word"
     changed = temperatures(students={PAIR[1]: {"methods": {"soft": warm}, "training": {"lr": 0.01}}})
     assert changed - plain == {(*PAIR, 7.0), ("resnet8", "wrn_16_1", 7.0)}, "both have that student"
-    assert temperatures(teachers={"resnet8": {"methods": {"free": {"inversion": {"adv": 2.0}}}}}) == plain
+    assert (
+        temperatures(teachers={"resnet8": {"methods": {"free": {"inversion": {"generator": {"adv": 2.0}}}}}}) == plain
+    )
     text = fault(load, experiments={"a": experiment(**both)}, ablations=ablations, teachers={"x": {"methods": []}})
     assert "teachers.x.methods" in text
     text = fault(
@@ -58,7 +62,7 @@ def test_a_network_may_change_one_method_alone(load):
 def test_an_ensemble_of_unlike_teachers_may_have_methods_that_they_do_not_share(load):
     """Teachers of one ensemble must agree on the methods it is distilled with, not on others."""
     pairs = [[["resnet8", "wrn_16_2"], "resnet14"]]
-    own = {"methods": {"free": {"inversion": {"adv": 2.0}}}}
+    own = {"methods": {"free": {"inversion": {"generator": {"adv": 2.0}}}}}
     load(experiments={"a": experiment(pairs=pairs, methods=["soft"], scales=[1.0])}, teachers={"resnet8": own})
     own = {"methods": {"soft": {"objective": {"kd": {"temperature": 7.0}}}}}
     assert "are one ensemble" in fault(

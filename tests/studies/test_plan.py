@@ -20,7 +20,8 @@ from kd.__main__ import _runs_in, main
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.runs.run import run_step
-from kd.settings.run import Compute, Run
+from kd.settings.run import Run
+from kd.settings.shapes import Compute
 from kd.studies import status as state
 from kd.studies.study import Study
 

@@ -28,11 +28,15 @@ def test_the_published_studies_hold_what_they_promise(name):
     assert len(switched) == len(modules) == 8, "the full 2x2x2 table"
     originals = study.table[study.table["method"] == "original"]
     assert set(originals["scale"]) == {0.1}
-    assert {study.runs[path].inversion.images for path in originals["path"]} == {"original"}
+    assert {study.runs[path].inversion.source for path in originals["path"]} == {"original"}
     resnet = next(
         run for run in study.runs.values() if run.teacher and run.teacher.model == "resnet34" and run.inversion
     )
-    assert (resnet.inversion.adv, resnet.inversion.bn, resnet.inversion.oh) == (1.33, 10.0, 0.5)
+    assert (resnet.inversion.settings["adv"], resnet.inversion.settings["bn"], resnet.inversion.settings["oh"]) == (
+        1.33,
+        10.0,
+        0.5,
+    )
     assert {claim[0] for claim in study.claims} == {claim[0] for claim in small.claims} == set("abcd")
     assert set(small.table["experiment"]) == set(study.table["experiment"])
     assert set(small.table["teacher"]) == {"wrn_16_1"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from own_studies import PAIR, SETTINGS, experiment, fault, loader, search
 
-from kd.settings.run import merge
+from kd.settings.merging import merge
 
 
 @pytest.fixture
@@ -15,21 +15,28 @@ def load(tmp_path, monkeypatch):
 
 def test_a_search_is_a_run_with_some_settings_left_open(load):
     space = {
-        "inversion.bn": {"low": 0.1, "high": 10.0, "log": True},
-        "inversion.steps": {"low": 1, "high": 5},
+        "inversion.generator.bn": {"low": 0.1, "high": 10.0, "log": True},
+        "inversion.generator.steps": {"low": 1, "high": 5},
         "replay.refresh": {"choices": ["drawn", "all"]},
         "distillation.training.lr": {"low": 0.01, "high": 0.1},
     }
-    study = load(experiments={"a": experiment()}, tune=search(space=space, settings={"inversion": {"oh": 0.25}}))
+    study = load(
+        experiments={"a": experiment()}, tune=search(space=space, settings={"inversion": {"generator": {"oh": 0.25}}})
+    )
     tuning = study.tunings["t"]
     assert (tuning.name, tuning.seed, tuning.trials, list(tuning.space)) == ("t", 5, 3, list(space))
     assert [values.get("integer") for values in tuning.space.values()] == [False, True, None, False]
     run = tuning.run(
-        {"inversion.bn": 0.5, "inversion.steps": 4, "replay.refresh": "all", "distillation.training.lr": 0.02}
+        {
+            "inversion.generator.bn": 0.5,
+            "inversion.generator.steps": 4,
+            "replay.refresh": "all",
+            "distillation.training.lr": 0.02,
+        }
     )
     assert (run.kind, run.seed, run.scale, run.model, run.teacher.model) == ("datafree", 5, 0.3, *PAIR[::-1])
-    assert (run.inversion.bn, run.inversion.steps, run.replay.refresh) == (0.5, 4, "all")
-    assert (run.distillation.training.lr, run.inversion.oh) == (0.02, 0.25)
+    assert (run.inversion.settings["bn"], run.inversion.settings["steps"], run.replay.refresh) == (0.5, 4, "all")
+    assert (run.distillation.training.lr, run.inversion.settings["oh"]) == (0.02, 0.25)
     assert run.dataset.validation == 0.2
     assert run.path not in study.runs
     assert study.runs[run.teacher.path] == run.teacher
@@ -49,23 +56,38 @@ def test_a_search_needs_its_teacher_although_no_experiment_does(load):
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"inversion.lr_noize": {"low": 1.0, "high": 2.0}}, "unknown key 'lr_noize'; did you mean 'lr_noise'?"),
+        (
+            {"inversion.generator.lr_noize": {"low": 1.0, "high": 2.0}},
+            "unknown key 'lr_noize'; did you mean 'lr_noise'?",
+        ),
         ({"inversion": {"low": 1.0, "high": 2.0}}, "got 'inversion'"),
         ({"compute.threads": {"low": 1, "high": 2}}, "got 'compute.threads'"),
         ({"teacher.training.lr": {"low": 0.1, "high": 0.2}}, "got 'teacher.training.lr'"),
-        ({"inversion.bn.x": {"low": 1.0, "high": 2.0}}, "inversion.bn: got a mapping"),
-        ({"inversion.bn": {"low": 2.0, "high": 1.0}}, "low must be below high"),
-        ({"inversion.bn": {"low": 2.0, "high": 2.0}}, "low must be below high"),
-        ({"inversion.bn": {"low": 0.0, "high": 2.0, "log": True}}, "a log range needs low above 0"),
-        ({"inversion.bn": {"low": -1.0, "high": 2.0}}, "inversion.bn: got -1.0; allowed: >= 0"),
+        ({"inversion.generator.bn.x": {"low": 1.0, "high": 2.0}}, "inversion.generator.bn: got a mapping"),
+        ({"inversion.generator.bn": {"low": 2.0, "high": 1.0}}, "low must be below high"),
+        ({"inversion.generator.bn": {"low": 2.0, "high": 2.0}}, "low must be below high"),
+        ({"inversion.generator.bn": {"low": 0.0, "high": 2.0, "log": True}}, "a log range needs low above 0"),
+        ({"inversion.generator.bn": {"low": -1.0, "high": 2.0}}, "inversion.generator.bn: got -1.0; allowed: >= 0"),
         ({"modulation.diversity": {"low": 0.5, "high": 1.5}}, "modulation.diversity: got 1.5; allowed: <= 1"),
-        ({"inversion.bn": {"low": 1.0, "high": float("inf")}}, "inf"),
-        ({"inversion.bn": {"low": float("nan"), "high": 1.0}}, "nan"),
-        ({"inversion.steps": {"low": 1, "high": 2.5}}, "inversion.steps: got 2.5 (number); allowed: integer"),
-        ({"inversion.bn": {"low": 1.0}}, "tune.t.space.inversion.bn: got {'low': 1.0}; allowed: {low, high}"),
-        ({"inversion.bn": {"low": 1.0, "high": 2.0, "choices": [1.0, 2.0]}}, "tune.t.space.inversion.bn: got {"),
-        ({"inversion.meta": {"choices": ["maml", "sgd"]}}, "inversion.meta: got 'sgd'; allowed: maml, reptile"),
-        ({"inversion.meta": {"choices": ["maml"]}}, "tune.t.space.inversion.meta: got {"),
+        ({"inversion.generator.bn": {"low": 1.0, "high": float("inf")}}, "inf"),
+        ({"inversion.generator.bn": {"low": float("nan"), "high": 1.0}}, "nan"),
+        (
+            {"inversion.generator.steps": {"low": 1, "high": 2.5}},
+            "inversion.generator.steps: got 2.5 (number); allowed: integer",
+        ),
+        (
+            {"inversion.generator.bn": {"low": 1.0}},
+            "tune.t.space.inversion.generator.bn: got {'low': 1.0}; allowed: {low, high}",
+        ),
+        (
+            {"inversion.generator.bn": {"low": 1.0, "high": 2.0, "choices": [1.0, 2.0]}},
+            "tune.t.space.inversion.generator.bn: got {",
+        ),
+        (
+            {"inversion.generator.meta": {"choices": ["maml", "sgd"]}},
+            "inversion.generator.meta: got 'sgd'; allowed: maml, reptile",
+        ),
+        ({"inversion.generator.meta": {"choices": ["maml"]}}, "tune.t.space.inversion.generator.meta: got {"),
         ({"replay.priority_feedback": {"low": 0, "high": 1}}, "replay.priority_feedback: got 0 (integer)"),
         ({"distillation.training.epochs": {"low": 2, "high": 9}}, "milestones: got 4; allowed: below epochs (2)"),
         ({"objective.kd.temprature": {"low": 1.0, "high": 2.0}}, "objective.kd"),
@@ -108,10 +130,10 @@ def test_a_range_of_a_number_written_as_an_integer_stays_continuous(load):
 def test_a_range_of_an_integer_that_is_null_gives_integers(load):
     study = load(
         experiments={"a": experiment()},
-        settings=merge(SETTINGS, {"inversion": {"reset_epoch": None}}),
-        tune=search(space={"inversion.reset_epoch": {"low": 1, "high": 9}}),
+        settings=merge(SETTINGS, {"inversion": {"generator": {"reset_epoch": None}}}),
+        tune=search(space={"inversion.generator.reset_epoch": {"low": 1, "high": 9}}),
     )
-    assert study.tunings["t"].space["inversion.reset_epoch"]["integer"] is True
+    assert study.tunings["t"].space["inversion.generator.reset_epoch"]["integer"] is True
 
 
 def test_how_trials_are_computed_is_no_part_of_a_search(load):

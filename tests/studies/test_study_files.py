@@ -46,12 +46,16 @@ def test_a_broken_file_of_overrides_is_named(load, tmp_path):
 
 
 def test_the_command_line_comes_last(load):
-    asked = {"a": experiment(ablations=["no-priority"], settings={"replay": {"alpha": 0.1}, "inversion": {"bn": 2.0}})}
+    asked = {
+        "a": experiment(
+            ablations=["no-priority"], settings={"replay": {"alpha": 0.1}, "inversion": {"generator": {"bn": 2.0}}}
+        )
+    }
     study = load({"replay": {"alpha": 0.9}}, experiments=asked)
     [run] = [study.runs[path] for path in study.students]
-    assert (run.replay.alpha, run.replay.beta, run.inversion.bn) == (0.9, 0.0, 2.0)
-    study = load({"methods": {"free": {"inversion": {"bn": 3.0}}}}, experiments={"a": experiment()})
-    assert study.runs[study.students[0]].inversion.bn == 3.0
+    assert (run.replay.alpha, run.replay.beta, run.inversion.settings["bn"]) == (0.9, 0.0, 2.0)
+    study = load({"methods": {"free": {"inversion": {"generator": {"bn": 3.0}}}}}, experiments={"a": experiment()})
+    assert study.runs[study.students[0]].inversion.settings["bn"] == 3.0
 
 
 def test_a_mistake_on_the_command_line_is_named(load):
@@ -154,9 +158,9 @@ def test_a_study_that_extends_another_changes_it(load):
 
 def test_in_settings_null_is_a_value(load):
     load(name="base", experiments={"a": experiment()})
-    kept = {"methods": ..., "ablations": ..., "settings": {"inversion": {"reset_epoch": None}}}
+    kept = {"methods": ..., "ablations": ..., "settings": {"inversion": {"generator": {"reset_epoch": None}}}}
     child = load(extends="base", **kept)
-    assert [run.inversion.reset_epoch for run in child.runs.values() if run.inversion] == [None]
+    assert [run.inversion.settings["reset_epoch"] for run in child.runs.values() if run.inversion] == [None]
 
 
 def test_what_cannot_be_extended_is_named(load):

@@ -76,7 +76,7 @@ def test_claims_are_checked_before_anything_runs(load):
 
 
 def test_a_claim_names_the_experiment_where_two_have_equal_names(load):
-    two = {"a": experiment(), "b": experiment(settings={"inversion": {"adv": 0.7}})}
+    two = {"a": experiment(), "b": experiment(settings={"inversion": {"generator": {"adv": 0.7}}})}
     assert "claims.x.tests.0.of: got {'method': 'free'}, 2 runs for one" in fault(
         load, experiments=two, claims=claims()
     )

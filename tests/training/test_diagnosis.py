@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_run
-from test_run import execute, store  # noqa: F401  (a fixture)
+from conftest import execute, tiny_run
 
-from kd.inversion.synthesis import Synthesis
+from kd.inversion.sources.generator import MetaGenerator
 from kd.models.generator import Generator
 from kd.runtime.checkpoint import Checkpoint
 from kd.training import datafree
@@ -38,9 +37,11 @@ def test_a_loss_may_grow_but_not_a_thousandfold() -> None:
 
 def test_a_collapsed_generator_is_named_with_its_settings() -> None:
     require_varied_images(5, 0.9, 1.0, 10)
-    with pytest.raises(Unhealthy, match=r"epoch 5: 91 % of the buffer are of one class; .*inversion.oh"):
+    with pytest.raises(Unhealthy, match=r"epoch 5: 91 % of the buffer are of one class; .*inversion.generator.oh"):
         require_varied_images(5, 0.91, 20.0, 10)
-    with pytest.raises(Unhealthy, match=r"epoch 5: the generator makes one image only .*inversion.lr_generator"):
+    with pytest.raises(
+        Unhealthy, match=r"epoch 5: the generator makes one image only .*inversion.generator.lr_generator"
+    ):
         require_varied_images(5, 0.1, 0.5, 10)
     require_varied_images(5, 0.95, 20.0, 2)  # of two classes one may well be that frequent
 
@@ -76,7 +77,7 @@ def test_a_state_that_is_not_finite_does_not_replace_the_last_good_one(tmp_path:
     assert "a loss is not finite" in said[-1]
 
 
-def test_a_run_with_a_generator_stuck_on_one_image_stops(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_a_run_with_a_generator_stuck_on_one_image_stops(store: Path, tmp_path: Path, monkeypatch) -> None:
     forward = Generator.forward
     monkeypatch.setattr(Generator, "forward", lambda self, noise: forward(self, noise) * 0 + 0.5)
     with pytest.raises(Unhealthy, match=r"epoch 2: the generator makes one image only"):
@@ -84,19 +85,19 @@ def test_a_run_with_a_generator_stuck_on_one_image_stops(store: Path, tmp_path: 
     assert "one image only" in (tmp_path / "ended.json").read_text()
 
 
-def test_a_run_whose_images_are_of_one_class_stops(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
-    epoch = Synthesis.epoch
+def test_a_run_whose_images_are_of_one_class_stops(store: Path, tmp_path: Path, monkeypatch) -> None:
+    batch = MetaGenerator.batch
 
     def one_class(self, *given):
-        made = epoch(self, *given)
+        made = batch(self, *given)
         return made._replace(classes=torch.zeros_like(made.classes))
 
-    monkeypatch.setattr(Synthesis, "epoch", one_class)
+    monkeypatch.setattr(MetaGenerator, "batch", one_class)
     with pytest.raises(Unhealthy, match=r"100 % of the buffer are of one class"):
         execute(tiny_run("ssdkd"), store, tmp_path)
 
 
-def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("kd.training.diagnosis.ENOUGH", 100)
     with pytest.raises(Unhealthy, match=r"does not learn: its training accuracy.*lower training.lr"):
         execute(tiny_run("scratch", training__lr=1e-12, training__epochs=12), store, tmp_path / "a")
@@ -105,11 +106,11 @@ def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, 
         execute(tiny_run("ssdkd", **slow), store, tmp_path / "b")
 
 
-def test_original_samples_fill_the_buffer_and_nothing_is_synthesised(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_original_samples_fill_the_buffer_and_nothing_is_synthesised(store: Path, tmp_path: Path, monkeypatch) -> None:
     seen = []
-    gap = datafree._gap
+    gap = datafree.gap
     monkeypatch.setattr(
-        datafree, "_gap", lambda buffer, data, *rest: seen.append((buffer, data)) or gap(buffer, data, *rest)
+        datafree, "gap", lambda buffer, data, *rest: seen.append((buffer, data)) or gap(buffer, data, *rest)
     )
     metrics = execute(tiny_run("original", scale=0.5), store, tmp_path)
     buffer, data = seen[0]
@@ -124,7 +125,7 @@ def test_original_samples_fill_the_buffer_and_nothing_is_synthesised(store: Path
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 3, "no warm-up"
 
 
-def test_the_course_of_the_synthetic_set_is_kept(store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_course_of_the_synthetic_set_is_kept(store: Path, tmp_path: Path) -> None:
     execute(tiny_run("ssdkd"), store, tmp_path)
     arrays = np.load(tmp_path / "synthetic.npz")
     assert arrays["class_counts_by_epoch"].shape == (4, 10)

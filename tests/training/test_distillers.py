@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, tiny_run
+from conftest import COMPUTE, ROOT, execute, tiny_run
 from PIL import Image
-from test_run import COMPUTE, execute, store  # noqa: F401
 from torch import nn
 
 from kd.batch import Batch, LossContext, Output
@@ -48,7 +47,7 @@ def quick(method: str, seed: int = 0, **changes):
     return tiny_run(method, seed, **{"teacher__model": "wrn_10_1", **QUICK, **changes})
 
 
-def with_teachers(run: Run, store: Path, folder: Path) -> dict[str, float]:  # noqa: F811
+def with_teachers(run: Run, store: Path, folder: Path) -> dict[str, float]:
     """The run, once its teachers are there."""
     for teacher in run.teachers:
         execute(teacher, store, store / teacher.path)  # at once, where it is complete
@@ -56,7 +55,7 @@ def with_teachers(run: Run, store: Path, folder: Path) -> dict[str, float]:  # n
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_with_data_makes_a_run(method: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_every_method_with_data_makes_a_run(method: str, store: Path, tmp_path: Path) -> None:
     run = quick(method)
     metrics = with_teachers(run, store, tmp_path)
     assert metrics["teacher_accuracy"] > 50
@@ -66,7 +65,7 @@ def test_every_method_with_data_makes_a_run(method: str, store: Path, tmp_path: 
     assert ("crd_bound" in history) == ("crd" in run.objective)
 
 
-def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, tmp_path: Path, monkeypatch) -> None:
     """FT's paraphraser learns in the first stage alone, the student and the translator in the second alone."""
     seen: list[tuple[float, dict, dict]] = []
     original = Checkpoint.stop_or_save
@@ -107,7 +106,7 @@ STAGES, RISING = ("ab", {"objective__ab__first_epochs": 2}), ("dkd", {"objective
         ("reviewkd", {}, 3),
     ],
 )
-def test_a_run_in_stages_resumes_exactly(method, changes, stop_at, store: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_a_run_in_stages_resumes_exactly(method, changes, stop_at, store: Path, tmp_path: Path, monkeypatch) -> None:
     run = quick(method, training__epochs=2, **changes)
     with_teachers(run, store, tmp_path / "whole")
     original, calls = Checkpoint.stop_or_save, []
@@ -222,7 +221,7 @@ def test_a_student_classifies_with_its_teachers_pooling_and_head(teacher_name: s
     assert not [name for name in reusing.state_dict() if name.startswith("student.head")], "its own head is unused"
 
 
-def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(store: Path, tmp_path: Path) -> None:
     run = quick("simkd", training__epochs=6, scale=1.0)
     metrics = with_teachers(run, store, tmp_path)
     assert metrics["accuracy"] > 50
@@ -270,7 +269,7 @@ def test_an_ensemble_classifies_by_its_mean_probability() -> None:
 
 
 @pytest.mark.parametrize("method", ["kd", "crd", "at"])
-def test_a_student_learns_from_teachers_of_several_kinds(method: str, store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_student_learns_from_teachers_of_several_kinds(method: str, store: Path, tmp_path: Path) -> None:
     names = ["resnet8", "wrn_10_1", "wrn_10_1"]
     run = tiny_run(method, teacher__model=names, **QUICK)
     assert [(teacher.model, teacher.seed) for teacher in run.teachers] == [
@@ -351,6 +350,6 @@ def test_luminance_teaches_chrominance(tmp_path: Path) -> None:
     assert metrics["teacher_accuracy"] == metrics["accuracy"] == 100.0
 
 
-def test_grey_images_have_no_colours_to_show(store: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_grey_images_have_no_colours_to_show(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"view: got 'luminance'; images of 1 channel\(s\) have no colours"):
         execute(tiny_run("scratch", student__view="luminance"), store, tmp_path)

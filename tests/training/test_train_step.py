@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kd.batch import Batch, Output
 from kd.losses.objective import Objective
-from kd.settings.run import Training
+from kd.settings.shapes import Training
 from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.step import Sums, train_step
 

@@ -67,7 +67,7 @@ def teacher_weights(wildcards):
 
 
 def run_settings(wildcards):
-    return run_at(wildcards).as_dict()
+    return run_at(wildcards).identity
 
 
 def run_digest(wildcards):

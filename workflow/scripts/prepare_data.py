@@ -2,7 +2,7 @@ from pathlib import Path
 
 from kd.data.prepare import prepare
 from kd.integrations.jobs import job, source_of
-from kd.settings.run import Dataset
+from kd.settings.shapes import Dataset
 
 with job(snakemake.log[0]):
     dataset = Dataset.from_prepared(snakemake.params.dataset)

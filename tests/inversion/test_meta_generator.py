@@ -3,6 +3,7 @@
 import copy
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,30 +12,33 @@ from torch.nn import functional as F
 
 from kd.batch import Output
 from kd.data.augment import Augment
+from kd.data.dataset import Data, Split
 from kd.inversion.replay import ReplayBuffer
-from kd.inversion.synthesis import Synthesis
-from kd.models.generator import Generator
-from kd.settings.run import Inversion, Modulation, Replay
+from kd.inversion.sources.base import SourceContext
+from kd.inversion.sources.generator import MetaGenerator
+from kd.runtime.messages import ConfigError
+from kd.settings.shapes import Modulation, Replay
 
 CLASSES, SIZE = 4, 8
-SETTINGS = Inversion(
-    images="synthetic",
-    batch_size=12,
-    warmup=0,
-    steps=3,
-    lr_generator=0.01,
-    lr_noise=0.02,
-    bn=1.5,
-    oh=0.7,
-    adv=0.9,
-    bn_momentum=0.8,
-    meta="maml",
-    reset_epoch=None,
-    noise_dim=8,
-    width=4,
-)
+SETTINGS = {
+    "batch_size": 12,
+    "warmup": 0,
+    "steps": 3,
+    "lr_generator": 0.01,
+    "lr_noise": 0.02,
+    "bn": 1.5,
+    "oh": 0.7,
+    "adv": 0.9,
+    "bn_momentum": 0.8,
+    "meta": "maml",
+    "reset_epoch": None,
+    "noise_dim": 8,
+    "width": 4,
+}
 MODULATING = Modulation(diversity=0.5, gamma=1.0, class_of="prediction", gradient=False, normalise=False)
 AUGMENT = Augment(torch.tensor([0.4]), torch.tensor([0.3]), 1, True)
+NOTHING = Split(torch.zeros(0, 1, SIZE, SIZE, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+DATA = Data(NOTHING, NOTHING, "test", 0, [str(label) for label in range(CLASSES)], AUGMENT)
 
 
 def random(seed=0):
@@ -67,20 +71,31 @@ class World:
     """Everything that one epoch needs."""
 
     def __init__(self, seed=1, modulating=MODULATING, **settings):
-        self.settings, self.modulating = replace(SETTINGS, **settings), modulating
+        self.settings, self.modulating = SimpleNamespace(**SETTINGS | settings), modulating
         self.teacher = Net(3).eval().requires_grad_(False)
         self.student = Net(4).train()
         torch.manual_seed(seed)  # of the generator's weights
-        self.generator = Generator(SETTINGS.noise_dim, SETTINGS.width, SIZE, 1)
         self.random = random(seed)
-        self.synthesis = Synthesis(self.generator, self.settings, modulating, AUGMENT, CLASSES, self.random)
-        replay = Replay(None, "oldest", "phi", 0.6, 0.4, None, 1e-6, True, True, "drawn")
+        context = SourceContext(self.teacher, DATA, modulating, self.random, 20, seed)
+        self.source = MetaGenerator(context, **vars(self.settings))
+        self.generator = self.source.generator
+        replay = Replay(
+            full_size=None,
+            initial_priority="phi",
+            alpha=0.6,
+            beta=0.4,
+            final_beta=None,
+            eps=1e-6,
+            priority_feedback=True,
+            normalise_weights=True,
+            refresh="drawn",
+        )
         self.buffer = ReplayBuffer(20, (1, SIZE, SIZE), CLASSES, replay, torch.device("cpu"))
         classes = torch.tensor([0, 0, 1, 3, 3, 3, 3, 3])
         self.buffer.add(torch.zeros(8, 1, SIZE, SIZE, dtype=torch.uint8), classes, torch.ones(8), self.random)
 
     def epoch(self, adversarial=True, **kwargs):
-        return self.synthesis.epoch(self.teacher, self.student, self.buffer, adversarial, **kwargs)
+        return self.source.batch(1 if adversarial else 0, self.student, self.buffer, **kwargs)
 
 
 class Naive:
@@ -200,7 +215,7 @@ def test_three_epochs_equal_the_naive_ones(meta, adversarial):
         ]
         for actual, wanted in moved:
             assert relative(actual, wanted) < 1e-3
-        for actual, wanted in zip(world.synthesis.past, naive.past, strict=True):
+        for actual, wanted in zip(world.source.past, naive.past, strict=True):
             torch.testing.assert_close(list(actual), wanted, rtol=1e-4, atol=1e-5)
         assert made.losses["loss"].item() == pytest.approx(min(step[0] for step in naive.steps), rel=1e-4)
         assert torch.equal(world.random.get_state(), naive.world.random.get_state())
@@ -344,7 +359,7 @@ def snapshot(world):
     """All that must not change, copied."""
     return copy.deepcopy(
         {
-            **world.synthesis.state_dict(),
+            **world.source.state_dict(),
             "grads": [p.grad for p in world.generator.parameters()],
             "random": world.random.get_state(),
             "student": world.student.state_dict(),
@@ -372,31 +387,39 @@ def test_interrupted_epoch_leaves_no_trace(epochs, after):
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_restored_synthesis_continues_exactly(epochs):
+def test_a_restored_source_continues_exactly(epochs):
     world = World()
     for _ in range(epochs):
         world.epoch()
     file = io.BytesIO()
-    torch.save(world.synthesis.state_dict(), file)
+    torch.save(world.source.state_dict(), file)
     file.seek(0)
     resumed = World(seed=99)
-    resumed.synthesis.load_state_dict(torch.load(file, weights_only=True))
+    resumed.source.load_state_dict(torch.load(file, weights_only=True))
     resumed.random.set_state(world.random.get_state())
     for _ in range(2):
         assert equal(tuple(resumed.epoch()), tuple(world.epoch()))
-    assert equal(resumed.synthesis.state_dict(), world.synthesis.state_dict())
+    assert equal(resumed.source.state_dict(), world.source.state_dict())
 
 
-def test_reset_draws_the_first_layer_anew_and_nothing_else():
-    world = World()
-    world.epoch()
-    before = copy.deepcopy(world.generator.state_dict())
-    optimizer = copy.deepcopy(world.synthesis.optimizer.state_dict())
-    weight = torch.empty_like(before["first.weight"])
-    weight.normal_(0, 0.02, generator=copy.deepcopy(world.random))
-    world.synthesis.reset_first_layer()
-    after = world.generator.state_dict()
-    assert torch.equal(after["first.weight"], weight)
-    assert not after["first.bias"].any()
-    assert all(torch.equal(after[name], before[name]) for name in before if not name.startswith("first."))
-    assert equal(world.synthesis.optimizer.state_dict(), optimizer)
+def test_the_reset_draws_the_first_layer_again_once_and_nothing_else():
+    world, later = World(reset_epoch=1), World(reset_epoch=9)
+    for each in (world, later):
+        each.epoch(adversarial=False)
+    numbers = copy.deepcopy(world.random)
+    weight = torch.empty_like(world.generator.first.weight).normal_(0, 0.02, generator=numbers)
+    later.generator.first.weight.data, later.generator.first.bias.data = (
+        weight,
+        torch.zeros_like(later.generator.first.bias),
+    )
+    later.random.set_state(numbers.get_state())
+    for _ in range(2):  # the second time with the same number of epochs learned
+        assert equal(tuple(world.epoch()), tuple(later.epoch()))
+    assert world.source.was_reset
+    assert not later.source.was_reset
+
+
+def test_a_teacher_without_batch_normalisation_is_refused():
+    context = SourceContext(nn.Linear(2, 2), DATA, MODULATING, random(), 20, 0)
+    with pytest.raises(ConfigError, match="has no BatchNorm2d layer"):
+        MetaGenerator(context, **SETTINGS)

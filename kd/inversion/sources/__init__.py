@@ -1,0 +1,1 @@
+"""Data-free sources, one file each; kd/registry/sources.py names them."""

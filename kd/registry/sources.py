@@ -1,0 +1,66 @@
+"""Data-free sources by name: what fills the replay buffer of a data-free run. Imports no torch.
+
+To add one: write kd/inversion/sources/<name>.py with one class derived from `Source` (kd/inversion/sources/base.py) and
+add its entry to SOURCES. The keyword-only arguments of its constructor are the settings that a study may give below
+`inversion.<name>`; their defaults stand there, their meaning and range here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kd.registry import keywords
+from kd.registry.setting import Setting
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """What is known of a data-free source without importing it."""
+
+    code: str  # module:class
+    says: str
+    settings: dict[str, Setting] = field(default_factory=dict)  # one per keyword-only argument of the class
+    synthesises: bool = True  # makes new images every epoch; else phi and what new images replace have no effect
+    needs_batchnorm: bool = True  # of the teacher: its statistics guide the synthesis
+    size_multiple: int = 1  # the image size must be a multiple of this
+
+
+SOURCES: dict[str, SourceEntry] = {
+    "generator": SourceEntry(
+        "kd.inversion.sources.generator:MetaGenerator",
+        "images of Fast's meta-generator, which learns from the teacher",
+        {
+            "batch_size": Setting("images synthesised per epoch", at_least=2),
+            "warmup": Setting("epochs of inversion before the student begins", at_least=1),
+            "steps": Setting("generator updates per epoch", at_least=1),
+            "lr_generator": Setting("Adam's learning rate of the inner generator", above=0),
+            "lr_noise": Setting("Adam's learning rate of the noise", above=0),
+            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
+            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
+            "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
+            "bn_momentum": Setting("share of the past in the prior's batch statistics; 0: only the batch", 0, below=1),
+            "meta": Setting("how the common generator learns from each epoch's inner copy; maml is first order"),
+            "reset_epoch": Setting("student epoch at which the generator's first layer is drawn again", at_least=0),
+            "noise_dim": Setting("numbers in the generator's input", at_least=1),
+            "width": Setting("channels of the generator's last maps", at_least=1),
+        },
+        size_multiple=4,
+    ),
+    "original": SourceEntry(
+        "kd.inversion.sources.original:Original",
+        "a random subset of the training images, as many as the buffer holds; nothing is synthesised",
+        synthesises=False,
+        needs_batchnorm=False,
+    ),
+}
+
+
+def source_settings(name: str) -> dict[str, str]:
+    """Return a source's settings with their annotations."""
+    return keywords.annotations(SOURCES[name].code)
+
+
+def source_defaults(name: str) -> dict[str, Any]:
+    """Return a source's settings with their default values."""
+    return keywords.defaults(SOURCES[name].code)

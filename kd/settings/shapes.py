@@ -1,0 +1,269 @@
+"""Every setting, written once: type, default, range and the sentence that documents it.
+
+config/config.yaml, workflow/schemas/config.schema.yaml and the tables of config/README.md are made from this file
+(`python -m kd.settings.documents`). Imports no torch.
+
+A setting that is born later than finished runs has a neutral value (`setting(..., neutral=0.0)`), at which it changes
+nothing: there it is left out of a run's identity, so that old results stay what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
+from typing import Any, Literal
+
+from kd.registry.setting import Setting
+from kd.registry.sources import SOURCES, source_defaults
+
+
+def setting(default: Any, says: str, *, neutral: Any = ..., pattern: str | None = None, **bounds: float) -> Any:
+    """Return a field: the default of config.yaml, its sentence, its range; `neutral` as the module's docstring says.
+
+    `pattern` is a regular expression for a text; an empty one refuses the empty text only.
+    """
+    metadata = {"default": default, "setting": Setting(says, neutral=neutral, **bounds), "pattern": pattern}
+    return field(metadata=metadata) if neutral is ... else field(default=neutral, metadata=metadata)
+
+
+def section(says: str, **defaults: Any) -> Any:
+    """Return a field that holds a section of settings; `defaults` replace those of the section's own fields."""
+    return field(metadata={"says": says, "defaults": defaults})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """`root` is where the data lies. It is a setting of `folder` alone: other data sets are the same everywhere, and
+    where they were found is no part of a run (`run_of` leaves it out)."""
+
+    name: str = setting(
+        "digits",
+        "digits (scikit-learn's 1,797 handwritten digits), cifar10, cifar100, fashion_mnist or folder (your images)",
+    )
+    root: str | None = setting(
+        None,
+        "where the data lies, for folder: root/{train,test}/<class>/*.png, .jpg, .webp; null: found or downloaded",
+        pattern="",
+    )
+    classes: int | tuple[str, ...] | None = setting(
+        None, "null: all; 10: the first ten; or a list of names; labels are numbered from 0", at_least=2
+    )
+    image_size: int = setting(
+        16, "images are made square and resized to this when the data set is prepared", at_least=8, at_most=512
+    )
+    validation: float = setting(
+        0.0,
+        "fraction of the training data held out and scored instead of the test set; only tuning uses it",
+        at_least=0,
+        below=1,
+    )
+    pad: int = setting(2, "augmentation: random crop after padding by this many pixels", at_least=0)
+    flip: bool = setting(False, "augmentation: random horizontal flip")
+
+    @property
+    def label(self) -> str:
+        """Name for paths and tables: cifar100, cifar100-20 (a subset of its classes), folder-flowers."""
+        count = len(self.classes) if isinstance(self.classes, tuple) else self.classes
+        return "-".join(filter(None, [self.name, PurePath(self.root or "").name, str(count or "")]))
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What its prepared file depends on, and nothing else: augmentation and splits happen later."""
+        classes = list(self.classes) if isinstance(self.classes, tuple) else self.classes
+        return {"name": self.name, "root": self.root, "classes": classes, "image_size": self.image_size}
+
+    @classmethod
+    def from_prepared(cls, prepared: dict[str, Any]) -> Dataset:
+        """Return the data set that `prepared` described, without split and augmentation."""
+        classes = tuple(prepared["classes"]) if isinstance(prepared["classes"], list) else prepared["classes"]
+        return cls(**{**prepared, "classes": classes}, validation=0.0, pad=0, flip=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The schedule of one network's training."""
+
+    epochs: int = setting(240, "passes over the data (data-free: epochs after the warm-up)", at_least=1)
+    batch_size: int = setting(64, "samples per step", at_least=2)
+    lr: float = setting(0.05, "SGD's learning rate", above=0)
+    schedule: Literal["steps", "cosine"] = setting(
+        "steps", "steps: lr x gamma at each milestone; cosine: down to final_lr"
+    )
+    milestones: tuple[int, ...] = setting((150, 180, 210), "epochs, for steps", neutral=(), at_least=1)
+    gamma: float = setting(0.1, "factor at each milestone, for steps", neutral=1.0, above=0, at_most=1)
+    final_lr: float = setting(0.0, "learning rate at the end, for cosine", neutral=0.0, at_least=0)
+    momentum: float = setting(0.9, "of SGD", at_least=0, below=1)
+    nesterov: bool = setting(False, "of SGD")
+    weight_decay: float = setting(0.0005, "of SGD", at_least=0)
+
+    def effective(self) -> Training:
+        """Return the same schedule; what its kind does not use is at its neutral value."""
+        if self.schedule == "cosine":
+            return replace(self, milestones=(), gamma=1.0)
+        return replace(self, final_lr=0.0, gamma=self.gamma if self.milestones else 1.0)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The data-free source that fills the replay buffer, and all settings of that one."""
+
+    source: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, source: str, given: dict[str, Any]) -> Inversion:
+        """Return a known source's settings: those given, the others at their defaults."""
+        defaults = source_defaults(source)
+        return cls(source, {key: given.get(key, default) for key, default in defaults.items()})
+
+    @property
+    def entry(self) -> Any:
+        """What the registry knows of the source."""
+        return SOURCES[self.source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modulation:
+    """phi = (1 - diversity * share of the class in the buffer) * (1 - confidence)^gamma, weight of the task loss."""
+
+    diversity: float = setting(1.0, "weight of the class-share factor of phi; 0 switches it off", at_least=0, at_most=1)
+    gamma: float = setting(1.0, "exponent of the difficulty factor of phi; 0 switches it off", at_least=0)
+    class_of: Literal["prediction", "target"] = setting(
+        "prediction", "class of a sample: the teacher's prediction, or the target asked of the generator"
+    )
+    gradient: bool = setting(False, "let gradients flow through phi")
+    normalise: bool = setting(False, "scale phi to mean 1 over the batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """The dynamic replay buffer with priority sampling."""
+
+    full_size: int | None = setting(None, "images at scale 1.0; null: the size of the training set", at_least=1)
+    replacement: Literal["oldest", "lowest", "random"] = setting(
+        "oldest", "which stored images new ones replace; lowest: of the lowest priority", neutral="oldest"
+    )
+    initial_priority: Literal["phi", "max"] = setting(
+        "max", "priority of a new sample: its phi, or the largest in the buffer", neutral="max"
+    )
+    alpha: float = setting(0.6, "exponent of the priority; 0: uniform sampling", at_least=0, at_most=10)
+    beta: float = setting(0.4, "exponent of the importance-sampling weights; 0: all 1", at_least=0, at_most=10)
+    final_beta: float | None = setting(
+        None, "beta at the last epoch, reached in a straight line; null: beta stays", at_least=0, at_most=10
+    )
+    eps: float = setting(0.000001, "added to priorities", above=0)
+    priority_feedback: bool = setting(True, "the published form: the previous weight multiplies the new priority")
+    normalise_weights: bool = setting(True, "divide the weights by the largest one drawn")
+    refresh: Literal["drawn", "all"] = setting(
+        "drawn", "priorities of the samples drawn, after each step; or also of all, once per epoch"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How a data-free student learns."""
+
+    temperature: float = setting(20.0, "of the student's KL loss", above=0)
+    passes: float = setting(2.0, "student steps per epoch = ceil(passes * full buffer / batch size)", above=0)
+    training: Training = section(
+        "the data-free student's schedule",
+        epochs=200,
+        batch_size=256,
+        lr=0.2,
+        schedule="cosine",
+        milestones=(),
+        final_lr=0.0002,
+        weight_decay=0.0001,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a run is computed; no part of its identity."""
+
+    device: str = setting(
+        "auto", "auto: a GPU if there is one; or cpu, cuda, cuda:1, ...", pattern="^(auto|cpu|cuda|cuda:[0-9]+)$"
+    )
+    threads: int = setting(1, "CPU threads per job", at_least=1)
+    checkpoint_seconds: float = setting(60, "how often a running job saves its state", above=0)
+    freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
+    pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")
+    download: bool = setting(True, "data sets that are not there may be downloaded, to results/data/downloads")
+    slots_per_gpu: int = setting(1, "training jobs of this machine that share one GPU", at_least=1, at_most=64)
+    gpu: int = setting(1, "GPU slots that a training job asks of Snakemake or SLURM", at_least=0, at_most=1)
+    mem_mb: int = setting(3000, "memory of a training job, for SLURM and --resources mem_mb=...", at_least=1)
+    runtime: int = setting(240, "minutes of a training job, for SLURM; times the number of the attempt", at_least=1)
+
+    @classmethod
+    def by_hand(cls, **given: Any) -> Compute:
+        """Return settings for a run by hand; only Snakemake reads gpu, mem_mb and runtime."""
+        return cls(**{item.name: item.metadata["default"] for item in fields(cls)} | given)
+
+
+# ------------------------------------------------------------------------------ the rest of config.yaml, as a whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """How teachers are trained; an experiment's `pairs` name them."""
+
+    model: str | tuple[str, ...] = setting(
+        "wrn_16_2", "the first name of an experiment's pair replaces it; a list of names is an ensemble"
+    )
+    view: Literal["rgb", "luminance", "chrominance"] = setting("rgb", "what the network sees of a colour image")
+    seed: int | None = setting(
+        0,
+        "seed of the one teacher that all students share; null: one teacher per student seed",
+        at_least=0,
+        at_most=1_000_000,
+    )
+    training: Training = section("the teacher's schedule: CRD's published one for CIFAR-100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """The student; an experiment's `pairs` name it."""
+
+    model: str = setting("wrn_16_1", "the second name of an experiment's pair replaces it")
+    view: Literal["rgb", "luminance", "chrominance"] = setting("rgb", "what the network sees of a colour image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """MLflow."""
+
+    enabled: bool = setting(True, "log every step to MLflow; tables never depend on it")
+    uri: str | None = setting(None, "null: $MLFLOW_TRACKING_URI, else an SQLite file in the results folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """config.yaml from top to bottom; `objective`, `inversion` and `methods` are open maps."""
+
+    study: str = setting("demo", "a file of config/studies without its ending, or the path of your own .yaml")
+    quick: bool = setting(False, "true: the study's own small version, for a CPU, where it has one")
+    results: str = setting("results", "folder of everything that is generated", pattern="")
+    dataset: Dataset = section("what is learned")
+    teacher: Teacher = section("how teachers are trained")
+    student: Student = section("the student")
+    scale: float = setting(
+        1.0,
+        "data scale: fraction of the training set (with data), or size of the replay buffer relative to it (data-free)",
+        above=0,
+        at_most=1,
+    )
+    precision: Literal["float32", "bf16"] = setting("float32", "bf16 is autocast; only GPUs gain from it")
+    training: Training = section("the schedule of students with data: from scratch, KD, CRD, ...")
+    kind: Literal["train", "distill", "datafree"] = setting(
+        "train", "train (labels), distill (teacher and data), datafree (only the teacher); methods set it"
+    )
+    objective: dict = section("weighted sum of losses, with data; weight 0 switches a term off")
+    inversion: Inversion = section("data-free: what fills the replay buffer, and the settings of each source")
+    modulation: Modulation = section(
+        "data-free: phi = (1 - diversity * share of the class in the buffer) * (1 - confidence)^gamma"
+    )
+    replay: Replay = section("data-free: the dynamic replay buffer with priority sampling")
+    distillation: Distillation = section("data-free: how the student learns")
+    compute: Compute = section("how it is computed; changes no result's identity")
+    tracking: Tracking = section("MLflow, a view of the results")
+    methods: dict = section("methods by name")

@@ -1,0 +1,81 @@
+"""What is known of the buffer's content: for figures, for the curves, and to stop a run that leads nowhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd.data.dataset import Data
+from kd.inversion.replay import ReplayBuffer
+from kd.inversion.sources.base import Images
+from kd.losses.kd import kl_divergence
+from kd.training.evaluate import predict
+
+CONFIDENCE_BINS = 20
+
+
+class Course:
+    """How the synthetic set changes, an entry per epoch: for figures and for the collapse check; part of a checkpoint.
+
+    class_counts: [epochs, K] samples of each class in the buffer; confidence_counts: [epochs, CONFIDENCE_BINS] the
+    teacher's confidence in the images just made; priorities: [epochs, 5] the buffer's quantiles 0, 0.25, ..., 1.
+    """
+
+    NAMES = ("class_counts", "confidence_counts", "priorities")
+
+    def __init__(self) -> None:
+        self.class_counts: list[np.ndarray] = []
+        self.confidence_counts: list[np.ndarray] = []
+        self.priorities: list[np.ndarray] = []
+
+    def note(self, buffer: ReplayBuffer, made: Images) -> None:
+        """Once per epoch; waits for the device."""
+        priorities = buffer.priority[: buffer.size].cpu().numpy()
+        confidence = made.confidence.cpu().numpy()
+        self.class_counts.append(buffer.class_counts.cpu().numpy().copy())  # on the CPU it is the buffer's own memory
+        self.confidence_counts.append(np.histogram(confidence, bins=CONFIDENCE_BINS, range=(0, 1))[0])
+        self.priorities.append(np.quantile(priorities, [0, 0.25, 0.5, 0.75, 1]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For synthetic.npz; nothing where nothing was synthesised."""
+        return {f"{name}_by_epoch": np.stack(getattr(self, name)) for name in self.NAMES if getattr(self, name)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: [torch.from_numpy(entry) for entry in getattr(self, name)] for name in self.NAMES}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.NAMES:
+            setattr(self, name, [entry.numpy() for entry in state[name]])
+
+
+def gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module, samples: int) -> dict[str, Tensor]:
+    """Mean KL(teacher || student) over samples as they lie in the buffer, and over samples as they are drawn, [] each.
+
+    On so many images spread over the buffer, not augmented, the student in eval mode.
+    """
+    index = torch.linspace(0, buffer.size - 1, min(samples, buffer.size), device=buffer.priority.device).long()
+    logits = (predict(network, buffer.images[index], data.augment) for network in (teacher, student))
+    divergence = kl_divergence(*logits, 1.0).double()
+    drawn = buffer.probabilities()[index]
+    return {"gap_stored": divergence.mean(), "gap_drawn": (drawn * divergence).sum() / drawn.sum()}
+
+
+def describe(buffer: ReplayBuffer, data: Data, teacher: nn.Module, shown: int = 64) -> dict[str, np.ndarray]:
+    """The synthetic set for figures: `shown` images [n, C, S, S], class counts [K], confidence counts [bins].
+
+    Class and confidence are the teacher's on the stored, unaugmented images.
+    """
+    logits = predict(teacher, buffer.images[: buffer.size], data.augment)
+    confidence, classes = logits.softmax(1).max(1)
+    spread = torch.linspace(0, buffer.size - 1, min(shown, buffer.size), device=classes.device).long()
+    order = spread[classes[spread].sort(stable=True).indices]
+    return {
+        "images": buffer.images[order].cpu().numpy(),
+        "image_classes": classes[order].cpu().numpy(),
+        "class_counts": np.bincount(classes.cpu().numpy(), minlength=len(data.classes)),
+        "confidence_counts": np.histogram(confidence.cpu().numpy(), bins=CONFIDENCE_BINS, range=(0, 1))[0],
+        "priority": buffer.priority[: buffer.size].cpu().numpy(),
+    }
