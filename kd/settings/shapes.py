@@ -31,7 +31,7 @@ def section(says: str, **defaults: Any) -> Any:
     return field(metadata={"says": says, "defaults": defaults})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Dataset:
     """`root` is where the data lies. It is a setting of `folder` alone: other data sets are the same everywhere, and
     where they were found is no part of a run (`run_of` leaves it out)."""

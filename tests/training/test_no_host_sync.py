@@ -33,7 +33,6 @@ from kd.runs import run as steps
 from kd.runtime.checkpoint import Checkpoint
 from kd.runtime.journal import Journal, Progress
 from kd.training import datafree
-from kd.training.optimisers import adam
 from kd.training.step import Sums
 from kd.training.with_data import train
 
@@ -381,7 +380,7 @@ def test_arithmetic_choice_and_indices_are_no_waits(device):
 
 def test_only_adams_own_step_counters_are_read_in_its_step():
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = adam([{"params": [parameter], "lr": 0.1}], (0.5, 0.999))
+    optimizer = torch.optim.Adam([parameter], 0.1, (0.5, 0.999), fused=True)
     for hooked in (False, True):
         hook = optimizer.register_step_post_hook(lambda *_: parameter.sum().item()) if hooked else None
         with expects_a_wait(torch.device("cpu")) if hook else nullcontext(), watched(torch.device("cpu")):
