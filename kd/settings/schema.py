@@ -32,7 +32,8 @@ def _section(shape: type) -> dict[str, Any]:
         elif is_dataclass(inner):
             properties[item.name] = _section(inner)
         else:
-            properties[item.name] = _value(item.type, item.metadata["setting"], item.metadata["pattern"])
+            own = _value(item.type, item.metadata["setting"], item.metadata["pattern"])
+            properties[item.name] = own | item.metadata["schema"]
         if item.default is MISSING:
             required.append(item.name)
     return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}

@@ -17,12 +17,26 @@ from kd.registry.setting import Setting
 from kd.registry.sources import SOURCES, source_defaults
 
 
-def setting(default: Any, says: str, *, neutral: Any = ..., pattern: str | None = None, **bounds: float) -> Any:
+def setting(
+    default: Any,
+    says: str,
+    *,
+    neutral: Any = ...,
+    pattern: str | None = None,
+    schema: dict[str, Any] | None = None,
+    **bounds: float,
+) -> Any:
     """Return a field: the default of config.yaml, its sentence, its range; `neutral` as the module's docstring says.
 
-    `pattern` is a regular expression for a text; an empty one refuses the empty text only.
+    `pattern` is a regular expression for a text; an empty one refuses the empty text only. `schema` is what else the
+    JSON schema says.
     """
-    metadata = {"default": default, "setting": Setting(says, neutral=neutral, **bounds), "pattern": pattern}
+    metadata = {
+        "default": default,
+        "setting": Setting(says, neutral=neutral, **bounds),
+        "pattern": pattern,
+        "schema": schema or {},
+    }
     return field(metadata=metadata) if neutral is ... else field(default=neutral, metadata=metadata)
 
 
@@ -208,7 +222,9 @@ class Teacher:
     """How teachers are trained; an experiment's `pairs` name them."""
 
     model: str | tuple[str, ...] = setting(
-        "wrn_16_2", "the first name of an experiment's pair replaces it; a list of names is an ensemble"
+        "wrn_16_2",
+        "the first name of an experiment's pair replaces it; a list of names is an ensemble",
+        schema={"uniqueItems": False, "maxItems": 32},
     )
     view: Literal["rgb", "luminance", "chrominance"] = setting("rgb", "what the network sees of a colour image")
     seed: int | None = setting(

@@ -21,7 +21,7 @@ def test_overrides_for_a_teacher_hold_for_its_students(load):
     runs = {run.teacher.model: run for run in study.runs.values() if run.kind == "datafree"}
     assert (runs["resnet8"].inversion.settings["adv"], runs["wrn_16_2"].inversion.settings["adv"]) == (1.33, 1.1)
     assert runs["resnet8"].modulation.gamma == 1.0, "the method has the last word"
-    with pytest.raises(ConfigError, match=r"inversion: unknown key 'avd'; did you mean 'adv'"):
+    with pytest.raises(ConfigError, match=r"inversion.generator: unknown key 'avd'; did you mean 'adv'"):
         load(
             experiments={"a": experiment(pairs=pairs)}, teachers={"resnet8": {"inversion": {"generator": {"avd": 1.0}}}}
         )

@@ -79,7 +79,7 @@ def test_a_state_that_is_not_finite_does_not_replace_the_last_good_one(tmp_path:
 def test_a_run_with_a_generator_stuck_on_one_image_stops(store: Path, tmp_path: Path, monkeypatch) -> None:
     forward = Generator.forward
     monkeypatch.setattr(Generator, "forward", lambda self, noise: forward(self, noise) * 0 + 0.5)
-    with pytest.raises(Unhealthy, match=r"epoch 2: the generator makes one image only .*lower inversion.generator.lr_generator"):
+    with pytest.raises(Unhealthy, match=r"epoch 2: .* makes one image only .*lower inversion.generator.lr_generator"):
         execute(tiny_run("ssdkd"), store, tmp_path)
     assert "one image only" in (tmp_path / "ended.json").read_text()
 
