@@ -12,7 +12,7 @@ from kd.runs import gpu_slots as slots
 from kd.runs.provenance import data_code, report_code, run_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
-from kd.settings.run import run_of
+from kd.settings.merging import run_of
 from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
