@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from kd.runs.provenance import ROOT
-from kd.runtime.messages import ConfigError, kind_of, shown
-from kd.runtime.yaml_files import parse_yaml, read_yaml
+from kd.runtime.messages import ConfigError, disk_fault, kind_of
+from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 
@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument(
             "study", nargs="?", help="name or path, as --config study=...; default: as config.yaml says"
         )
-        command.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE", help="as Snakemake's --config")
+        command.add_argument(
+            "--config", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="as Snakemake's --config"
+        )
     given = parser.parse_args(arguments)
     given.arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -64,6 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # of a reader such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not (fault := disk_fault(error)):
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -128,9 +135,13 @@ def _runs_in(file: Path) -> list[Run]:
 
 
 def _plan(given: argparse.Namespace) -> int:
+    from kd.studies.inputs import require_data, require_results_folder
     from kd.studies.status import plan, to_do
 
     study = _study(given)
+    if not given.write:  # a list of runs is for another machine, where the data may lie elsewhere
+        require_results_folder(study.root)
+        require_data(study)
     print(plan(study))
     if given.write:
         content = {"runs": [run.as_dict() for run in to_do(study)]}
@@ -159,17 +170,10 @@ def _tables(given: argparse.Namespace) -> int:
 
 
 def _study(given: argparse.Namespace) -> Any:
+    from kd.studies.command_line import settings_from
     from kd.studies.study import load_study
 
-    project, chosen = _project(), {}
-    for item in given.config:
-        key, _, value = item.partition("=")
-        if not value:
-            raise ConfigError(f"--config: got {item!r}; needed: KEY=VALUE")
-        try:
-            chosen[key] = parse_yaml(value)
-        except ConfigError as error:
-            raise ConfigError(f"--config {key}: got {shown(value)}; {error}") from None
+    project, chosen = _project(), settings_from(given.config)
     if given.study:
         chosen["study"] = given.study
     return load_study(project / "config/config.yaml", project / "workflow/schemas", chosen)

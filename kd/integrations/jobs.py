@@ -16,7 +16,7 @@ from typing import Any
 
 from kd.data.raw import Source
 from kd.runtime.files import write_atomically
-from kd.runtime.messages import ConfigError
+from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
@@ -27,16 +27,19 @@ from kd.studies.study import Study
 def job(log: str) -> Iterator[Callable[[str], None]]:
     """Around a script's work; gives `say(text)`, which writes to the log file and to stderr.
 
-    A user's mistake, a diverged run or one that another process has ends in one line and exit code 1; anything else in
-    its traceback.
+    A user's mistake, a diverged run, one that another process has, or a disk that fails ends in one line and exit code
+    1; anything else in its traceback.
     """
     path = Path(log)
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
-        with path.open("a") as file:
-            print(text, file=file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                print(text, file=file)
+        except OSError:  # a disk that is full, read-only or away: stderr has it
+            pass
 
     try:
         yield say
@@ -45,8 +48,9 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
         sys.exit(1)
     except KeyboardInterrupt:  # while waiting; at work it is a wish to stop, and the state is saved
         sys.exit(128 + signal.SIGINT)
-    except Exception:
-        say(traceback.format_exc())
+    except Exception as error:
+        fault = disk_fault(error)
+        say(f"error: {fault}" if fault else traceback.format_exc())
         sys.exit(1)
 
 
@@ -69,11 +73,15 @@ def source_of(snakemake: Any) -> Source:
 def open_study(study: Study, say: Callable[[str], None]) -> None:
     """Before the first job: list the study's runs, and create a local MLflow store, which parallel jobs cannot do.
 
-    A store that cannot be made is reported; tracking is a view, and the study goes on without it.
+    A store that cannot be made is reported; tracking is a view, and the study goes on without it. Raises ConfigError
+    where the results folder cannot be written.
     """
     folder = study.root / "studies" / study.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "runs.csv", lambda file: study.table.to_csv(file, index=False))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "runs.csv", lambda file: study.table.to_csv(file, index=False))
+    except OSError as error:
+        raise ConfigError(f"results: got {str(study.root)!r}; {disk_fault(error) or error}") from None
     if study.tracking["enabled"]:
         from kd.integrations.tracking import create_local_store, store_uri
 
@@ -90,8 +98,8 @@ def close_study(study: Study, say: Callable[[str], None]) -> None:
         from kd.integrations.tracking import log_study, store_uri, sync
 
         folder = study.root / "studies" / study.name
-        sync(study.root, say)
         try:
+            sync(study.root, say)
             log_study(store_uri(study.tracking, study.root), study.name, study.root, folder)
         except Exception as error:
             say(f"tables and figures not sent to MLflow ({type(error).__name__})")

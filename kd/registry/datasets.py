@@ -14,3 +14,14 @@ DATASETS: dict[str, str] = {
     "folder": "kd.data.folder:load",
 }
 GREY = ("digits", "fashion_mnist")  # their images have no colours, so the only view of them is rgb
+
+# What lies below dataset.root: one of these groups of names. Looked for before anything runs; data sets that are made
+# on the spot have none.
+CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "cifar10": (("train", "test"), ("cifar-10-batches-py",)),
+    "cifar100": (("train", "test"), ("cifar-100-python",)),
+    "fashion_mnist": (("train-images-idx3-ubyte.gz",), ("FashionMNIST/raw",)),
+    "folder": (("train", "test"),),
+}
+INSTALLED = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}  # where a package of the system puts it
+DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist")

@@ -13,7 +13,7 @@ from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.runs.run import run_step
 from kd.runtime.files import read_json
-from kd.runtime.messages import ConfigError
+from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.run_lock import Busy, Lease, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
@@ -50,8 +50,8 @@ def work_through(
                 continue
             except (ConfigError, FloatingPointError, TakenOver) as error:
                 failed[path] = str(error)
-            except Exception:
-                failed[path] = traceback.format_exc()
+            except Exception as error:
+                failed[path] = disk_fault(error) or traceback.format_exc()
                 if _gpu_is_lost():
                     return failed
             del waiting[path]

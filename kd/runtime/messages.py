@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
+import os
 from functools import cache
 from typing import Any
 
@@ -66,3 +68,28 @@ def kind_of(value: Any) -> str:
 def shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def disk_fault(error: BaseException) -> str:
+    """Return a line that says what is wrong with a disk or folder, and what to do; empty for any other error."""
+    number = getattr(error, "errno", None)
+    if not isinstance(error, OSError) or number not in _DISK:
+        return ""
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{os.strerror(number)}; {_DISK[number]}"
+
+
+_UNWRITABLE = "set `results` to a folder that can be written, or change its permissions"
+_GONE = "a folder or file was removed or moved; start again, what is missing is made again"
+_DISK = {
+    errno.EROFS: _UNWRITABLE,
+    errno.EACCES: _UNWRITABLE,
+    errno.EPERM: _UNWRITABLE,
+    errno.EEXIST: "a file is in the place of a folder; move it away, or set `results` to another folder",
+    errno.ENOTDIR: "a file is in the place of a folder; move it away, or set `results` to another folder",
+    errno.ENOENT: _GONE,
+    errno.ESTALE: _GONE,
+    errno.ENOSPC: "make room and start again; runs go on from their checkpoints",
+    errno.EDQUOT: "make room and start again; runs go on from their checkpoints",
+    errno.EIO: "check the disk and start again; runs go on from their checkpoints",
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,14 @@ class _Loader(_Safe):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
-        if twice := next((key for key, count in keys.items() if count > 1 and key != "<<"), None):
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+        first: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key.value, str) or key.value == "<<":
+                continue
+            if (before := first.setdefault(key.value, key)) is not key:
+                line = before.start_mark.line + 1
+                problem = f"key {key.value!r} is given twice, first in line {line}; remove one of them"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

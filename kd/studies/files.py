@@ -9,8 +9,17 @@ from typing import Any
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge
+from kd.settings.validation import schema_faults
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+EXAMPLES = {  # of lists that are easily written in another shape
+    "pairs": "pairs: [[wrn_16_2, wrn_10_1]]",
+    "pair": "pair: [wrn_16_2, wrn_10_1]",
+    "methods": "methods: [kd, ssdkd]",
+    "ablations": "ablations: [full]",
+    "scales": "scales: [0.1, 1.0]",
+    "seeds": "seeds: [0, 1, 2]",
+}
 
 
 def find_study(study: str, folders: list[Path], key: str = "study") -> tuple[str, Path]:
@@ -79,3 +88,15 @@ def quick_version(study: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(study.get("quick"), dict):
         raise ConfigError(f"{path}: quick: this study has no small version; leave out --config quick=true, or add one")
     return overlay({key: value for key, value in study.items() if key != "quick"}, study["quick"])
+
+
+def study_faults(study: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Return a readable line per violation of the schema of studies; for a list of another shape with an example."""
+    return [_with_example(fault) for fault in schema_faults(study, schema)]
+
+
+def _with_example(fault: str) -> str:
+    place, _, problem = fault.partition(": ")
+    names = [part for part in place.split(".") if not part.isdigit()]
+    shape = names[0] in ("experiments", "tune") and re.search(r"; allowed: (array|at least|at most)\b", problem)
+    return f"{fault}; write {EXAMPLES[names[-1]]}" if shape and names[-1] in EXAMPLES else fault

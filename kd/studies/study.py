@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 
 from kd.runtime.messages import ConfigError, suggest
-from kd.runtime.yaml_files import parse_yaml, read_yaml
+from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge
 from kd.settings.run import Run
 from kd.settings.shapes import Compute, Dataset
-from kd.settings.validation import Checker, schema_faults
+from kd.settings.validation import Checker
 from kd.studies.claims import expanded, require_runs
+from kd.studies.command_line import retyped
 from kd.studies.expansion import COLUMNS, Expansion
-from kd.studies.files import find_study, quick_version, read_study
+from kd.studies.files import find_study, quick_version, read_study, study_faults
 from kd.studies.search import Tuning
 
 
@@ -50,7 +51,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     Raises ConfigError with one line per mistake, before anything is run.
     """
     given = {
-        key: _retyped(value) if isinstance(value, dict) or key == "quick" else value for key, value in given.items()
+        key: retyped(value) if isinstance(value, dict) or key == "quick" else value for key, value in given.items()
     }
     settings_schema, study_schema = (read_yaml(schemas / f"{name}.schema.yaml") for name in ("config", "study"))
     defaults = read_yaml(config)
@@ -62,7 +63,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     study = read_study(path, studies)
     if asked.get("quick") is True:
         name, study = f"{name}-quick", quick_version(study, path)
-    if faults := schema_faults(study, study_schema):
+    if faults := study_faults(study, study_schema):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given, {"study": chosen})
     check = Checker(settings_schema)
@@ -90,15 +91,3 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         tracking=base["tracking"],
         settings=base,
     )
-
-
-def _retyped(value: Any) -> Any:
-    """Read text as YAML again: of {epochs: 5} in --config Snakemake makes {"epochs": "5"}."""
-    if isinstance(value, dict):
-        return {key: _retyped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_retyped(item) for item in value]
-    try:
-        return parse_yaml(value) if isinstance(value, str) else value
-    except ConfigError:
-        return value

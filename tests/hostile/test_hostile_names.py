@@ -156,6 +156,8 @@ def test_hostile_names_dry_run(project: Path) -> None:
 
     for name, word in words.items():
         dataset = {"name": "folder", "root": f"images/{word}", "classes": [word, "b"]}
+        for split in ("train", "test"):  # or it would be refused before the DAG is built
+            (project / dataset["root"] / split).mkdir(parents=True)
         settings = {"dataset": dataset, "tracking": {"uri": word}}
         unused = {"odd": {word: [word, {1: word}], 2: None}}
         texts = own_study(title=word, settings=settings, methods=unused)

@@ -13,6 +13,8 @@ from kd.runs.provenance import data_code, report_code, run_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.settings.merging import run_of
+from kd.studies.command_line import require_one_config
+from kd.studies.inputs import require_data, require_results_folder
 from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
@@ -20,8 +22,13 @@ HERE = Path(workflow.basedir)
 gc.set_threshold(200_000, 20, 100)
 
 try:
+    if workflow.is_main_process:
+        require_one_config(sys.argv)
     STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
     FIGURES = {figure.name: figure for figure in plan_figures(STUDY)}
+    if workflow.is_main_process and not {"--unlock", "--report"} & set(sys.argv):
+        require_results_folder(STUDY.root)
+        require_data(STUDY)
 except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
@@ -124,7 +131,10 @@ def check_gpus():
 onstart:
     if workflow.local_exec:
         check_gpus()
-    open_study(STUDY, lambda text: print(text, file=sys.stderr))
+    try:
+        open_study(STUDY, lambda text: print(text, file=sys.stderr))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
 
 
 onsuccess:

@@ -1,0 +1,48 @@
+"""Settings given on the command line, of Snakemake or of kd. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kd.runtime.messages import ConfigError, shown
+from kd.runtime.yaml_files import parse_yaml
+
+
+def settings_from(items: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE as Snakemake's --config does, values as YAML. Raises ConfigError."""
+    chosen: dict[str, Any] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        if not value:
+            raise ConfigError(f"--config: got {item!r}; needed: KEY=VALUE")
+        if key in chosen:
+            raise ConfigError(f"--config {key}: given twice, last with {shown(value)}; write it once")
+        try:
+            chosen[key] = parse_yaml(value)
+        except ConfigError as error:
+            raise ConfigError(f"--config {key}: got {shown(value)}; {error}") from None
+    return chosen
+
+
+def require_one_config(arguments: Sequence[str]) -> None:
+    """Raise ConfigError where Snakemake's arguments have --config more than once: it forgets all but the last one."""
+    places = [at for at, item in enumerate(arguments) if item.startswith("-C") or item.split("=")[0] == "--config"]
+    if len(places) > 1:
+        first = arguments[places[0] + 1 : places[0] + 2] if arguments[places[0]] in ("-C", "--config") else []
+        lost = f", so that {shown(first[0])} would be forgotten" if first else ""
+        raise ConfigError(
+            f"--config: given {len(places)} times{lost}; write all after one, as in --config study=demo quick=true"
+        )
+
+
+def retyped(value: Any) -> Any:
+    """Read text as YAML again: of {epochs: 5} in --config Snakemake makes {"epochs": "5"}."""
+    if isinstance(value, dict):
+        return {key: retyped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [retyped(item) for item in value]
+    try:
+        return parse_yaml(value) if isinstance(value, str) else value
+    except ConfigError:
+        return value

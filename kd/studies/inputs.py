@@ -1,0 +1,63 @@
+"""What a study needs that is not there: found by a few looks at the disk, before anything runs. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kd.registry.datasets import CONTENTS, DOWNLOADED, INSTALLED
+from kd.runtime.messages import ConfigError
+from kd.settings.shapes import Dataset
+from kd.studies.study import Study
+
+
+def require_results_folder(root: Path) -> None:
+    """Raise ConfigError where a file is in the place of the results folder or of one above it."""
+    for place in (root, *root.parents):
+        if _exists(place):
+            if not place.is_dir():
+                raise ConfigError(f"results: got {str(root)!r}; {place} is a file; set `results` to a folder")
+            return
+
+
+def require_data(study: Study) -> None:
+    """Raise ConfigError, a line per data set that is neither prepared nor where the study says, if runs still need it.
+
+    Only names of files and folders are looked at. What is there may still be broken, and a download may fail.
+    """
+    faults = []
+    for path, dataset in study.datasets.items():
+        if (study.root / path).exists() or not _is_needed(study, path):
+            continue
+        root, downloads = study.roots[path], study.root / "data/downloads"
+        if fault := _missing(dataset, root, downloads, study.compute.download):
+            faults.append(f"study {study.name}: {fault}")
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+
+
+def _is_needed(study: Study, data_path: str) -> bool:
+    """Return whether a run or a search that reads a data set is not finished."""
+    runs = (path for path, run in study.runs.items() if run.data_path == data_path)
+    return bool(study.tunings) or any(not (study.root / path / "metrics.json").exists() for path in runs)
+
+
+def _missing(dataset: Dataset, root: str | None, downloads: Path, download: bool) -> str:
+    """Say what is missing and what to do; empty where the data set is there, or may be downloaded."""
+    groups, name = CONTENTS.get(dataset.name, ()), dataset.name
+    if not groups or (download and name in DOWNLOADED):
+        return ""
+    folder = Path(root).expanduser() if root else downloads
+    places = [folder, *([Path(INSTALLED[name])] if name in INSTALLED else [])]
+    if any(all(_exists(place / part) for part in group) for place in places for group in groups):
+        return ""
+    wanted = " or ".join(" and ".join(part if "." in part else f"{part}/" for part in group) for group in groups)
+    lacking = f"which lacks {wanted}" if _exists(folder) else f"which is not there; needed: a folder with {wanted}"
+    hint = ", or allow the download with compute.download: true" if name in DOWNLOADED else ""
+    return f"dataset.root: got {str(folder)!r}, {lacking}; put the data of dataset.name {name} there{hint}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have, or a folder that may not be looked into
+        return False
