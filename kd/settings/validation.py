@@ -20,6 +20,7 @@ from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kin
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import active, merge, teacher_models
 from kd.settings.run import LARGEST, Run
+from kd.settings.schema import settings_schema
 
 
 class Checker:
@@ -77,8 +78,7 @@ def validate_run(run: Run, project: Path, source: str) -> None:
 @cache
 def _checker(project: Path) -> tuple[dict[str, Any], Checker]:
     """The defaults and their check, read once: a list may hold thousands of runs."""
-    check = Checker(read_yaml(project / "workflow/schemas/config.schema.yaml"))
-    return read_yaml(project / "config/config.yaml"), check
+    return read_yaml(project / "config/config.yaml"), Checker(settings_schema())
 
 
 def schema_faults(value: Any, schema: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge
 from kd.settings.run import Run
+from kd.settings.schema import settings_schema
 from kd.settings.shapes import Compute, Dataset
 from kd.settings.validation import Checker
 from kd.studies.claims import expanded, require_runs
@@ -53,9 +54,9 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     given = {
         key: retyped(value) if isinstance(value, dict) or key == "quick" else value for key, value in given.items()
     }
-    settings_schema, study_schema = (read_yaml(schemas / f"{name}.schema.yaml") for name in ("config", "study"))
+    study_schema = read_yaml(schemas / "study.schema.yaml")
     defaults = read_yaml(config)
-    if unknown := sorted(set(given) - set(settings_schema["properties"])):
+    if unknown := sorted(set(given) - set(settings_schema()["properties"])):
         raise ConfigError(f"--config {unknown[0]}: unknown key; {suggest(unknown[0], sorted(defaults))}")
     asked = merge(defaults, given)
     chosen, studies = str(asked.get("study")), config.parent / "studies"
@@ -66,7 +67,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     if faults := study_faults(study, study_schema):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given, {"study": chosen})
-    check = Checker(settings_schema)
+    check = Checker(settings_schema())
     check(base, str(path))
     expansion = Expansion(base, study, path, check, given)
     rows = [row for experiment in study["experiments"] for row in expansion.rows(experiment)]

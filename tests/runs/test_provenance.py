@@ -25,8 +25,9 @@ def runs():
     base = read_yaml(ROOT / "config/config.yaml")
     ce, soft, contrast = {"weight": 1.0}, {"weight": 1.0, "temperature": 4.0}, {"weight": 0.8}
 
-    def run(kind, teacher, student, **objective):
+    def run(kind, teacher, student, source="generator", **objective):
         override = {"kind": kind, "teacher": {"model": teacher}, "student": {"model": student}}
+        override["inversion"] = {"source": source}
         return run_of({**merge(base, override), "objective": objective}, 0)
 
     return {
@@ -36,12 +37,13 @@ def runs():
         "crd": run("distill", "vgg8", "wrn_16_1", ce=ce, crd=contrast),
         "free": run("datafree", "wrn_16_2", "wrn_16_1"),
         "free-vgg": run("datafree", "vgg8", "wrn_16_1"),
+        "original": run("datafree", "wrn_16_2", "wrn_16_1", source="original"),
         "own": run("train", "vgg8", "my_network:build", ce=ce),
     }
 
 
-ALL = {"labels", "labels-vgg", "kd", "crd", "free", "free-vgg", "own"}
-WITH_DATA = ALL - {"free", "free-vgg"}
+ALL = {"labels", "labels-vgg", "kd", "crd", "free", "free-vgg", "original", "own"}
+WITH_DATA = ALL - {"free", "free-vgg", "original"}
 OWN_MODEL = "def build(num_classes, in_channels, image_size):\n    return None\n"
 # Answers each line, the runs' settings, with their digests, in a child that imports kd anew.
 SERVER = """
@@ -194,12 +196,14 @@ def test_a_docstring_where_there_was_none_does_not_count(touched):
         ("kd/training/with_data.py", WITH_DATA),
         ("kd/losses/ce.py", WITH_DATA),
         ("kd/losses/crd.py", {"crd"}),
-        ("kd/losses/kd.py", {"kd", "free", "free-vgg"}),  # its divergence is data-free distillation's
-        ("kd/training/datafree.py", {"free", "free-vgg"}),
-        ("kd/inversion/replay.py", {"free", "free-vgg"}),
+        ("kd/losses/kd.py", {"kd", "free", "free-vgg", "original"}),  # its divergence is data-free distillation's
+        ("kd/training/datafree.py", {"free", "free-vgg", "original"}),
+        ("kd/inversion/replay.py", {"free", "free-vgg", "original"}),
+        ("kd/inversion/sources/generator.py", {"free", "free-vgg"}),
+        ("kd/inversion/sources/original.py", {"original"}),
         ("kd/models/generator.py", {"free", "free-vgg"}),
         ("kd/models/vgg.py", {"labels-vgg", "crd", "free-vgg"}),
-        ("kd/models/wrn.py", {"labels", "kd", "crd", "free", "free-vgg"}),
+        ("kd/models/wrn.py", {"labels", "kd", "crd", "free", "free-vgg", "original"}),
         ("kd/models/resnet_cifar.py", {"kd"}),
         ("kd/models/resnet.py", {"kd"}),  # whose block CIFAR's residual networks use
         ("kd/models/shufflenetv1.py", set()),
