@@ -1,0 +1,1 @@
+"""Formulas of data-free inversion, the replay buffer, and the sources that fill it."""

@@ -9,7 +9,7 @@ from kd.settings.shapes import Modulation
 
 
 def modulation(confidence: Tensor, class_share: Tensor, settings: Modulation) -> Tensor:
-    """phi per sample, [B] (Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024; our reading):
+    """Return phi per sample, [B] (Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024; our reading):
 
         phi = (1 - diversity * class_share) * (1 - confidence)^gamma
 
