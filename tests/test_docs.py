@@ -101,16 +101,24 @@ def test_images_of_ones_own(copy: Project) -> None:
     assert (record["train_images"], record["settings"]["dataset"]["image_size"]) == (8, 64)
 
 
+def keys(section: dict[str, Any], above: str = "") -> list[str]:
+    """Return the keys of all settings; those inside another, such as inversion.generator.lr, by their path."""
+    found = []
+    for key, value in section.items():
+        if key == "training":  # explained once for students, teachers and data-free students
+            found += [f"`{inner}`" for inner in value]
+        elif key == "objective":  # by its terms
+            found.append("`objective.")
+        elif isinstance(value, dict) and key != "methods":
+            found += keys(value, f"{above}{key}.")
+        else:
+            found.append(f"`{above}{key}`")
+    return found
+
+
 def test_every_setting_is_explained() -> None:
     """Each key of config.yaml stands in config/README.md."""
     text = (ROOT / "config/README.md").read_text()
-    defaults = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    training = set(defaults["training"])
-    missing = []
-    for section, value in defaults.items():
-        keys = value if isinstance(value, dict) and section not in ("methods", "objective", "training") else {}
-        missing += [key for key in keys if key not in training and f"{section}.{key}" not in text]
-        if f"`{section}" not in text:
-            missing.append(section)
-    missing += [key for key in training if f"`{key}`" not in text]
-    assert not missing, f"config/README.md does not explain: {', '.join(missing)}"
+    settings = keys(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    assert len(settings) > 60
+    assert [key for key in settings if key not in text] == []
