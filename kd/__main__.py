@@ -174,6 +174,8 @@ def _study(given: argparse.Namespace) -> Any:
     from kd.studies.study import load_study
 
     project, chosen = _project(), settings_from(given.config)
+    if given.study and "study" in chosen:
+        raise ConfigError(f"--config study: the study is given twice, first as {given.study!r}; name it once")
     if given.study:
         chosen["study"] = given.study
     return load_study(project / "config/config.yaml", project / "workflow/schemas", chosen)

@@ -10,6 +10,12 @@ import yaml
 from kd.runtime.messages import ConfigError, kind_of, shown
 
 DEEPEST = 50  # levels of a file
+HINTS = {  # words of PyYAML -> what to do
+    "tab character": "indent with spaces",
+    "'\\t'": "indent with spaces",
+    "mapping values are not allowed": "put text with a colon in quotes, and check the indentation",
+    "did not find expected key": "check the indentation",
+}
 REPEATED = 100_000  # values that aliases may add to a file
 
 
@@ -94,6 +100,7 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", error)).split())
+        problem += next((f"; {hint}" for words, hint in HINTS.items() if words in problem), "")
         raise ConfigError(f"not valid YAML{where} ({problem})") from None
 
 
@@ -107,6 +114,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if content is None:
+        raise ConfigError(f"{path}: is empty; a mapping of settings is needed")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {kind_of(content)}; a mapping of settings is needed")
     return content

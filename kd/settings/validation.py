@@ -125,7 +125,8 @@ def _explain(error: Any) -> str:
         missing = next(key for key in allowed if key not in came)
         return f"{path}: key {missing!r} is missing; add it"
     if rule == "type":
-        wanted = " or ".join([allowed] if isinstance(allowed, str) else allowed)
+        words = {"array": "a list", "object": "a mapping", "string": "text"}
+        wanted = " or ".join(words.get(kind, kind) for kind in ([allowed] if isinstance(allowed, str) else allowed))
         hint = "; write 0.001, not 1e-3" if isinstance(came, str) and "number" in wanted and _is_number(came) else ""
         return f"{path}: got {kind_of(came)}; allowed: {wanted}{hint}"
     if rule == "enum":
@@ -204,7 +205,9 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
             training = training[part]
         late = [epoch for epoch in training["milestones"] if epoch >= training["epochs"]]
         if training["schedule"] == "steps" and late:
-            yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); change either"
+            fitting = _fitting_milestones(training["milestones"], training["epochs"])
+            hint = f"write milestones: {fitting} in {who}, or schedule: cosine"
+            yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); {hint}"
         if training["nesterov"] and training["momentum"] == 0:
             yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
 
@@ -221,6 +224,12 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[tuple[str, str]]) 
         )
     if size % source.size_multiple:
         yield f"dataset.image_size: got {size}; the {name} needs a multiple of {source.size_multiple}"
+
+
+def _fitting_milestones(milestones: list[int], epochs: int) -> list[int]:
+    """Scale milestones so that the last is at 7/8 of the epochs, as 210 of 240: what a user may copy."""
+    scaled = {round(epoch * 0.875 * epochs / max(milestones)) for epoch in milestones}
+    return sorted({max(epoch, 1) for epoch in scaled if max(epoch, 1) < epochs})
 
 
 def _term_faults(name: str, values: dict[str, Any]) -> Iterator[str]:

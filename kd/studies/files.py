@@ -90,13 +90,21 @@ def quick_version(study: dict[str, Any], path: Path) -> dict[str, Any]:
     return overlay({key: value for key, value in study.items() if key != "quick"}, study["quick"])
 
 
-def study_faults(study: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """Return a readable line per violation of the schema of studies; for a list of another shape with an example."""
-    return [_with_example(fault) for fault in schema_faults(study, schema)]
+def study_faults(study: dict[str, Any], schema: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Return a readable line per violation of the schema of studies, with a hint for frequent mistakes.
+
+    `settings` are those of config.yaml, which belong below `settings` in a study.
+    """
+    misplaced = sorted(key for key in study if key in settings and key not in schema["properties"])
+    hints = [f"top level: {key}: is a setting of runs; write it below `settings:`" for key in misplaced]
+    rest = {key: value for key, value in study.items() if key not in misplaced}
+    return hints + [_with_example(fault) for fault in schema_faults(rest, schema)]
 
 
 def _with_example(fault: str) -> str:
     place, _, problem = fault.partition(": ")
     names = [part for part in place.split(".") if not part.isdigit()]
-    shape = names[0] in ("experiments", "tune") and re.search(r"; allowed: (array|at least|at most)\b", problem)
+    shape = names[0] in ("experiments", "tune") and re.search(
+        r"; allowed: (a list|text or a list|at least|at most)", problem
+    )
     return f"{fault}; write {EXAMPLES[names[-1]]}" if shape and names[-1] in EXAMPLES else fault

@@ -64,7 +64,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     study = read_study(path, studies)
     if asked.get("quick") is True:
         name, study = f"{name}-quick", quick_version(study, path)
-    if faults := study_faults(study, study_schema):
+    if faults := study_faults(study, study_schema, defaults):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given, {"study": chosen})
     check = Checker(settings_schema())

@@ -631,7 +631,7 @@ def test_a_mistake_in_settings_by_hand_ends_in_one_line(
     ("text", "says"),
     [
         ("- kind: train\n", "holds a list"),
-        ("", "holds null"),
+        ("", "is empty"),
         ("kind: [train\n", "not valid YAML"),
         ("{}\n", "'kind'"),
         ("kind: train\nkind: distill\n", "key 'kind' is given twice"),

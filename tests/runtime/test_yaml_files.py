@@ -14,8 +14,8 @@ def test_a_yaml_mapping_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "null"),
-        (b"# nothing\n", "null"),
+        (b"", "is empty"),
+        (b"# nothing\n", "is empty"),
         (b"- 1\n- 2\n", "a list"),
         (b"text", "'text' (text)"),
         (b"5", "5 (integer)"),
