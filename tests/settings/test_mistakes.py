@@ -98,6 +98,10 @@ MISTAKES = [
     ({"objective": {"kd": {"weight": 1}}}, "objective.kd", "kind is train", "set kind: distill"),
     (merge(KINDS["datafree"], {"dataset": {"image_size": 18}}), "dataset.image_size", "18", "multiple of 4"),
     (
+        merge(KINDS["datafree"], {"teacher": {"model": "torchvision:alexnet"}}),
+        *("teacher.model", "torchvision:alexnet has no batch normalisation", "take another teacher"),
+    ),
+    (
         distilled("simkd", teacher=["wrn_16_2", "wrn_16_1"]),
         "teacher.model",
         "got 2 networks",

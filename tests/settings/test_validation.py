@@ -20,6 +20,17 @@ def test_a_pair_that_a_loss_cannot_relate_is_refused_by_name():
     validate(merge(DEFAULTS, fsp, off, {"objective": {"ce": {"weight": 1.0}}}), SCHEMA, "x")
 
 
+def test_real_images_need_no_teacher_with_batch_normalisation():
+    plain = {"kind": "datafree", "teacher": {"model": "torchvision:alexnet"}, "inversion": {"source": "original"}}
+    validate(merge(DEFAULTS, plain), SCHEMA, "x")
+
+
+def test_an_unknown_loss_is_named_for_an_ensemble_too():
+    terms = {"cee": {"weight": 1.0}}
+    lines = faults_of({"kind": "distill", "teacher": {"model": ["wrn_16_1", "wrn_16_2"]}, "objective": terms})
+    assert any("objective.cee: unknown loss" in line for line in lines)
+
+
 def test_data_free_methods_have_one_teacher():
     ensemble = {"kind": "datafree", "teacher": {"model": ["wrn_16_1", "wrn_16_2"]}}
     with pytest.raises(ConfigError, match=r"teacher\.model: got 2 networks; data-free"):
