@@ -47,10 +47,12 @@ TINY: dict[str, Any] = {
 PAIR = ["resnet8", "wrn_10_1"]
 COMPUTE = Compute.by_hand(device="cpu", checkpoint_seconds=3600.0)
 
+LONG = ("test_workflow.py", "test_interrupted_studies.py", "test_run.py")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole studies and runs first: at the end they would leave one of two workers without work."""
-    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_run.py"))
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,14 +73,18 @@ def tiny_run(method: str, seed: int = 0, **dotted: Any) -> Run:
     return run_of(tiny_settings(method, **dotted), seed)
 
 
+def copy_project(folder: Path) -> Path:
+    """Copy the project's workflow and configuration, which a test may edit; kd itself stays the installed one."""
+    for name in ("workflow", "config", "profiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the project's workflow and configuration in which a test may edit; kd itself is the installed one."""
-    for name in ("workflow", "config", "profiles"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, tmp_path)
-    return tmp_path
+    return copy_project(tmp_path)
 
 
 @functools.cache

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+KD = ["kd.integrations.jobs"]  # imported before the forks, with all that it imports
 
 
 class DryRuns:
     """Context manager: a process in `project` that runs `snakemake` with any arguments."""
 
-    def __init__(self, project: Path, **environment: str):
-        path = os.pathsep.join([str(ROOT), *filter(None, [environment.pop("PYTHONPATH", "")])])
+    def __init__(self, project: Path, edited: Path | None = None, **environment: str):
+        """`edited`: where a copy of kd lies that may change between dry runs; each of them imports it again."""
+        path = os.pathsep.join([str(edited or ROOT), *filter(None, [environment.pop("PYTHONPATH", "")])])
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *(KD if edited is None else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,7 +94,7 @@ def answer(commands: list[list[str]]) -> list[tuple[int, str]]:
 
 
 if __name__ == "__main__":
-    for module in ("jsonschema", "pandas", "snakemake.cli", "snakemake.workflow", "kd.integrations.jobs"):
+    for module in ("jsonschema", "pandas", "snakemake.cli", "snakemake.workflow", *sys.argv[1:]):
         importlib.import_module(module)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

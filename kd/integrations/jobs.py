@@ -1,7 +1,7 @@
-"""What every script of the workflow needs: readable errors, and the settings that are no params.
+"""What the workflow and its scripts call: readable errors, settings that are not params, start and end of a study.
 
-`snakemake` is the object that Snakemake gives a script. Settings that change no number (compute, tracking) come through
-its `config`, because a changed param would run everything again.
+`snakemake` is the object that Snakemake passes to a script. Settings that change no number (compute, tracking) come
+through its `config`, because a changed param would run everything again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from kd.studies.study import Study
 
 @contextmanager
 def job(log: str) -> Iterator[Callable[[str], None]]:
-    """Around a script's work; gives `say(text)`, which writes to the log file and to stderr.
+    """Run a script's work in this context; yields `say(text)`, which writes to the log file and to stderr.
 
-    A user's mistake, a diverged run, one that another process has, or a disk that fails ends in one line and exit code
-    1; anything else in its traceback.
+    A user's mistake, a diverged run, a run that another process took over and a disk that fails end with one line and
+    exit code 1; any other error with its traceback.
     """
     path = Path(log)
 
@@ -63,7 +63,7 @@ def compute_of(snakemake: Any) -> Compute:
 
 
 def source_of(snakemake: Any) -> Source:
-    """Where the data set of a `prepare_data` job is read from."""
+    """Return where the data set of a `prepare_data` job is read from."""
     results, file = results_of(snakemake), Path(snakemake.output[0])
     root = snakemake.config["roots"][file.relative_to(results).as_posix()]
     download = snakemake.config["compute"]["download"]
@@ -71,10 +71,10 @@ def source_of(snakemake: Any) -> Source:
 
 
 def open_study(study: Study, say: Callable[[str], None]) -> None:
-    """Before the first job: list the study's runs, and create a local MLflow store, which parallel jobs cannot do.
+    """List the study's runs and create a local MLflow store before the first job, since parallel jobs cannot.
 
-    A store that cannot be made is reported; tracking is a view, and the study goes on without it. Raises ConfigError
-    where the results folder cannot be written.
+    A store that cannot be made is reported; the study goes on without it. Raises ConfigError where the results folder
+    cannot be written.
     """
     folder = study.root / "studies" / study.name
     try:
@@ -93,7 +93,7 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
 
 
 def close_study(study: Study, say: Callable[[str], None]) -> None:
-    """After the last job: send to MLflow what it does not have yet, and the study's tables and figures."""
+    """Send to MLflow, after the last job, what it does not have yet, and the study's tables and figures."""
     if study.tracking["enabled"]:
         from kd.integrations.tracking import log_study, store_uri, sync
 
@@ -106,7 +106,7 @@ def close_study(study: Study, say: Callable[[str], None]) -> None:
 
 
 def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None]) -> AbstractContextManager:
-    """The MLflow tracker of a run, tagged with the study's names for it; a null context where tracking is off."""
+    """Return the MLflow tracker of a run, tagged with the study's names for it; a null context with tracking off."""
     tracking = snakemake.config["tracking"]
     if not tracking["enabled"]:
         return nullcontext()

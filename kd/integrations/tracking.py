@@ -1,8 +1,8 @@
 """MLflow as a view of a run's files. The only module that imports mlflow.
 
-A run's files are the truth, and the store is brought up to date from them: while a long run goes on and at its end; for
-short runs all at once when the study ends, because opening MLflow takes seconds; or later by `python -m kd sync`. When
-the store is away it is said once, training goes on, and nothing is lost.
+The store is brought up to date from a run's files: for long runs during the run and at its end; for short runs when the
+study ends, because opening MLflow takes seconds; or later by `python -m kd sync`. When the store is away, one line says
+so, training goes on, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from kd.runtime.files import read_json, write_json
 
-OPEN_AFTER_SECONDS = 60.0  # shorter runs leave it to the end of the study
+OPEN_AFTER_SECONDS = 60.0  # shorter runs are sent at the end of the study
 SEND_EVERY_SECONDS = 15.0
-METRICS_PER_BATCH = 1000  # the largest batch that MLflow takes
+METRICS_PER_BATCH = 1000  # the largest batch that MLflow accepts
 STATE = "mlflow.json"  # in the run's folder: which MLflow run it is, and how many rows it has
 ARTIFACTS = ("metrics.json", "run.json", "history.csv", "weights.pt")
 
-SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # opens at runs, not at chat traces
+SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens at the runs, not at chat traces
 
 # A store that is away must not hang a run for minutes; these are MLflow's own settings, unless the user chose others.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -32,13 +32,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
 def store_uri(settings: dict[str, Any], results: Path) -> str:
-    """tracking.uri, else $MLFLOW_TRACKING_URI, else an SQLite file in the results folder."""
+    """Return tracking.uri, else $MLFLOW_TRACKING_URI, else the URI of an SQLite file in the results folder."""
     local = f"sqlite:///{(results / 'mlflow.db').resolve()}"
     return settings["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local
 
 
 def create_local_store(uri: str, experiment: str, results: Path) -> None:
-    """Create the tables of an SQLite store that is not there yet; parallel jobs would get into each other's way."""
+    """Create the tables of a missing SQLite store, before parallel jobs would all try to."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         with _quiet():
@@ -46,9 +46,9 @@ def create_local_store(uri: str, experiment: str, results: Path) -> None:
 
 
 class Tracker:
-    """Context manager around one run; entering gives the journal's sink.
+    """Context manager around one run; entering returns the journal's sink.
 
-    Nothing here raises because of the store: a failure is reported through `say` and counted as not sent.
+    Nothing here raises because of the store: a failure is reported through `say`, and what it concerned is sent later.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Tracker:
 def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], status: str) -> None:
     """Bring the MLflow run that `state` names up to date with the rows and, when finished, the files.
 
-    Notes in `state` what has arrived as soon as it has, so that nothing is sent twice. Raises whatever MLflow raises.
+    Records in `state` at once what has arrived, so that nothing is sent twice. Raises what MLflow raises.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -154,7 +154,7 @@ def _rows_per_batch(history: list[dict[str, float]]) -> int:
 
 
 def log_study(uri: str, experiment: str, results: Path, folder: Path) -> None:
-    """The study's tables and figures as artifacts of one MLflow run named after the study; replaced when run again."""
+    """Store the study's tables and figures as artifacts of one MLflow run named after it, over earlier ones."""
     with _quiet():
         client = _client(uri)
         experiment_id = _experiment(client, experiment, results)
@@ -170,9 +170,9 @@ def log_study(uri: str, experiment: str, results: Path, folder: Path) -> None:
 
 
 def sync(results: Path, say: Callable[[str], None] = print) -> int:
-    """Send what the store lacks of every finished run below `results`; the number of runs brought up to date.
+    """Send what the store lacks of every finished run below `results`; return the number of runs brought up to date.
 
-    A store that is away is tried and reported once.
+    A store that is away is tried and reported only once.
     """
     sent, away = 0, set()
     for file in sorted(results.glob(f"**/{STATE}")):
@@ -196,7 +196,7 @@ def sync(results: Path, say: Callable[[str], None] = print) -> int:
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """The rows of history.csv, empty cells left out."""
+    """Return the rows of history.csv without their empty cells."""
     import csv
 
     with (folder / "history.csv").open() as file:
@@ -204,7 +204,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Return nested values under dotted names: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -233,7 +233,7 @@ def _experiment(client: Any, name: str, results: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the lines that Alembic and MLflow print about tables and migrations."""
+    """Silence the lines that Alembic and MLflow print about tables and migrations."""
     import mlflow  # noqa: F401  (its import sets the levels of its loggers)
 
     names = ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration")

@@ -26,8 +26,9 @@ def trial(
 ) -> dict[str, Any]:
     """Run the `number`-th trial of a search and write trial.json into `folder`.
 
-    Parameters are asked for once and noted in suggestion.json; a killed trial goes on with the same ones. Each trial's
-    sampler is seeded with its number. `objective` takes {dotted setting: value} and gives the validation accuracy.
+    Optuna is asked for parameters once; they are kept in suggestion.json, so that a killed trial goes on with them.
+    Each trial's sampler is seeded with its number. `objective` maps {dotted setting: value} to the validation accuracy.
+    Returns the content of trial.json; its accuracy is None where the run diverged.
     """
     import optuna
 
@@ -45,7 +46,7 @@ def trial(
     try:
         value, note = objective(suggestion["params"]), ""
         study.tell(suggestion["optuna_trial"], value, skip_if_finished=True)
-    except FloatingPointError as error:  # settings that diverge are an answer, too
+    except FloatingPointError as error:  # that settings diverge is a result, too
         value, note = None, str(error)
         study.tell(suggestion["optuna_trial"], state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
     result = {**suggestion, "number": number, METRIC: value, "note": note}
@@ -54,8 +55,10 @@ def trial(
 
 
 def best(trials: list[Path], output: Path, table: Path) -> dict[str, Any]:
-    """Write the best trial's settings as overrides (YAML that an ablation of a study may name) and the
-    table of all trials (CSV). Of equal values the first trial wins. Raises ConfigError when every trial diverged."""
+    """Write the best trial's settings (YAML that an ablation may name) and the table of all trials (CSV).
+
+    Returns the best trial; of equal ones the first. Raises ConfigError when every trial diverged.
+    """
     import pandas as pd
 
     results = sorted((read_json(path) for path in trials), key=lambda result: result["number"])

@@ -1,4 +1,4 @@
-# One rule per kind of run. They differ in what they read and write; the work is kd.runs.run.run_step.
+# One rule per kind of run. They differ in their inputs and outputs; kd.runs.run.run_step does the work.
 RUN_KIND = {
     "train": r"[^/]+/[^/]+/train-[0-9a-f]{10}/seed[0-9]+",
     "distill": r"[^/]+/[^/]+--[^/]+/(?!datafree-)[^/]+-[0-9a-f]{10}/seed[0-9]+",

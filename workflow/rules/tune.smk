@@ -1,4 +1,4 @@
-# Searches of the study's `tune` section. Trials are jobs of their own and share one Optuna journal.
+# Searches of the study's `tune` section. Each trial is a job; all trials of a search share one Optuna journal.
 rule trial:
     """Train with settings that Optuna suggests; score on the validation split."""
     input:

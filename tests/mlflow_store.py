@@ -1,0 +1,68 @@
+"""A local MLflow store, and what runs would send to it."""
+
+from __future__ import annotations
+
+from kd.integrations.tracking import Tracker
+from kd.runtime.files import write_json
+
+AWAY = "http://127.0.0.1:9"
+ROWS = [{"epoch": 1.0, "loss": 2.5}, {"epoch": 2.0, "loss": 1.5, "accuracy": 50.0}, {"epoch": 3.0, "loss": 0.5}]
+PARAMS = {"kind": "train", "training": {"lr": 0.1, "milestones": [1, 2], "schedule": None}}
+TAGS = {"method": "kd", "teacher": "", "seed": "0"}
+
+
+class Said(list):
+    def __call__(self, text):
+        self.append(text)
+
+
+class Store:
+    """A store in a folder, its client, and runs below it."""
+
+    def __init__(self, results, uri):
+        from mlflow import MlflowClient
+
+        self.results, self.uri, self.client = results, uri, MlflowClient(tracking_uri=uri)
+
+    def tracker(self, folder, experiment, say=None, uri=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        say = Said() if say is None else say
+        return Tracker(folder, uri or self.uri, experiment, self.results, folder.name, TAGS, PARAMS, say)
+
+    def runs(self, experiment):
+        found = self.client.get_experiment_by_name(experiment)
+        return self.client.search_runs([found.experiment_id]) if found else []
+
+    def the_run(self, experiment):
+        [run] = self.runs(experiment)
+        return run
+
+    def curve(self, run, name):
+        history = self.client.get_metric_history(run.info.run_id, name)
+        return sorted((metric.step, metric.value) for metric in history)
+
+
+def write_files(folder, rows=ROWS, accuracy=87.5):
+    """What a finished run leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in rows)]
+    (folder / "history.csv").write_text("\n".join(lines) + "\n")
+    write_json(folder / "metrics.json", {"accuracy": accuracy, "parameters": 123, "scored": "test"})
+    record = {"seconds": {"training": 1.5, "total": 2.0}, "counts": {"student_steps": 7}, "peak_memory_mb": 64.0}
+    write_json(folder / "run.json", {**record, "git": {"commit": "abc123", "diff": ""}})
+
+
+def send_at_once(tracker):
+    """Do not wait the seconds between two sends."""
+    tracker._next = 0.0
+
+
+def finished(store, folder, experiment, say=None, rows=ROWS):
+    """A run without a disturbance, which reports now and then."""
+    tracker = store.tracker(folder, experiment, say)
+    with tracker as sink:
+        for number in range(1, len(rows) + 1):
+            send_at_once(tracker)
+            sink(rows[:number])
+        write_files(folder, rows)
