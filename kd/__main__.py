@@ -21,7 +21,7 @@ from kd.settings.shapes import Compute
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 1 after one readable line per mistake or failed run on stderr."""
+    """Return 0, or 1 after a readable line on stderr per mistake or failed run."""
     parser = argparse.ArgumentParser(prog="python -m kd", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     run = commands.add_parser("run", help="train, score and write runs, with their data sets and teachers if missing")
@@ -43,9 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--no-download", action="store_true", help="never download a data set")
     plan = commands.add_parser("plan", help="what a study would run, and what that costs")
     plan.add_argument("--write", type=Path, metavar="FILE", help="write the runs still to do, for `run --settings`")
-    status = commands.add_parser("status", help="where a study stands, from its files alone")
+    status = commands.add_parser("status", help="where a study stands, from its files only")
     tables = commands.add_parser("tables", help="tables and figures of a study's runs that are finished so far")
-    tables.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: results/studies/<study>/so-far)")
+    tables.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder to write to (default: results/studies/<study>/so-far)"
+    )
     sync = commands.add_parser("sync", help="send to MLflow what it missed while it was away")
     for command in (run, sync):
         command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
@@ -103,7 +105,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _share(arguments: list[str], jobs: int) -> int:
-    """So many processes of the same command; signals are passed on to them."""
+    """Run the command in that many processes and pass signals on to them."""
     workers: list[subprocess.Popen] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: [worker.send_signal(number) for worker in workers])
@@ -113,7 +115,7 @@ def _share(arguments: list[str], jobs: int) -> int:
 
 
 def _runs_in(file: Path) -> list[Run]:
-    """The runs of a settings file, checked. Raises ConfigError."""
+    """Return the runs of a settings file, checked. Raises ConfigError."""
     from kd.settings.validation import validate_run
 
     content = read_yaml(file)  # JSON is YAML
@@ -182,7 +184,7 @@ def _study(given: argparse.Namespace) -> Any:
 
 
 def _project() -> Path:
-    """Where config/ and workflow/ are: here, or beside the package."""
+    """Return the folder with config/ and workflow/: the current one, or that of the package."""
     return Path.cwd() if Path("config/config.yaml").is_file() else ROOT
 
 

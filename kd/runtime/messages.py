@@ -1,4 +1,4 @@
-"""What a user is told of a mistake: the key, what came, what is allowed. Imports no torch."""
+"""Messages about mistakes: the key, what came, what is allowed, what to do. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 class ConfigError(ValueError):
     """A user's mistake in a configuration; each line of the message names the key, what came and what is allowed.
 
-    Whatever came, a line is printable and of bearable length.
+    Whatever came, each line is printable and not too long to read.
     """
 
     def __init__(self, message: str):
@@ -26,35 +26,44 @@ def _bearable(line: str) -> str:
 
 
 def wanted_kind(value: Any, annotation: str) -> str:
-    """What an annotation allows, in words, where `value` is something else; empty where it fits or cannot be told."""
-    if annotation.startswith("Literal["):
-        allowed = ast.literal_eval(f"[{annotation[8:-1]}]")
-        return "" if value in allowed else ", ".join(map(str, allowed))
-    names = _known_kinds(annotation)
-    if any(isinstance(value, KINDS[name]) and (name == "bool" or not isinstance(value, bool)) for name in names):
-        return ""
-    words = {"float": "number", "int": "integer", "str": "text", "bool": "boolean", "None": "null"}
-    return " or ".join(words[name] for name in names)
-
-
-KINDS = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "None": (type(None),)}
+    """Say in words what an annotation allows where `value` is something else; empty where it fits or is not known."""
+    literals, types, words = _allowed(annotation)
+    if literals:
+        return "" if value in literals else words
+    fits = type(value) in types or (isinstance(value, tuple(types)) and not isinstance(value, bool))
+    return "" if fits else words
 
 
 @cache
-def _known_kinds(annotation: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in annotation.split("|"))
-    return names if all(name in KINDS for name in names) else ()
+def _allowed(annotation: str) -> tuple[tuple[Any, ...], frozenset[type], str]:
+    """Return the literals and the types that an annotation allows, and both in words."""
+    if annotation.startswith("Literal["):
+        literals = tuple(ast.literal_eval(f"[{annotation[8:-1]}]"))
+        return literals, frozenset(), ", ".join(map(str, literals))
+    names = [part.strip() for part in annotation.split("|")]
+    if not all(name in KINDS for name in names):
+        return (), frozenset(), ""
+    return (), frozenset().union(*(KINDS[name][0] for name in names)), " or ".join(KINDS[name][1] for name in names)
+
+
+KINDS = {  # annotation -> types, and what a user calls them
+    "float": ({float, int}, "number"),
+    "int": ({int}, "integer"),
+    "str": ({str}, "text"),
+    "bool": ({bool}, "boolean"),
+    "None": ({type(None)}, "null"),
+}
 
 
 def suggest(came: str, allowed: list[str]) -> str:
-    """What is allowed, the nearest name first when there is one."""
+    """Say what is allowed, the nearest name first if one is near."""
     near = difflib.get_close_matches(came, allowed, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}allowed: {', '.join(allowed) or 'nothing here'}"
 
 
 def kind_of(value: Any) -> str:
-    """A value and its YAML type in words."""
+    """Return a value and its YAML type in words."""
     if value is None:
         return "null"
     if isinstance(value, dict):
@@ -66,6 +75,7 @@ def kind_of(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
+    """Write a value in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

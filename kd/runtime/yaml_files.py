@@ -1,4 +1,4 @@
-"""YAML as users write it: every mistake in one line, and nothing that unfolds without end. Imports no torch."""
+"""YAML as users write it: a mistake gives one line, and endless aliases are refused. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HINTS = {  # words of PyYAML -> what to do
 REPEATED = 100_000  # values that aliases may add to a file
 
 
-_Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast, where PyYAML has it
+_Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
 class _Loader(_Safe):
-    """Refuses a key that is given twice, which YAML would forget silently, and what unfolds without end."""
+    """Refuses keys that are given twice, of which YAML keeps only the last, and aliases that unfold without end."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -64,7 +64,7 @@ class _Loader(_Safe):
 
 
 def _require_shallow(text: str) -> None:
-    """Event by event: deep nesting would overflow the stack of what follows, in C with no way back."""
+    """Raise YAMLError for deep nesting, which would overflow the stack of the parser in C and end the process."""
     level = 0
     for event in yaml.parse(text, _Safe):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -73,7 +73,7 @@ def _require_shallow(text: str) -> None:
 
 
 def _size(node: yaml.Node, sizes: dict[int, int], level: int) -> int:
-    """How many values a node stands for, those of its aliases counted again."""
+    """Count the values that a node stands for; those of an alias count again."""
     if level > DEEPEST:
         raise yaml.YAMLError(f"more than {DEEPEST} levels, or an alias inside of what it names")
     if id(node) not in sizes:
@@ -92,7 +92,7 @@ def _encodable(text: str) -> bool:
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text holds. Raises ConfigError, in one line."""
+    """Return what a text holds. Raises ConfigError with one line."""
     try:
         _require_shallow(text)
         return yaml.load(text, _Loader)
@@ -105,7 +105,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError where the file is missing, unreadable or holds no mapping."""
+    """Return the mapping in a YAML file. Raises ConfigError if the file is missing, unreadable or holds no mapping."""
     try:
         content = parse_yaml(path.read_text("utf-8"))
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Published claims, each with a rule that a study writes down before it runs, and the verdicts. Imports no torch."""
+"""Claims of papers, tested by rules that a study states before it runs, and their verdicts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MEASURES = {  # name -> column of results
     "seconds": "seconds_total",
     "correlation_gap": "correlation_gap",
 }
-KEYS = ("teacher", "student", "scale", "seed")  # what runs that are compared share, unless a side names it
+KEYS = ("teacher", "student", "scale", "seed")  # compared runs have these in common, unless a side names one
 
 
 class Interval(NamedTuple):
-    """Mean of n paired values with its two-sided confidence interval by Student's t; of one value no interval."""
+    """Mean of n paired values with its two-sided confidence interval by Student's t; infinite for one value."""
 
     n: int
     mean: float
@@ -29,8 +29,8 @@ class Interval(NamedTuple):
 
 
 def interval(values: pd.Series) -> Interval:
-    """The mean of independent values and where it lies with 95 % confidence."""
-    from scipy.stats import t  # half a second, which planning a study need not wait
+    """Return the mean of independent values and its 95 % confidence interval."""
+    from scipy.stats import t  # takes half a second, which plans do not need
 
     n, mean = len(values), float(values.mean())
     if n < 2:
@@ -40,7 +40,7 @@ def interval(values: pd.Series) -> Interval:
 
 
 def paired_p(differences: pd.Series) -> float:
-    """Two-sided p of the paired t-test; NaN where the differences tell nothing (fewer than two, or all equal)."""
+    """Return the two-sided p of the paired t-test; NaN for fewer than two differences, or if all are equal."""
     from scipy.stats import t
 
     spread = differences.std()
@@ -50,16 +50,16 @@ def paired_p(differences: pd.Series) -> float:
 
 
 def pairs(table: pd.DataFrame, test: dict[str, Any]) -> pd.DataFrame:
-    """The runs that a test compares: a row per teacher, student, scale and seed, columns with the suffixes _of and _to.
+    """Return the runs that a test compares: a row per teacher, student, scale and seed, with suffixes _of and _to.
 
-    What a side names is no part of the pairing: runs at two scales are compared by naming them. Experiments share runs;
-    each counts once.
+    Keys named on a side are not paired on: runs at two scales are compared by naming the scales. A run that several
+    experiments share counts once.
     """
     keys, sides = _keys(test), []
     for side in ("of", "to"):
         wanted = {"ablation": "full", **test[side]}
         rows = table[np.logical_and.reduce([_equal(table[key], value) for key, value in wanted.items()])]
-        # by the keys as well: one student trained without a teacher stands beside the students of several
+        # by the keys as well: one student trained without a teacher is compared with the students of several
         sides.append(rows.drop_duplicates([*keys, "path"]))
     return sides[0].merge(sides[1], on=keys, suffixes=("_of", "_to"))
 
@@ -73,7 +73,7 @@ def _equal(column: pd.Series, value: str | float) -> pd.Series:
 
 
 def require_runs(claims: dict[str, Any], table: pd.DataFrame, source: str) -> None:
-    """Raises ConfigError for a test that compares nothing, or one of whose sides leaves open which run is meant."""
+    """Raise ConfigError for a test that compares nothing, or a side of which fits several runs."""
     for name, claim in claims.items():
         for number, test in enumerate(claim["tests"]):
             compared, where = pairs(table, test), f"{source}: claims.{name}.tests.{number}"
@@ -92,7 +92,7 @@ def require_runs(claims: dict[str, Any], table: pd.DataFrame, source: str) -> No
 
 
 def expanded(claims: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
-    """Claims with `each: pair` written out: such a test is one for every pair of networks that it compares."""
+    """Replace each test with `each: pair` by one test for every pair of networks that it compares."""
     return {
         name: {**claim, "tests": [single for test in claim["tests"] for single in _each(test, table)]}
         for name, claim in claims.items()
@@ -109,7 +109,7 @@ def _each(test: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def judge(claims: dict[str, Any], results: pd.DataFrame) -> pd.DataFrame:
-    """A row per test of every claim: what was measured, what was wanted, the verdict of the test and of its claim.
+    """Return a row per test of every claim: what was measured and wanted, the verdict on the test and on its claim.
 
     A test holds if the whole confidence interval of the mean paired difference (with `as: ratio`, of the geometric
     mean of the paired ratios) lies on the claimed side of its bound, does not if it lies on the other, and is not
@@ -156,13 +156,13 @@ def _verdict(found: Interval, bound: float, above: bool) -> str:
 
 
 def _side(chosen: dict[str, Any]) -> str:
-    """{"method": "ssdkd", "ablation": "none", "scale": 0.1} -> ssdkd, none, 10 %."""
+    """Write {"method": "ssdkd", "ablation": "none", "scale": 0.1} as `ssdkd, none, 10 %`."""
     named = {key: value for key, value in chosen.items() if (key, value) != ("ablation", "full")}
     return ", ".join(f"{100 * value:.4g} %" if key == "scale" else str(value) for key, value in named.items())
 
 
 def claims_markdown(judged: pd.DataFrame) -> str:
-    """The verdicts: a paragraph and a table per claim."""
+    """Return the verdicts as markdown: a paragraph and a table per claim."""
     parts = ["### Claims\n"]
     parts += [
         f"A test holds if the {100 * CONFIDENCE:.0f} % interval of the mean over pairs and seeds lies wholly on the "
