@@ -1,57 +1,26 @@
-"""Every distiller in a whole run, first stages, ensembles and views, at tiny size."""
+"""Every distiller in a whole run, first stages, signed maps and the teacher's classifier, at tiny size."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import COMPUTE, ROOT, execute, tiny_run
-from PIL import Image
+from conftest import execute
+from quick_runs import METHODS, quick, with_teachers
 from torch import nn
 
 from kd.batch import Batch, LossContext, Output
-from kd.data import views
-from kd.data.augment import Augment
-from kd.data.prepare import prepare
-from kd.data.raw import Source
 from kd.losses.base import Loss
 from kd.losses.objective import EnsembleObjective, Objective
 from kd.models.build import build
 from kd.models.classifier import Classifier, Ensemble, Reusing
 from kd.registry.losses import LOSSES
-from kd.runs.run import run_step
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
-from kd.runtime.yaml_files import read_yaml
-from kd.settings.run import Run, slug
 from kd.training.step import train_step
-
-METHODS = {
-    name: method
-    for name, method in read_yaml(ROOT / "config/config.yaml")["methods"].items()
-    if method["kind"] == "distill"
-}
-QUICK = {"training__epochs": 1, "scale": 0.1}
-
-
-def quick(method: str, seed: int = 0, **changes):
-    """One epoch on a tenth of the digits, teacher and student of equal widths; one epoch of a first stage."""
-    for loss in ("ab", "ft", "fsp"):
-        if loss in METHODS[method]["objective"]:
-            changes.setdefault(f"objective__{loss}__first_epochs", 1)
-    return tiny_run(method, seed, **{"teacher__model": "wrn_10_1", **QUICK, **changes})
-
-
-def with_teachers(run: Run, store: Path, folder: Path) -> dict[str, float]:
-    """The run, once its teachers are there."""
-    for teacher in run.teachers:
-        execute(teacher, store, store / teacher.path)  # at once, where it is complete
-    return execute(run, store, folder)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -234,122 +203,3 @@ def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(sto
     assert metrics["parameters"] == learned
     with pytest.raises(ConfigError, match=r"objective.simkd: takes over the classifier of one teacher; got 2"):
         with_teachers(quick("simkd", teacher__model=["wrn_10_1", "resnet8"]), store, tmp_path / "two")
-
-
-# ----------------------------------------------------------------------------------------------------------- ensembles
-
-
-def test_an_ensemble_is_the_mean_over_its_teachers_objectives() -> None:
-    class Loss(nn.Module):
-        maps, first_epochs, first_lr, first, losses = True, 0, None, False, {}
-
-        def __init__(self, factor: float):
-            super().__init__()
-            self.factor = factor
-
-        def forward(self, student, teacher, batch):
-            return self.factor * (student.logits - teacher.logits).abs().sum(1)
-
-        def logged(self):
-            return {"x": torch.tensor(self.factor)}
-
-    objective = EnsembleObjective([Loss(1.0), Loss(3.0)])
-    student = Output(torch.zeros(2, 3), torch.zeros(2, 0))
-    teachers = [Output(torch.full((2, 3), value), torch.zeros(2, 0)) for value in (1.0, 2.0)]
-    batch = Batch(torch.zeros(2), torch.zeros(2), torch.arange(2), torch.ones(2))
-    assert objective(student, teachers, batch).tolist() == [(3 * 1 + 3 * 3 * 2) / 2] * 2
-    assert objective.logged()["x"] == 2.0
-
-
-def test_an_ensemble_classifies_by_its_mean_probability() -> None:
-    members = [build("wrn_10_1", num_classes=4, image_size=8).eval() for _ in range(3)]
-    images = torch.randn(5, 3, 8, 8)
-    expected = torch.stack([member(images).logits.softmax(1) for member in members]).mean(0)
-    torch.testing.assert_close(Ensemble(members)(images).logits.softmax(1), expected)
-
-
-@pytest.mark.parametrize("method", ["kd", "crd", "at"])
-def test_a_student_learns_from_teachers_of_several_kinds(method: str, store: Path, tmp_path: Path) -> None:
-    names = ["resnet8", "wrn_10_1", "wrn_10_1"]
-    run = tiny_run(method, teacher__model=names, **QUICK)
-    assert [(teacher.model, teacher.seed) for teacher in run.teachers] == [
-        *(("resnet8", 0), ("wrn_10_1", 0), ("wrn_10_1", 1))
-    ]
-    assert run.path.split("/")[2] == f"{slug('+'.join(names))}--wrn_10_1"
-    assert run.path.split("/")[2].startswith("resnet8.wrn_10_1.wrn_10_1.")
-    metrics = with_teachers(run, store, tmp_path)
-    alone = [read_json(store / teacher.path / "metrics.json")["accuracy"] for teacher in run.teachers]
-    assert metrics["teacher_accuracy"] >= min(alone)
-    single = tiny_run(method, teacher__model="resnet8", **QUICK)
-    assert single.digest != run.digest
-
-
-# --------------------------------------------------------------------------------------------------------------- views
-
-
-def test_views_are_linear_in_the_image_and_leave_out_what_they_say() -> None:
-    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
-    augment = Augment(mean, std, 0, False)
-    grey = torch.full((1, 3, 2, 2), 0.7)
-    colour = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    lifted = colour + 0.1
-    normal = {name: augment.normalise(image) for name, image in (("c", colour), ("l", lifted))}
-    chroma, luma = (
-        {key: views.mix(x, views.weights(view, std)) for key, x in normal.items()}
-        for view in ("chrominance", "luminance")
-    )
-    assert chroma["c"].shape == (1, 2, 2, 2)
-    assert luma["c"].shape == (1, 1, 2, 2)
-    torch.testing.assert_close(chroma["c"], chroma["l"], rtol=0, atol=1e-5)  # more light is no other colour
-    torch.testing.assert_close(luma["l"] - luma["c"], torch.full((1, 1, 2, 2), 0.1 / 0.25))
-    red, green, blue = colour[0]
-    zero = 0.299 * mean[0] + 0.587 * mean[1] + 0.114 * mean[2]
-    torch.testing.assert_close(luma["c"][0, 0], (0.299 * red + 0.587 * green + 0.114 * blue - zero) / 0.25)
-    weight = views.weights("chrominance", std)
-    light, dark = (views.mix(augment.normalise(image), weight) for image in (grey, 0 * grey))
-    torch.testing.assert_close(light, dark)  # a grey has no colour, however light
-
-
-def test_a_network_looks_through_its_view_and_keeps_its_state_dict() -> None:
-    augment = Augment(torch.zeros(3), torch.ones(3), 0, False)
-    plain = build("resnet8", num_classes=3, in_channels=2, image_size=8).eval()
-    names = set(plain.state_dict())
-    images = torch.randn(2, 3, 8, 8)
-    expected = plain(views.mix(images, views.weights("chrominance", augment.std)), maps=True)
-    views.look_through("chrominance", plain, augment)
-    actual = plain(images, maps=True, signed=True)
-    assert torch.equal(actual.logits, expected.logits)
-    assert len(actual.maps) == len(actual.signed) == 4
-    assert plain.map_shapes()[0] == (16, 8, 8)
-    assert set(plain.state_dict()) == names
-
-
-def test_luminance_teaches_chrominance(tmp_path: Path) -> None:
-    """On colour images of a folder: classes differ in brightness and in hue."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 8)):
-        for number, colour in enumerate(((200, 40, 40), (90, 160, 90))):
-            folder = tmp_path / f"images/{split}/class{number}"
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(np.array(colour) + rng.normal(0, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    where = {"dataset__name": "folder", "dataset__root": str(tmp_path / "images")}
-    fast = {"training__batch_size": 16, "teacher__training__batch_size": 16, "training__epochs": 3}
-    changes = {**where, **fast, "teacher__training__epochs": 3}
-    run = tiny_run("kd", teacher__view="luminance", student__view="chrominance", **changes)
-    assert (run.view, run.teacher.view) == ("chrominance", "luminance")
-    results = tmp_path / "results"
-    data = results / run.data_path
-    data.parent.mkdir(parents=True)
-    prepare(run.dataset, data, Source(tmp_path / "images", results, download=False))
-    run_step(run.teacher, results / run.teacher.path, data, [], COMPUTE)
-    metrics = run_step(run, results / run.path, data, [results / run.teacher.path / "weights.pt"], COMPUTE)
-    assert torch.load(results / run.teacher.path / "weights.pt")["stem.0.weight"].shape[1] == 1
-    assert torch.load(results / run.path / "weights.pt")["stem.weight"].shape[1] == 2
-    assert metrics["teacher_accuracy"] == metrics["accuracy"] == 100.0
-
-
-def test_grey_images_have_no_colours_to_show(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"view: got 'luminance'; images of 1 channel\(s\) have no colours"):
-        execute(tiny_run("scratch", student__view="luminance"), store, tmp_path)
