@@ -361,21 +361,21 @@ def _take(run: Run, options: argparse.Namespace) -> float:
     from kd.runs.run import identity_of
 
     identity = identity_of(run, options.results / run.data_path, [])
-    return pretrained.take(run, options.results / run.path, identity, options.teachers)["accuracy"]
+    return pretrained.fill_from_kept(run, options.results / run.path, identity, options.teachers)["accuracy"]
 
 
 def _rounded_metrics(run: Run, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from kd.data.dataset import load
-    from kd.runs.kept_teachers import halved
+    from kd.runs.kept_teachers import in_half_precision
     from kd.training.evaluate import evaluate
     from kd.training.networks import network
 
     device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
     data = load(options.results / run.data_path, run.dataset, device)
     model = network(run, data, device)
-    model.load_state_dict(halved(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu")))
+    model.load_state_dict(in_half_precision(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu")))
     return read_json(folder / "metrics.json") | evaluate(model, data.score, data.augment)[0]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from conftest import PAIR, ROOT, TINY
 
+from kd.runs.folder import files_of
 from kd.runs.provenance import run_code
 from kd.runtime.run_lock import _machine, _process
 from kd.settings.merging import merge
@@ -66,15 +67,17 @@ def fake_finished(study: Study, run: Run, phases: dict[str, float] | None = None
     (folder / "metrics.json").write_text(json.dumps({"accuracy": 50.0}))
     written_so_far = sum((folder / name).stat().st_size for name in ("run.json", "metrics.json"))
     (folder / "weights.pt").write_bytes(bytes(max(0, size - written_so_far)))
+    for name in set(files_of(run.kind)) - {"run.json", "metrics.json", "weights.pt"}:
+        (folder / name).touch()
     return folder
 
 
-def fake_lease(study: Study, run: Run, *, number: int = 1, age: float = 0.0, **changed: Any) -> Path:
-    """The lease that this very process would have on a run, but for what is `changed`."""
+def fake_lock(study: Study, run: Run, *, number: int = 1, age: float = 0.0, **changed: Any) -> Path:
+    """The lock that this very process would have on a run, but for what is `changed`."""
     folder = study.root / run.path
     folder.mkdir(parents=True, exist_ok=True)
     me = {"host": "here", "pid": os.getpid(), "process": _process(os.getpid()), "machine": _machine()}
-    file = folder / f"lease.{number}.json"
+    file = folder / f"lock.{number}.json"
     file.write_text(json.dumps({**me, "slurm_job": None, "beat": 1, "done": 3, "total": 12, "seconds": 30.0} | changed))
     os.utime(file, (time.time() - age,) * 2)
     return file

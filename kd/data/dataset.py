@@ -27,7 +27,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> Split:
+    def subset(self, index: Tensor) -> Split:
         """Return the images and labels at these positions."""
         return Split(self.images[index], self.labels[index])
 
@@ -61,7 +61,7 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
         held_out = stratified(train.labels, dataset.validation, VALIDATION_SEED)
         rest = torch.ones(full_size, dtype=torch.bool)
         rest[held_out] = False
-        score, train = train.take(held_out), train.take(rest.nonzero()[:, 0])
+        score, train = train.subset(held_out), train.subset(rest.nonzero()[:, 0])
     else:
         score = Split(content["test_images"], content["test_labels"])
     augment = Augment(content["mean"].to(device), content["std"].to(device), dataset.pad, dataset.flip)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kd.data.raw import Source
 from kd.runtime.messages import ConfigError
-from kd.runtime.run_lock import Lease
+from kd.runtime.run_lock import RunLock
 from kd.runtime.torchvision_compat import import_torchvision
 
 
@@ -27,7 +27,7 @@ def torchvision_splits(name: str, source: Source) -> tuple[Any, Any]:
     if source.download:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with Lease(folder, name=name):  # two sizes of one data set may be prepared at once
+            with RunLock(folder, name=name):  # two sizes of one data set may be prepared at once
                 return _open(kind, folder, download=True)
         except (RuntimeError, OSError, HTTPException) as error:
             problem = f"the download failed ({' '.join(str(error).split())[:200]})"

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED
+from kd.runs.folder import metrics as run_metrics
 from kd.runtime.files import read_json, write_json
 
 OPEN_AFTER_SECONDS = 60.0  # shorter runs are sent at the end of the study
 SEND_EVERY_SECONDS = 15.0
 METRICS_PER_BATCH = 1000  # the largest batch that MLflow accepts
-STATE = "mlflow.json"  # in the run's folder: which MLflow run it is, and how many rows it has
-ARTIFACTS = ("metrics.json", "run.json", "history.csv", "weights.pt")
 
 SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens at the runs, not at chat traces
 
@@ -79,7 +79,7 @@ class Tracker:
         self._next = time.monotonic() + OPEN_AFTER_SECONDS
 
     def __enter__(self) -> Callable[[list[dict[str, float]]], None]:
-        before = self.folder / STATE
+        before = self.folder / TRACKED
         if before.exists() and (old := read_json(before))["uri"] == self.uri and not old["complete"]:
             self.state |= {key: old[key] for key in ("run_id", "described", "rows")}
         return self._sink
@@ -94,7 +94,7 @@ class Tracker:
             self._send(read_history(self.folder), "FINISHED")
         elif self.state["run_id"]:
             self._send([], "KILLED")
-        write_json(self.folder / STATE, self.state)
+        write_json(self.folder / TRACKED, self.state)
 
     def _send(self, history: list[dict[str, float]], status: str) -> None:
         try:
@@ -107,7 +107,7 @@ class Tracker:
                 )
             self._away = True
         finally:
-            write_json(self.folder / STATE, self.state)
+            write_json(self.folder / TRACKED, self.state)
 
 
 def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], status: str) -> None:
@@ -133,13 +133,13 @@ def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], s
             client.log_batch(run_id, metrics=metrics)
             state["rows"] += len(rows)
         if status == "FINISHED":
-            final, record = read_json(folder / "metrics.json"), read_json(folder / "run.json")
+            final, record = run_metrics(folder), read_json(folder / RECORD)
             numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
             numbers |= {f"seconds_{key}": value for key, value in record["seconds"].items()}
             numbers |= record["counts"] | {"peak_memory_mb": record["peak_memory_mb"]}
             metrics = [Metric(f"final_{name}", float(value), now, 0) for name, value in numbers.items()]
             client.log_batch(run_id, metrics=metrics, tags=[RunTag("commit", record["git"]["commit"])])
-            for name in ARTIFACTS:
+            for name in OF_ALL:
                 if (folder / name).exists():
                     client.log_artifact(run_id, str(folder / name))
         if status == "RUNNING":
@@ -175,13 +175,13 @@ def sync(results: Path, say: Callable[[str], None] = print) -> int:
     A store that is away is tried and reported only once.
     """
     sent, away = 0, set()
-    for file in sorted(results.glob(f"**/{STATE}")):
+    for file in sorted(results.glob(f"**/{TRACKED}")):
         state, folder = read_json(file), file.parent
-        if state["complete"] or state["uri"] in away or not (folder / "metrics.json").exists():
+        if state["complete"] or state["uri"] in away or not (folder / METRICS).exists():
             continue
         try:
             history = read_history(folder)
-            read_json(folder / "metrics.json"), read_json(folder / "run.json")
+            run_metrics(folder), read_json(folder / RECORD)
         except (OSError, ValueError) as error:
             say(f"{folder}: not sent to MLflow, its files are not whole ({type(error).__name__}: {error})")
             continue
@@ -199,7 +199,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     """Return the rows of history.csv without their empty cells."""
     import csv
 
-    with (folder / "history.csv").open() as file:
+    with (folder / HISTORY).open() as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 

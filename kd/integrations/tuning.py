@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kd.runs.folder import SUGGESTION, TRIAL
 from kd.runtime.files import read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
 from kd.studies.search import nested
@@ -35,7 +36,7 @@ def trial(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     study = _study(journal, name, seed=number)
-    noted = folder / "suggestion.json"
+    noted = folder / SUGGESTION
     if noted.exists():
         suggestion = read_json(noted)
     else:
@@ -50,7 +51,7 @@ def trial(
         value, note = None, str(error)
         study.tell(suggestion["optuna_trial"], state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
     result = {**suggestion, "number": number, METRIC: value, "note": note}
-    write_json(folder / "trial.json", result)
+    write_json(folder / TRIAL, result)
     return result
 
 

@@ -66,8 +66,8 @@ class BatchStatistics:
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._noted[layer] = channel_statistics(inputs[0].float())
 
-    def take(self) -> Statistics:
-        """The statistics of the forward pass just made, in the order of `layers`."""
+    def collect(self) -> Statistics:
+        """Return the statistics of the last forward pass, in the order of `layers`, and forget them."""
         noted, self._noted = self._noted, {}
         return [noted[layer] for layer in self.layers]
 

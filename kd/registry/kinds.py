@@ -11,14 +11,14 @@ class Kind:
 
     loop: str  # the module of kd/training whose `compute` makes the numbers
     uses: tuple[str, ...]  # sections of the settings beside those that every run has
-    file: str | None = None  # what it writes beside the files of every run
+    arrays: str | None = None  # the arrays that it writes beside the files of every run, by name
     may_use: tuple[str, ...] = ()  # sections that some runs of this kind use
 
 
 KINDS = {
     "train": Kind("kd.training.with_data", ("training", "objective")),
-    "distill": Kind("kd.training.with_data", ("training", "objective", "teachers"), "correlations.npz"),
+    "distill": Kind("kd.training.with_data", ("training", "objective", "teachers"), "correlations"),
     "datafree": Kind(
-        "kd.training.datafree", ("teachers", "inversion", "replay", "distillation"), "synthetic.npz", ("modulation",)
+        "kd.training.datafree", ("teachers", "inversion", "replay", "distillation"), "synthetic", ("modulation",)
     ),
 }

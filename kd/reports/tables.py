@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
 from kd.studies.claims import paired_p
 
@@ -26,11 +27,11 @@ def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    run = read_json(folder / "run.json")
+    run = read_json(folder / RECORD)
     teachers = run.get("settings", {}).get("teachers")
     return {
         **({"teacher_view": teachers[0].get("view", RGB)} if teachers else {}),
-        **read_json(folder / "metrics.json"),
+        **metrics(folder),
         **{f"seconds_{phase}": seconds for phase, seconds in run["seconds"].items()},
         **run["counts"],
         "peak_memory_mb": run["peak_memory_mb"],

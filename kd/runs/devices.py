@@ -1,4 +1,4 @@
-"""Which device a run uses, and how torch is set up there."""
+"""Which device a run uses."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 import torch
 
-from kd.runs import gpu_slots as slots
+from kd.runs import gpu_slots
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Compute
 
 
 @contextmanager
-def lease(compute: Compute, say: Callable[[str], None] = print) -> Iterator[torch.device]:
-    """The device of this run, its own until the end; fixes the number of CPU threads.
+def reserved_device(compute: Compute, say: Callable[[str], None] = print) -> Iterator[torch.device]:
+    """Reserve the device of one run until the end of the block, and set the number of CPU threads.
 
-    A GPU is shared by `compute.slots_per_gpu` jobs of this machine at most: waits while all slots are taken. Only GPUs
-    that $CUDA_VISIBLE_DEVICES leaves are considered, so that a scheduler's choice holds. Raises ConfigError for a GPU
+    At most `compute.slots_per_gpu` jobs of this machine share a GPU: this waits while all slots are taken. Only GPUs
+    listed in $CUDA_VISIBLE_DEVICES are considered, so that a scheduler's choice holds. Raises ConfigError for a GPU
     that is not there.
     """
     torch.set_num_threads(compute.threads)
@@ -31,21 +31,21 @@ def lease(compute: Compute, say: Callable[[str], None] = print) -> Iterator[torc
         raise ConfigError(f"compute.device: got {compute.device!r}, but torch sees {count} GPUs; allowed: {allowed}")
     indices = range(count) if wanted.index is None else [wanted.index]
     names = [str(torch.cuda.get_device_properties(index).uuid) for index in indices]
-    with slots.lease(names, compute.slots_per_gpu, say) as position:
+    with gpu_slots.slot(names, compute.slots_per_gpu, say) as position:
         device = torch.device("cuda", indices[position])
         torch.cuda.set_device(device)  # the generators that a checkpoint saves are those of the current device
         yield device
 
 
 def describe(device: torch.device) -> str:
-    """The device's name for run.json."""
+    """Return the device's name for run.json."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far in MB: of the GPU's allocator, or of this process on the CPU."""
+    """Return the largest memory so far in MB: of the GPU's allocator, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     import resource

@@ -1,8 +1,8 @@
-"""Which GPU is mine: every training job of a machine leases a slot of one device. Imports no torch.
+"""GPU slots: every training job of a machine holds a slot of one device. Imports no torch.
 
 Snakemake counts GPUs, but hands out none. Here a slot is an abstract Unix socket (Linux): whoever binds its name holds
-it, and the kernel frees it when the holder ends, however that happens. There are no files that could be left behind,
-and all users of the machine see the same names. Containers with a network of their own do not: give each its own GPUs.
+it, and the kernel frees it when the holder ends, however that happens. No file can be left behind, and all users of the
+machine see the same names. Containers with their own network do not: give each its own GPUs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ POLL_SECONDS = 0.005
 
 
 @contextmanager
-def lease(devices: Sequence[str], slots_per_device: int, say: Callable[[str], None] = print) -> Iterator[int]:
-    """Hold a slot of one of `devices` (names that are the same in all processes); gives the device's position.
+def slot(devices: Sequence[str], slots_per_device: int, say: Callable[[str], None] = print) -> Iterator[int]:
+    """Hold a slot of one of `devices` (names that are the same in all processes); yield the device's position.
 
     Slots with low numbers go first, so that jobs spread over the devices. Waits while all are taken, and says so.
     """
@@ -42,10 +42,10 @@ def lease(devices: Sequence[str], slots_per_device: int, say: Callable[[str], No
 
 
 def _bind_any(holder: socket.socket, devices: Sequence[str], slots_per_device: int) -> int | None:
-    for slot in range(slots_per_device):
+    for number in range(slots_per_device):
         for position, device in enumerate(devices):
             try:
-                holder.bind(f"\0kd/{device}/{slot}")
+                holder.bind(f"\0kd/{device}/{number}")
                 return position
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:  # not taken, but impossible: no reason to wait
@@ -56,7 +56,7 @@ def _bind_any(holder: socket.socket, devices: Sequence[str], slots_per_device: i
 def check(compute: Compute, asked: int | None) -> str:
     """Compare what a workflow on this machine asks for (`--resources gpu=N`; None: no limit) with what is there.
 
-    Gives a line for the user, or nothing. Raises ConfigError for more than there is.
+    Return a line for the user, or an empty one. Raises ConfigError for more than there is.
     """
     gpus = visible_gpus()
     if compute.device == "cpu":

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kd.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, array_file
 from kd.runs.provenance import ROOT, run_code
 from kd.runtime.files import file_digest, read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
@@ -24,11 +25,12 @@ RECORDED = ("settings", "git", "environment", "device", "seconds", "counts", "tr
 
 
 def name_of(run: Run) -> str:
+    """Return the name of a run's kept files: a function of its settings and seed."""
     return f"{slug(run.dataset.label)}-{slug(run.model)}-{run.digest}-seed{run.seed}"
 
 
-def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point tensors in half precision. Raises ValueError for a number beyond its range."""
+def in_half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with floating-point tensors in half precision. Raises ValueError for a number beyond it."""
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     if wrong := [name for name, value in half.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise ValueError(f"{wrong[0]} does not fit half precision")
@@ -36,20 +38,20 @@ def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def keep(run: Run, folder: Path, metrics: dict[str, Any], to: Path = KEPT) -> Path:
-    """Keep the finished run in `folder`. `metrics` are those of its weights as they are kept, rounded."""
-    record = read_json(folder / "run.json")
-    state = halved(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu"))
+    """Keep the finished run in `folder`; return the file of its weights. `metrics` are those of the rounded weights."""
+    record = read_json(folder / RECORD)
+    state = in_half_precision(torch.load(folder / WEIGHTS, weights_only=True, map_location="cpu"))
     to.mkdir(parents=True, exist_ok=True)
     weights = to / f"{name_of(run)}.pt"
     write_atomically(weights, lambda file: torch.save(state, file))
-    history = pd.read_csv(folder / "history.csv").to_dict("list")
+    history = pd.read_csv(folder / HISTORY).to_dict("list")
     kept = {"metrics": metrics, "history": history, "sha256": file_digest(weights)}
     write_json(weights.with_suffix(".json"), {**{key: record.get(key) for key in RECORDED}, **kept})
     return weights
 
 
-def take(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> dict[str, float] | None:
-    """Fill a run's folder from the teacher kept of the same settings, and give its metrics; None without one.
+def fill_from_kept(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> dict[str, float] | None:
+    """Fill a run's folder from the kept teacher of the same settings and return its metrics; None without one.
 
     Raises ConfigError for a kept file that is damaged.
     """
@@ -69,10 +71,10 @@ def take(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> dict[str, 
             f"{weights}: cannot be used ({error}); restore it, or set compute.pretrained: false"
         ) from None
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    write_atomically(folder / "weights.pt", lambda file: torch.save(state, file))
-    write_atomically(folder / "history.csv", lambda file: history.to_csv(file, index=False))
-    (folder / "correlations.npz").unlink(missing_ok=True)  # of an earlier training
-    write_json(folder / "metrics.json", metrics)
+    write_atomically(folder / WEIGHTS, lambda file: torch.save(state, file))
+    write_atomically(folder / HISTORY, lambda file: history.to_csv(file, index=False))
+    (folder / array_file("correlations")).unlink(missing_ok=True)  # of an earlier training
+    write_json(folder / METRICS, metrics)
     source = {"identity": identity, "digest": run.digest, "code": run_code(run), "taken_from": weights.name}
-    write_json(folder / "run.json", {"peak_memory_mb": 0.0, **record, **source})
+    write_json(folder / RECORD, {"peak_memory_mb": 0.0, **record, **source})
     return metrics

@@ -17,12 +17,14 @@ import torch
 from kd.data.dataset import Data, load
 from kd.registry.kinds import KINDS
 from kd.runs import devices
-from kd.runs import kept_teachers as pretrained
+from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
+from kd.runs.folder import metrics as metrics_of
+from kd.runs.kept_teachers import fill_from_kept
 from kd.runs.provenance import environment, git_state, run_code
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import file_digest, read_json, write_atomically, write_json
+from kd.runtime.files import file_digest, write_atomically, write_json
 from kd.runtime.journal import Journal, Progress, Sink
-from kd.runtime.run_lock import Lease, TakenOver
+from kd.runtime.run_lock import RunLock, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 
@@ -39,61 +41,58 @@ def run_step(
 ) -> dict[str, float]:
     """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
 
-    metrics.json (final numbers alone), history.csv (curves), weights.pt (state dict), with data correlations.npz (of
-    the student's logits across classes, the teacher's, their difference), for data-free runs synthetic.npz, and last of
-    all run.json (settings, code, environment, seconds, counts). Returns the content of metrics.json.
+    kd/runs/folder.py names the files. Returns the content of metrics.json. One process works on a folder at a time;
+    another one waits (raises Busy with `wait=False`) and adopts what it then finds complete.
 
-    One process works on a folder at a time; another one waits (or raises Busy), and takes what it then finds complete.
-    Raises ConfigError for a device that is not there, FloatingPointError when the loss is not finite, Stopped after
-    SIGTERM, TakenOver when another process has the run; what went wrong is in ended.json until the next start.
+    Raises ConfigError for a device that is not there, FloatingPointError when a loss is not finite, Stopped after
+    SIGTERM, TakenOver when another process has the run; ended.json says what went wrong until the next start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (
         closing(Progress(run.path, log)) as progress,
-        Lease(folder, progress.say, lambda: progress.position, wait) as lease,
+        RunLock(folder, progress.say, lambda: progress.position, wait) as lock,
     ):
         identity = identity_of(run, data_file, teacher_weights)
-        checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lease.check)
-        if (metrics := finished(folder, identity)) is not None:
-            checkpoint.remove()
-            progress.say(f"already complete: accuracy {metrics['accuracy']:.2f} %")
-            return metrics
-        if compute.pretrained and (metrics := pretrained.take(run, folder, identity)) is not None:
-            checkpoint.remove()
-            progress.say(f"taken from the teachers that are kept: accuracy {metrics['accuracy']:.2f} %")
-            return metrics
-        with _end_noted(folder, progress), devices.lease(compute, progress.say) as device:
-            with checkpoint, tracker or nullcontext() as sink:
+        checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lock.check)
+        if (metrics := _made_before(run, folder, identity, compute.pretrained, progress)) is None:
+            with (
+                _end_noted(folder, progress),
+                devices.reserved_device(compute, progress.say) as device,
+                checkpoint,
+                tracker or nullcontext() as sink,
+            ):
                 metrics = _make(run, folder, data_file, teacher_weights, device, checkpoint, Journal(progress, sink))
-            checkpoint.remove()
+        checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
     return metrics
 
 
 def identity_of(run: Run, data_file: Path, teacher_weights: list[Path]) -> str:
-    """Of a run's settings, seed, code, data and teachers: a finished run or a checkpoint of another one is not used."""
+    """Identify a run by settings, seed, code, data and teachers; results with another identity are ignored."""
     made_from = "-".join(file_digest(path) for path in (data_file, *teacher_weights))
     return f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
 
 
-def finished(folder: Path, identity: str) -> dict[str, float] | None:
-    """The metrics of a run of this identity that is complete, else None."""
-    try:
-        record, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
-    except (OSError, ValueError):
+def _made_before(
+    run: Run, folder: Path, identity: str, pretrained: bool, progress: Progress
+) -> dict[str, float] | None:
+    """Return the metrics of a run that need not be trained: finished with this identity, or a kept teacher's."""
+    record = finished(folder)
+    if record is not None and record.get("identity") == identity:
+        metrics, where = metrics_of(folder), "already complete"
+    elif pretrained and (metrics := fill_from_kept(run, folder, identity)) is not None:
+        where = "taken from the teachers that are kept"
+    else:
         return None
-    if not isinstance(record, dict) or record.get("identity") != identity:
-        return None
-    own = KINDS[record["settings"]["kind"]].file
-    files = ["weights.pt", "history.csv", *([own] if own else [])]
-    return metrics if all((folder / name).exists() for name in files) else None
+    progress.say(f"{where}: accuracy {metrics['accuracy']:.2f} %")
+    return metrics
 
 
 @contextmanager
 def _end_noted(folder: Path, progress: Progress) -> Iterator[None]:
-    """How far a run came that did not get to its end, and why: for `kd status`."""
-    note = folder / "ended.json"
+    """Note how far a run came that did not finish, and why, for `kd status`."""
+    note = folder / ENDED
     note.unlink(missing_ok=True)
     try:
         yield
@@ -114,6 +113,7 @@ def _make(
     checkpoint: Checkpoint,
     journal: Journal,
 ) -> dict[str, float]:
+    """Compute a run's numbers and write its files, the record last of all."""
     started = time.time()
     progress = journal.progress
     progress.title = f"{run.path} on {device}"
@@ -123,13 +123,13 @@ def _make(
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
     checkpoint.guard()
     for name, content in arrays.items():
-        write_atomically(folder / name, lambda file, content=content: np.savez_compressed(file, **content))
+        write_atomically(folder / array_file(name), lambda file, content=content: np.savez_compressed(file, **content))
     weights = {name: value.cpu() for name, value in student.state_dict().items()}
-    write_atomically(folder / "weights.pt", lambda file: torch.save(weights, file))
-    write_atomically(folder / "history.csv", lambda file: file.write(_csv(journal.history).encode()))
-    write_json(folder / "metrics.json", metrics)
+    write_atomically(folder / WEIGHTS, lambda file: torch.save(weights, file))
+    write_atomically(folder / HISTORY, lambda file: file.write(_csv(journal.history).encode()))
+    write_json(folder / METRICS, metrics)
     record = _record(run, journal, device, started, data)
-    write_json(folder / "run.json", {"identity": checkpoint.identity, **record})
+    write_json(folder / RECORD, {"identity": checkpoint.identity, **record})
     progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
     return metrics
 

@@ -1,4 +1,4 @@
-"""Runs without Snakemake: any number of processes work through one list; leases keep them apart."""
+"""Runs without Snakemake: any number of processes work through one list; run locks keep them apart."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from kd.data.prepare import prepare
 from kd.data.raw import Source
+from kd.runs.folder import ENDED, WEIGHTS, ended
 from kd.runs.run import run_step
-from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError, disk_fault
-from kd.runtime.run_lock import Busy, Lease, TakenOver
+from kd.runtime.run_lock import Busy, RunLock, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 
@@ -24,11 +24,11 @@ POLL_SECONDS = 1.0
 def work_through(
     runs: list[Run], results: Path, compute: Compute, source: Source, say: Callable[[str], None] = print
 ) -> dict[str, str]:
-    """Make all runs and the teachers and data sets they need; gives what failed, path -> message.
+    """Make all runs and the teachers and data sets they need; return what failed, path -> message.
 
-    A run that another process has at that moment is left to it and looked at again later. One that fails does not
-    hold up the others, except its students; it is not tried twice, here or in a process started at the same time. A
-    process whose GPU is lost leaves the rest to the others.
+    A run that another process is working on is left to it and looked at again later. One that fails holds up only its
+    students; it is not tried twice, here or in a process started at the same time. A process whose GPU is lost leaves
+    the rest to the others.
     """
     started = time.time()
     waiting = {run.path: run for wanted in runs for run in (*(wanted.teachers or ()), wanted)}  # teachers come first
@@ -61,8 +61,10 @@ def work_through(
 
 
 def _gpu_is_lost() -> bool:
-    """Whether this process can do nothing more on its GPU, after an illegal access for example: all further runs would
-    fail, and are left to other processes."""
+    """Whether this process can do nothing more on its GPU, for example after an illegal access.
+
+    All further runs would fail here, so they are left to other processes.
+    """
     try:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
@@ -72,20 +74,22 @@ def _gpu_is_lost() -> bool:
 
 
 def make(run: Run, results: Path, compute: Compute, source: Source) -> dict[str, float]:
-    """One run, whose teacher is there; its data set is prepared if it is missing. Raises Busy and as run_step does."""
+    """Make one run whose teacher is there; prepare its data set if it is missing. Raises as run_step, and Busy."""
     data = results / run.data_path
     if not data.exists():
         data.parent.mkdir(parents=True, exist_ok=True)
-        with Lease(data.parent, say=lambda text: None, name=data.stem):
+        with RunLock(data.parent, say=lambda text: None, name=data.stem):
             if not data.exists():
                 prepare(run.dataset, data, source)
-    teachers = [results / teacher.path / "weights.pt" for teacher in run.teachers or ()]
+    teachers = [results / teacher.path / WEIGHTS for teacher in run.teachers or ()]
     return run_step(run, results / run.path, data, teachers, compute, wait=False)
 
 
 def _failed_since(folder: Path, started: float) -> str | None:
-    note = folder / "ended.json"
+    """Return why a run failed since this worker started, in whatever process; None where it did not."""
     try:
-        return read_json(note)["error"] if note.stat().st_mtime >= started else None
-    except (OSError, ValueError):
+        fresh = (folder / ENDED).stat().st_mtime >= started
+    except OSError:
         return None
+    note = ended(folder) if fresh else None
+    return note and note["error"]

@@ -27,19 +27,24 @@ def _bearable(line: str) -> str:
 
 def wanted_kind(value: Any, annotation: str) -> str:
     """Say in words what an annotation allows where `value` is something else; empty where it fits or is not known."""
-    literals, types, words = _allowed(annotation)
-    if literals:
-        return "" if value in literals else words
+    named, types, words = _allowed(annotation)
+    if named:
+        return "" if value in named else words
     fits = type(value) in types or (isinstance(value, tuple(types)) and not isinstance(value, bool))
     return "" if fits else words
 
 
 @cache
+def literals(annotation: str) -> tuple[Any, ...]:
+    """Return what an annotation `Literal[...]` allows; nothing for any other."""
+    return tuple(ast.literal_eval(f"[{annotation[8:-1]}]")) if annotation.startswith("Literal[") else ()
+
+
+@cache
 def _allowed(annotation: str) -> tuple[tuple[Any, ...], frozenset[type], str]:
     """Return the literals and the types that an annotation allows, and both in words."""
-    if annotation.startswith("Literal["):
-        literals = tuple(ast.literal_eval(f"[{annotation[8:-1]}]"))
-        return literals, frozenset(), ", ".join(map(str, literals))
+    if named := literals(annotation):
+        return named, frozenset(), ", ".join(map(str, named))
     names = [part.strip() for part in annotation.split("|")]
     if not all(name in KINDS for name in names):
         return (), frozenset(), ""

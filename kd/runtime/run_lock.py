@@ -1,8 +1,8 @@
-"""One trainer per run: a lease on the run's folder, with a heartbeat and the owner's name. Imports no torch.
+"""One trainer per run: a lock on the run's folder, with a heartbeat and the owner's name. Imports no torch.
 
-File locks fail on network disks, so a lease is a file that the owner keeps rewriting. Leases are numbered: a dead
-owner's place is taken by creating the next number, which only one process can do; whoever finds a higher number than
-its own has lost the run and stops.
+File locks of the system fail on network disks, so this lock is a file that its owner keeps rewriting. Locks are
+numbered: whoever takes over from a dead owner creates the next number, which only one process can do; whoever finds a
+higher number than its own has lost the run and stops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.2
 REMIND_SECONDS = 600.0
 
 
-# What this process last saw of others' leases and since when that is unchanged: also for who asks without waiting.
+# Last content seen of each lock, and since when: lets callers that never wait detect a silent owner.
 _watched: dict[tuple[str, str], tuple[dict[str, Any] | None, float]] = {}
 
 
@@ -35,14 +35,14 @@ class Busy(RuntimeError):
 
 
 class TakenOver(RuntimeError):
-    """Another process has the run now: this one was thought dead (a machine that slept, a disk that was away)."""
+    """Another process has the run now, and this one was thought dead (a machine that slept, a disk that was away)."""
 
 
-class Lease:
-    """Context manager: inside it this process is the only one that works on `folder` (on what is `name`d in it).
+class RunLock:
+    """Context manager: inside it this process is the only one that works on `folder` (on what `name` says in it).
 
-    Entering waits for an owner that is alive, an orphan of a killed workflow for example (raises Busy with
-    `wait=False`), and takes over from a dead one. `progress` gives what the heartbeat tells others, such as
+    Entering waits for an owner that is alive, for example an orphan of a killed workflow (raises Busy with
+    `wait=False`), and takes over from a dead one. `progress` returns what the heartbeat tells others, such as
     {"done": 3, "total": 20}.
     """
 
@@ -52,7 +52,7 @@ class Lease:
         say: Callable[[str], None] = print,
         progress: Callable[[], dict[str, Any]] = dict,
         wait: bool = True,
-        name: str = "lease",
+        name: str = "lock",
     ):
         self.folder, self.say, self.progress, self.wait, self.name = folder, say, progress, wait, name
         self.number = 0
@@ -61,7 +61,7 @@ class Lease:
         self._beats = 0
         self._ended = threading.Event()
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> RunLock:
         reminded = None
         while True:
             number, content = newest(self.folder, self.name)
@@ -86,14 +86,14 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self._is_lost():
-            for number, file in sorted(_files(self.folder, self.name)):  # the own one last: it keeps others out
+            for number, file in sorted(_files(self.folder, self.name)):  # this one last: it keeps others out
                 if number <= self.number:
                     for torn in self.folder.glob(f".{file.name}.*.tmp"):
                         torn.unlink(missing_ok=True)
                     file.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise TakenOver when another process has the run; to be asked before anything is written."""
+        """Raise TakenOver when another process has the run; call it before anything is written."""
         if self._is_lost():
             content = newest(self.folder, self.name)[1]
             other = content is not None and content.get("token") != self._token
@@ -111,7 +111,7 @@ class Lease:
         return self.lost
 
     def _create(self, number: int, dead: dict[str, Any] | None) -> bool:
-        """Create lease `number`, in the place of a `dead` one; False when another process was faster."""
+        """Create lock `number` in place of a `dead` one; return False when another process was faster."""
         try:
             file = self._file(number).open("x")
         except FileExistsError:
@@ -148,8 +148,8 @@ class Lease:
         return {**me, "slurm_job": os.environ.get("SLURM_JOB_ID"), "beat": self._beats, **self.progress()}
 
 
-def newest(folder: Path, name: str = "lease") -> tuple[int, dict[str, Any] | None]:
-    """Number and content of the lease with the highest number; 0 and None when nobody has the run."""
+def newest(folder: Path, name: str = "lock") -> tuple[int, dict[str, Any] | None]:
+    """Return number and content of the lock with the highest number; 0 and None when nobody has the run."""
     for number, file in sorted(_files(folder, name), reverse=True):
         if (content := _read(file)) is not None:  # else released in this moment
             return number, content
@@ -169,17 +169,20 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _silent(folder: Path, name: str, content: dict[str, Any]) -> float:
-    """Seconds since this process first saw the lease as it is."""
+    """Return the seconds since this process first saw the lock as it is."""
     key, now = (str(folder.absolute()), name), time.monotonic()
     if _watched.get(key, (None, now))[0] != content:
         _watched[key] = (content, now)
     return now - _watched[key][1]
 
 
-def peek(folder: Path, name: str = "lease") -> tuple[dict[str, Any] | None, bool]:
-    """What the newest lease says, and whether its owner is alive: at one look, by the file's time."""
-    number, content = newest(folder, name)
+def peek(folder: Path, name: str = "lock") -> tuple[dict[str, Any] | None, bool]:
+    """Return what the newest lock says, and whether its owner is alive, by the file's time: one look, no waiting.
+
+    None where nobody has the run, or the folder is not there.
+    """
     try:
+        number, content = newest(folder, name)
         silent = time.time() - (folder / f"{name}.{number}.json").stat().st_mtime
     except OSError:  # nobody has it, or it was released in this moment
         return None, False
@@ -187,6 +190,7 @@ def peek(folder: Path, name: str = "lease") -> tuple[dict[str, Any] | None, bool
 
 
 def owner(content: dict[str, Any]) -> str:
+    """Return an owner's process, machine and SLURM job in words."""
     job = f", SLURM job {content['slurm_job']}" if content.get("slurm_job") else ""
     return f"process {content['pid']} on {content['host']}{job}"
 
@@ -205,7 +209,7 @@ def _files(folder: Path, name: str) -> list[tuple[int, Path]]:
 
 
 def _machine() -> str | None:
-    """This boot of this machine and its process numbers (containers may count their own); None if it cannot be told."""
+    """Return what identifies this boot and this process namespace; None where it cannot be told."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -214,7 +218,7 @@ def _machine() -> str | None:
 
 
 def _process(pid: int) -> int | None:
-    """When the process started, which tells it from a later one of the same number; None when it is gone."""
+    """Return when the process started, which tells it from a later one with the same number; None when it is gone."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:

@@ -12,7 +12,7 @@ from kd.registry.kinds import KINDS
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings
 from kd.registry.setting import Setting
 from kd.registry.sources import SOURCES, source_settings
-from kd.runtime.messages import ConfigError, kind_of, suggest, wanted_kind
+from kd.runtime.messages import ConfigError, kind_of, literals, shown, suggest, wanted_kind
 from kd.settings.shapes import Dataset, Distillation, Inversion, Modulation, Replay, Training
 
 LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
@@ -78,6 +78,12 @@ class Run:
     def digest(self) -> str:
         """Ten hex digits that identify the settings; seeds of one run share them (a teacher's seed counts)."""
         return digest({key: value for key, value in self.identity.items() if key != "seed"})
+
+    def with_seed(self, seed: int) -> Run:
+        """Return the same run with another seed; what does not depend on it is not computed again."""
+        other = replace(self, seed=seed)
+        other.__dict__.update(digest=self.digest, data_path=self.data_path)
+        return other
 
     @cached_property
     def path(self) -> str:
@@ -173,6 +179,8 @@ def _checked(values: dict[str, Any], kinds: dict[str, str], name: str) -> dict[s
         if kinds[key].startswith("tuple") and not isinstance(value, tuple):
             raise ConfigError(f"{name}.{key}: got {kind_of(value)}; a list is needed")
         checked[key] = _decimal(value, kinds[key])
+        if (allowed := literals(kinds[key])) and value not in allowed:
+            raise ConfigError(f"{name}.{key}: got {shown(value)}; {suggest(str(value), list(allowed))}")
         if wanted := wanted_kind(checked[key], kinds[key]):
             raise ConfigError(f"{name}.{key}: got {kind_of(value)}; allowed: {wanted}")
     return checked

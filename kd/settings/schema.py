@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
 from kd.registry.setting import Setting
 from kd.registry.sources import SOURCES, source_settings
+from kd.runtime.messages import literals
 from kd.settings import shapes
 
 TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "None": "null"}
@@ -42,7 +42,7 @@ def _section(shape: type) -> dict[str, Any]:
 def _value(annotation: str, setting: Setting, pattern: str | None = None) -> dict[str, Any]:
     """The schema of one value, from its annotation as text and its range. An empty pattern: any text but the empty."""
     if annotation.startswith("Literal["):
-        return {"enum": ast.literal_eval(f"[{annotation[8:-1]}]")}
+        return {"enum": list(literals(annotation))}
     kinds: list[str] = []
     items: dict[str, Any] = {}
     for part in annotation.split(" | "):

@@ -8,30 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kd.runtime.files import read_json
+from kd.runs.folder import Records, run_folders
 from kd.settings.run import Run
 
 RECENT = 5  # an estimate is the mean of this many finished runs, the latest ones
-
-
-class Records(dict[str, Any]):
-    """What the run.json below a results folder say, by the paths of the runs; None where one is missing or torn.
-
-    Each file is read once: both the state of a run and the estimates need it.
-    """
-
-    def __init__(self, root: Path):
-        super().__init__()
-        self.root = root
-
-    def __missing__(self, path: str) -> Any:
-        try:
-            record = read_json(self.root / path / "run.json")
-        except (OSError, ValueError):
-            record = None
-        return self.setdefault(path, record)
 
 
 @dataclass(frozen=True)
@@ -83,34 +64,18 @@ class Estimates:
 
 
 def _finished(records: Records, known: dict[str, Run]) -> Iterator[Finished]:
-    for path, names in _folders(records.root, "runs", depth=4):
-        if "run.json" not in names or "metrics.json" not in names:
+    for path in run_folders(records.root):
+        if (record := records[path]) is None:
             continue
         try:
-            record, run = records[path], known.get(path)
+            run = known.get(path)
             if run is None or record["digest"] != run.digest:
                 run = Run.from_dict(record["settings"])
             seconds = {name: float(value) for name, value in record["seconds"].items()}
-            if "total" in seconds:
-                folder, images = records.root / path, int(record["train_images"])
-                yield Finished(run, folder, seconds, images, str(record["finished"]))
-        except (ValueError, KeyError, TypeError, AttributeError):  # torn, or written by another version: of no use
+            folder, images = records.root / path, int(record["train_images"])
+            yield Finished(run, folder, seconds, images, str(record["finished"]))
+        except (ValueError, KeyError, TypeError, AttributeError):  # written by another version: of no use
             continue
-
-
-def _folders(root: Path, path: str, depth: int) -> Iterator[tuple[str, set[str]]]:
-    """Yield the folders exactly `depth` levels below root/path, as paths below `root`, with the names in them."""
-    try:
-        with os.scandir(root / path) as found:
-            entries = list(found)
-    except OSError:  # none yet, or removed in the meantime
-        return
-    if depth == 0:
-        yield path, {entry.name for entry in entries}
-    else:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _folders(root, f"{path}/{entry.name}", depth - 1)
 
 
 def _likenesses(run: Run) -> list[tuple]:

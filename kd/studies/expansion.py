@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -135,10 +134,7 @@ def _runs(settings: dict[str, Any], seeds: list[int]) -> Iterator[Run]:
     yield first
     shared = first.kind == "train" or settings["teacher"]["seed"] is not None  # else each seed has its own teachers
     for seed in seeds[1:]:
-        run = replace(first, seed=seed) if shared else run_of(settings, seed)
-        if shared:
-            run.__dict__.update(digest=first.digest, data_path=first.data_path)
-        yield run
+        yield first.with_seed(seed) if shared else run_of(settings, seed)
 
 
 def _laid_over(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd.registry.datasets import CONTENTS, DOWNLOADED, INSTALLED
+from kd.runs.folder import finished
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Dataset
 from kd.studies.study import Study
@@ -38,7 +39,7 @@ def require_data(study: Study) -> None:
 def _is_needed(study: Study, data_path: str) -> bool:
     """Return whether a run or a search that reads a data set is not finished."""
     runs = (path for path, run in study.runs.items() if run.data_path == data_path)
-    return bool(study.tunings) or any(not (study.root / path / "metrics.json").exists() for path in runs)
+    return bool(study.tunings) or any(finished(study.root / path) is None for path in runs)
 
 
 def _missing(dataset: Dataset, root: str | None, downloads: Path, download: bool) -> str:

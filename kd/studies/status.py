@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from kd.runs.provenance import run_code
-from kd.runtime.files import read_json
+from kd.runs.folder import TRIAL, WEIGHTS, Records, ended, is_current
 from kd.runtime.run_lock import owner, peek
 from kd.settings.run import Run
-from kd.studies.estimates import Estimates, Records
+from kd.studies.estimates import Estimates
 from kd.studies.search import Tuning
 from kd.studies.study import Study
 
@@ -45,7 +43,7 @@ def states(study: Study, records: Records | None = None) -> dict[str, State]:
         teacher.path for path, run in compared.items() if found[path].name != "done" for teacher in run.teachers or ()
     }
     for path in teachers:
-        if path not in compared and path not in wanted and not (study.root / path / "weights.pt").exists():
+        if path not in compared and path not in wanted and not (study.root / path / WEIGHTS).exists():
             del found[path]  # removed, and all its students are there: nothing needs it
     for path, run in compared.items():
         teachers = [found[teacher.path] for teacher in run.teachers or () if teacher.path in found]
@@ -57,36 +55,20 @@ def states(study: Study, records: Records | None = None) -> dict[str, State]:
 def _state(run: Run, records: Records, freeze_code: bool) -> State:
     """Return the state of one run by the files in its folder."""
     folder = records.root / run.path
-    try:
-        names = set(os.listdir(folder))
-    except OSError:
+    lock, alive = peek(folder)
+    if lock is not None and alive:
+        return _part("running", lock, owner(lock))
+    if lock is not None:
+        return _part("waiting", lock, f"{owner(lock)} died; goes on from its checkpoint")
+    if (record := records[run.path]) is not None:
+        if freeze_code or is_current(record, run):
+            return State("done", record["seconds"]["total"], 1.0)
+        return State("waiting", note="made by other code; will be made again")
+    if (note := ended(folder)) is None:
         return State("waiting")
-    if any(name.startswith("lease.") for name in names):
-        lease, alive = peek(folder)
-        if lease is not None and alive:
-            return _part("running", lease, owner(lease))
-        if lease is not None:
-            return _part("waiting", lease, f"{owner(lease)} died; goes on from its checkpoint")
-    if {"run.json", "metrics.json"} <= names:
-        try:
-            record = records[run.path]
-            spent = record["seconds"]["total"]
-        except (KeyError, TypeError):  # torn, or no record at all
-            record = None
-        if record is not None:
-            if freeze_code or record.get("code") == run_code(run):
-                return State("done", spent, 1.0)
-            return State("waiting", note="made by other code; will be made again")
-    if "ended.json" not in names:
-        return State("waiting")
-    try:
-        ended = read_json(folder / "ended.json")
-        failure = ended["error"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return State("waiting")
-    if failure is None:
-        return _part("waiting", ended, "stopped; goes on from its checkpoint")
-    return _part("failed", ended, failure)
+    if note["error"] is None:
+        return _part("waiting", note, "stopped; goes on from its checkpoint")
+    return _part("failed", note, note["error"])
 
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
@@ -182,7 +164,7 @@ def _left(study: Study, found: dict[str, State], estimates: Estimates) -> dict[s
 
 def _trials_done(study: Study, tuning: Tuning) -> int:
     folder = study.root / "studies" / study.name / "tune" / tuning.folder
-    return sum((folder / f"trial{number}/trial.json").exists() for number in range(tuning.trials))
+    return sum((folder / f"trial{number}/{TRIAL}").exists() for number in range(tuning.trials))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -41,7 +41,7 @@ def compute(
     drawn = distil(run, data, student, teacher, generator, journal, checkpoint)
     with journal.phase("evaluation", device):
         metrics, _ = evaluate(student, data.score, data.augment, teacher)
-    return Result(student, metrics, {"synthetic.npz": drawn})
+    return Result(student, metrics, {"synthetic": drawn})
 
 
 def capacity(run: Run, full_size: int) -> int:
@@ -161,7 +161,7 @@ class _Distillation:
         learned, noted = epoch - self.source.warmup, {}
         if learned >= 0:
             with self.journal.phase("monitoring", self.device):
-                noted = self.sums.take()
+                noted = self.sums.read_and_reset()
                 if learned % math.ceil(self.training.epochs / GAPS) == 0:
                     samples = GAP_BATCHES * self.training.batch_size
                     noted |= gap(self.buffer, self.data, self.student, self.teacher, samples)

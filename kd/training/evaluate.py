@@ -22,7 +22,7 @@ class Result(NamedTuple):
 
     student: nn.Module
     metrics: dict[str, float]  # final numbers, for metrics.json
-    arrays: dict[str, dict[str, np.ndarray]]  # name of an .npz file -> its arrays, for figures
+    arrays: dict[str, dict[str, np.ndarray]]  # name of the file -> its arrays, for figures
 
 
 def evaluate(

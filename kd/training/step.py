@@ -60,8 +60,8 @@ class Sums:
         """Whether all sums are finite; waits for the device."""
         return bool(self.totals.isfinite().all())
 
-    def take(self) -> dict[str, float]:
-        """Means since the last take, then start anew; one read from the device."""
+    def read_and_reset(self) -> dict[str, float]:
+        """Return the means since the last reset, and start again; one read from the device."""
         means = (self.totals / max(1, self.steps)).tolist()
         self.totals.zero_()
         self.steps = 0

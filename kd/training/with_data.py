@@ -36,7 +36,7 @@ def compute(
     with journal.phase("evaluation", device):
         metrics, correlations = evaluate(student, data.score, data.augment, teacher)
     small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
-    return Result(student, metrics, {"correlations.npz": small})
+    return Result(student, metrics, {"correlations": small})
 
 
 def train(
@@ -55,7 +55,9 @@ def train(
     """
     device = data.train.labels.device
     split = (
-        data.train if run.scale == 1 else data.train.take(stratified(data.train.labels, run.scale, run.seed).to(device))
+        data.train
+        if run.scale == 1
+        else data.train.subset(stratified(data.train.labels, run.scale, run.seed).to(device))
     )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
     objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
@@ -90,7 +92,7 @@ def train(
                 hits = objective.answers(step.student).argmax(1) == batch.labels
                 sums.add(step.loss.mean(), hits.float().mean(), *objective.logged().values())
                 journal.counts["student_steps"] += 1
-        row = journal.log(epoch + 1, epochs, sums.take())
+        row = journal.log(epoch + 1, epochs, sums.read_and_reset())
         remedy = "lower training.lr, or check the weights in objective"
         main = journal.history[first:]
         require_sound_loss(row, main, "loss", remedy)

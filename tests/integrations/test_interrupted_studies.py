@@ -67,7 +67,7 @@ def test_a_run_goes_on_next_to_an_orphan(project: Path) -> None:
     process.kill()
     process.wait()
     (folder,) = project.glob(pattern)
-    orphan = json.loads((folder / "lease.1.json").read_text())["pid"]
+    orphan = json.loads((folder / "lock.1.json").read_text())["pid"]
     assert snakemake(project, "--unlock").returncode == 0
     finish(project, RESULTS)
     log = next(project.glob(f"results/logs/runs/digits/{PAIR[1]}/**/*.txt")).read_text()

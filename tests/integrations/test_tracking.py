@@ -10,7 +10,7 @@ from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, send_at_once, 
 
 from kd.integrations import tracking
 from kd.integrations.tracking import (
-    STATE,
+    TRACKED,
     create_local_store,
     flatten,
     log_study,
@@ -91,7 +91,7 @@ def test_everything_of_a_run_arrives(store, folder):
     copy = store.client.download_artifacts(run.info.run_id, "metrics.json")
     assert json.loads(Path(copy).read_text()) == read_json(folder / "metrics.json")
     assert run.info.artifact_uri.startswith((store.results / "mlartifacts").as_uri())
-    assert read_json(folder / STATE)["complete"]
+    assert read_json(folder / TRACKED)["complete"]
 
 
 def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):

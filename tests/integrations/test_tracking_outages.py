@@ -6,7 +6,7 @@ import pytest
 from mlflow_store import AWAY, ROWS, Said, Store, finished, send_at_once, write_files
 
 from kd.integrations import tracking
-from kd.integrations.tracking import STATE, create_local_store, store_uri, sync
+from kd.integrations.tracking import TRACKED, create_local_store, store_uri, sync
 from kd.runtime.files import read_json, write_json
 
 
@@ -47,7 +47,7 @@ def test_an_exception_passes_and_the_run_is_marked_killed(store, folder, error):
     run = store.the_run(experiment)
     assert run.info.status == "KILLED"
     assert store.curve(run, "loss") == [(1, 2.5)]
-    assert not read_json(folder / STATE)["complete"]
+    assert not read_json(folder / TRACKED)["complete"]
 
 
 def test_a_resumed_run_is_the_same_run_and_sends_no_row_twice(store, folder):
@@ -98,10 +98,10 @@ def test_a_store_that_is_away_is_said_once_and_costs_seconds(store, folder):
     assert len(said) == 1
     assert AWAY in said[0]
     assert "python -m kd sync" in said[0]
-    state = read_json(folder / STATE)
+    state = read_json(folder / TRACKED)
     assert (state["rows"], state["complete"], state["run_id"]) == (0, False, None)
     # the store comes back
-    write_json(folder / STATE, {**state, "uri": store.uri})
+    write_json(folder / TRACKED, {**state, "uri": store.uri})
     assert sync(folder, said) == 1
     assert len(said) == 1
     run = store.the_run("away")
@@ -180,7 +180,7 @@ def test_sync_leaves_unfinished_runs_alone_and_tries_a_store_that_is_away_once(t
     for name in ("away-1", "away-2", "good", "unfinished"):
         folder = tmp_path / "runs/x" / name
         uri = AWAY if name.startswith("away") else store.uri
-        write_json(folder / STATE, store.tracker(folder, "sync", uri=uri).state)
+        write_json(folder / TRACKED, store.tracker(folder, "sync", uri=uri).state)
         if name != "unfinished":
             write_files(folder)
     said = Said()
@@ -194,7 +194,7 @@ def test_sync_leaves_unfinished_runs_alone_and_tries_a_store_that_is_away_once(t
 def test_a_run_with_a_damaged_file_does_not_hold_up_the_others(tmp_path, store):
     for name in ("damaged", "good"):
         folder = tmp_path / "runs/x" / name
-        write_json(folder / STATE, store.tracker(folder, "damaged").state)
+        write_json(folder / TRACKED, store.tracker(folder, "damaged").state)
         write_files(folder)
     (tmp_path / "runs/x/damaged/run.json").unlink()
     said = Said()

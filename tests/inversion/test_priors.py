@@ -63,7 +63,7 @@ def test_statistics_are_means_and_biased_variances_of_the_inputs():
     with BatchStatistics(net) as statistics:
         for images, expected in zip(passes, slow, strict=True):
             net(images)
-            for (slow_mean, slow_variance), (mean, variance) in zip(expected, statistics.take(), strict=True):
+            for (slow_mean, slow_variance), (mean, variance) in zip(expected, statistics.collect(), strict=True):
                 np.testing.assert_allclose(mean.numpy(), slow_mean, rtol=1e-5, atol=1e-5)
                 np.testing.assert_allclose(variance.numpy(), slow_variance, rtol=1e-5)
     assert statistics.layers == [net.first, net.second]
@@ -90,7 +90,7 @@ def test_statistics_pass_gradients_to_the_images():
     images = IMAGES.clone().requires_grad_()
     with BatchStatistics(net) as statistics:
         net(images)
-        (mean, variance), _ = statistics.take()
+        (mean, variance), _ = statistics.collect()
     (gradient,) = torch.autograd.grad((mean * randn(4) + variance).sum(), images)
     size = IMAGES[:, 0].numel()
     centred = IMAGES - IMAGES.mean((0, 2, 3), keepdim=True)
@@ -103,7 +103,7 @@ def test_each_layer_is_compared_with_its_own_statistics_whatever_the_order_of_de
         net = Net(reverse)
         with BatchStatistics(net) as statistics:
             net(IMAGES)
-            losses.append(batchnorm_loss(statistics.layers, statistics.take(), None, 0.9))
+            losses.append(batchnorm_loss(statistics.layers, statistics.collect(), None, 0.9))
     torch.testing.assert_close(losses[1], losses[0])
 
 

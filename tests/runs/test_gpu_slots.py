@@ -23,17 +23,16 @@ import pytest
 import torch
 from conftest import ROOT
 
-from kd.runs import devices
-from kd.runs import gpu_slots as slots
-from kd.runs.gpu_slots import lease, visible_gpus
+from kd.runs import devices, gpu_slots
+from kd.runs.gpu_slots import slot, visible_gpus
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Compute
 
-# Each byte of the common standard input is a job: lease a slot, keep it for some time, write down when that was. Times
-# are those of the machine's monotonic clock, read inside the lease: never longer than the slot was really held.
+# Each byte of the common standard input is a job: take a slot, keep it for some time, write down when that was. Times
+# are those of the machine's monotonic clock, read inside the slot: never longer than the slot was really held.
 WORKER = """
 import os, random, sys, time
-from kd.runs.gpu_slots import lease
+from kd.runs.gpu_slots import slot
 devices, slots, records = sys.argv[1].split(","), int(sys.argv[2]), sys.argv[3]
 shortest, longest, pause = map(float, sys.argv[4:])
 file = os.open(records, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -46,7 +45,7 @@ def another_job():
         return b""
 while another_job():
     asked = time.monotonic()
-    with lease(devices, slots, say=lambda text: None) as position:
+    with slot(devices, slots, say=lambda text: None) as position:
         os.write(file, f"{position} {asked} {time.monotonic()}".encode())
         time.sleep(draw.uniform(shortest, longest))
         os.write(file, f" {time.monotonic()}\\n".encode())
@@ -183,11 +182,11 @@ def test_no_slot_has_two_holders_whoever_is_killed(device_count: int, per_device
         assert most_at_once(later) == per_device, f"the slot of killed worker {number} was not taken again"
     with contextlib.ExitStack() as stack:  # and nothing is left behind
         for _ in range(device_count * per_device):
-            stack.enter_context(lease(names, per_device, unheard))
+            stack.enter_context(slot(names, per_device, unheard))
 
 
 def test_a_released_slot_is_handed_over_in_milliseconds(tmp_path: Path) -> None:
-    """From the holder's last moment in its lease to the first moment of one who waited for it already."""
+    """From the holder's last moment in its slot to the first moment of one who waited for it already."""
     with workers(2, fresh(1), 1, tmp_path / "records", hold=(0.02, 0.02), pause=0.012) as started:
         os.write(started.jobs, b"." * 20)
         work_off(started)
@@ -261,24 +260,24 @@ def test_four_slots_do_almost_four_times_the_work_of_one(tmp_path: Path) -> None
 def test_jobs_spread_over_devices_before_they_share_one() -> None:
     names = fresh(3)
     with contextlib.ExitStack() as stack:
-        assert [stack.enter_context(lease(names, 2, unheard)) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+        assert [stack.enter_context(slot(names, 2, unheard)) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_slot_that_is_free_again_goes_first() -> None:
     names = fresh(2)
-    with lease(names, 2, unheard) as first:
-        with lease(names, 2, unheard) as second:
+    with slot(names, 2, unheard) as first:
+        with slot(names, 2, unheard) as second:
             assert (first, second) == (0, 1)
-        with lease(names, 2, unheard) as third, lease(names, 2, unheard) as fourth:
+        with slot(names, 2, unheard) as third, slot(names, 2, unheard) as fourth:
             assert (third, fourth) == (1, 0)
 
 
 def test_a_slot_belongs_to_the_device_wherever_it_stands_in_the_list() -> None:
     """$CUDA_VISIBLE_DEVICES gives each process its own numbering."""
     first, second = fresh(2)
-    with lease([first, second], 1, unheard) as position:
+    with slot([first, second], 1, unheard) as position:
         assert position == 0
-        with lease([second, first], 1, unheard) as other:
+        with slot([second, first], 1, unheard) as other:
             assert other == 0
             with waiting([first], 1) as (said, got):
                 assert len(said) == 1
@@ -292,7 +291,7 @@ def waiting(names: list[str], per_device: int) -> Iterator[tuple[list[Any], thre
     told = threading.Event()
 
     def wait() -> None:
-        with lease(names, per_device, lambda text: (said.append(text), told.set())) as position:
+        with slot(names, per_device, lambda text: (said.append(text), told.set())) as position:
             said.append(position)
             got.set()
 
@@ -306,8 +305,8 @@ def waiting(names: list[str], per_device: int) -> Iterator[tuple[list[Any], thre
 def test_waiting_is_said_once_and_ends_with_the_first_slot_that_is_free() -> None:
     names = fresh(2)
     with contextlib.ExitStack() as others:
-        others.enter_context(lease(names, 1, unheard))
-        with lease(names, 1, unheard) as last, waiting(names, 1) as (said, got):
+        others.enter_context(slot(names, 1, unheard))
+        with slot(names, 1, unheard) as last, waiting(names, 1) as (said, got):
             assert last == 1
             assert said == ["all 2 GPU slots are taken; waiting for one"]
         assert got.wait(30)
@@ -317,9 +316,9 @@ def test_waiting_is_said_once_and_ends_with_the_first_slot_that_is_free() -> Non
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_exception_gives_the_slot_back(error: type[BaseException]) -> None:
     names = fresh(1)
-    with pytest.raises(error), lease(names, 1, unheard):
+    with pytest.raises(error), slot(names, 1, unheard):
         raise error
-    with lease(names, 1, unheard) as position:
+    with slot(names, 1, unheard) as position:
         assert position == 0
 
 
@@ -329,18 +328,18 @@ def test_an_exception_while_waiting_leaves_nothing_behind() -> None:
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
 
-    with lease(names, 1, unheard), pytest.raises(KeyboardInterrupt), lease(names, 1, interrupt):
+    with slot(names, 1, unheard), pytest.raises(KeyboardInterrupt), slot(names, 1, interrupt):
         pass
-    with lease(names, 1, unheard):
+    with slot(names, 1, unheard):
         pass
 
 
 def test_programs_that_a_job_starts_do_not_keep_its_slot() -> None:
     names = fresh(1)
-    with lease(names, 1, unheard):
+    with slot(names, 1, unheard):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
     try:
-        with lease(names, 1, unheard):
+        with slot(names, 1, unheard):
             pass
     finally:
         child.kill()
@@ -348,7 +347,7 @@ def test_programs_that_a_job_starts_do_not_keep_its_slot() -> None:
 
 
 def test_a_name_that_no_socket_can_have_is_an_error_and_no_reason_to_wait() -> None:
-    with pytest.raises(OSError, match="too long"), lease(["x" * 200], 1, unheard):
+    with pytest.raises(OSError, match="too long"), slot(["x" * 200], 1, unheard):
         pass
 
 
@@ -403,24 +402,24 @@ def test_what_a_workflow_may_ask_for(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     assert re.match(
-        f"{says}.*$" if says else "$", slots.check(Compute.by_hand(device=device, slots_per_gpu=per_gpu), asked)
+        f"{says}.*$" if says else "$", gpu_slots.check(Compute.by_hand(device=device, slots_per_gpu=per_gpu), asked)
     )
 
 
 def test_a_workflow_that_asks_for_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match=r"^--resources gpu: got 5; allowed: at most 4 "):
-        slots.check(Compute.by_hand(slots_per_gpu=2), 5)
+        gpu_slots.check(Compute.by_hand(slots_per_gpu=2), 5)
     with pytest.raises(ConfigError, match=r"^--resources gpu: got 2; allowed: at most 1 "):
-        slots.check(Compute.by_hand(device="cuda:1"), 2)  # all jobs want the same one
+        gpu_slots.check(Compute.by_hand(device="cuda:1"), 2)  # all jobs want the same one
     with pytest.raises(ConfigError, match=r"^compute.device: got 'cuda:2', .*; allowed: auto, cpu, cuda:0, cuda:1$"):
-        slots.check(Compute.by_hand(device="cuda:2"), 1)
+        gpu_slots.check(Compute.by_hand(device="cuda:2"), 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match=r"^compute.device: got 'cuda:0', but no GPU is seen here; allowed: auto"):
-        slots.check(Compute.by_hand(device="cuda:0"), 1)
+        gpu_slots.check(Compute.by_hand(device="cuda:0"), 1)
 
 
-# ------------------------------------------------------------------------------------------------------- devices.lease
+# ----------------------------------------------------------------------------------------- devices.reserved_device
 
 
 @pytest.fixture
@@ -441,7 +440,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
 
 
 def on(device: str, **given: Any) -> contextlib.AbstractContextManager[torch.device]:
-    return devices.lease(Compute.by_hand(device=device, **given), unheard)
+    return devices.reserved_device(Compute.by_hand(device=device, **given), unheard)
 
 
 @pytest.mark.parametrize("auto", ["auto", "cuda"])
@@ -450,11 +449,9 @@ def test_auto_takes_a_gpu_that_is_free(auto: str, gpus: Callable) -> None:
     with on(auto) as first, on(auto) as second:
         assert [first, second] == [torch.device("cuda", 0), torch.device("cuda", 1)]
         assert seen.current == [first, second]
-        assert torch.backends.cudnn.deterministic
-        assert not torch.backends.cudnn.benchmark
         with pytest.raises(AssertionError, match="all 2 GPU slots are taken"), on(auto):
             pass
-    with lease(seen.names[:1], 1, unheard), on(auto) as left:  # another process, by the device's own name
+    with slot(seen.names[:1], 1, unheard), on(auto) as left:  # another process, by the device's own name
         assert left == torch.device("cuda", 1)
 
 
@@ -465,8 +462,8 @@ def test_a_gpu_by_number_is_that_one_alone(gpus: Callable) -> None:
         with pytest.raises(AssertionError, match="all 1 GPU slots are taken"), on("cuda:1"):
             pass
         with (
-            lease(seen.names[:1], 1, unheard),
-            lease(seen.names[2:], 1, unheard),
+            slot(seen.names[:1], 1, unheard),
+            slot(seen.names[2:], 1, unheard),
             pytest.raises(AssertionError, match="all 3"),
             on("auto"),
         ):
@@ -493,7 +490,7 @@ def test_a_gpu_that_is_not_there_is_refused(count: int, device: str, gpus: Calla
 @pytest.mark.parametrize(("count", "device"), [(2, "cpu"), (0, "cpu"), (0, "auto")])
 def test_the_cpu_takes_no_slot(count: int, device: str, gpus: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = gpus(count)
-    monkeypatch.setattr(slots, "lease", unheard)
+    monkeypatch.setattr(gpu_slots, "slot", unheard)
     with on(device) as first, on(device) as second:
         assert first == second == torch.device("cpu")
     assert seen.current == []

@@ -9,8 +9,7 @@ import pytest
 import torch
 from conftest import execute, tiny_run
 
-from kd.runs import kept_teachers as pretrained
-from kd.runs import run
+from kd.runs import kept_teachers, run
 from kd.runtime.files import read_json, write_json
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Compute
@@ -23,8 +22,8 @@ def kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of kept teachers with one in it, as `run_step` looks it up."""
     execute(TEACHER, store, tmp_path / "made")
     folder = tmp_path / "kept"
-    pretrained.keep(TEACHER, tmp_path / "made", {"accuracy": 12.5}, folder)
-    monkeypatch.setattr(pretrained.take, "__defaults__", (folder,))
+    kept_teachers.keep(TEACHER, tmp_path / "made", {"accuracy": 12.5}, folder)
+    monkeypatch.setattr(kept_teachers.fill_from_kept, "__defaults__", (folder,))
     return folder
 
 
@@ -39,7 +38,7 @@ def test_a_run_takes_the_teacher_of_its_settings(store: Path, tmp_path: Path, ke
     assert any(not torch.equal(made[name], taken[name]) for name in made), "rounded on the way"
     pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path / name / "history.csv") for name in ("made", "taken")))
     record = read_json(tmp_path / "taken/run.json")
-    assert record["taken_from"] == f"{pretrained.name_of(TEACHER)}.pt"
+    assert record["taken_from"] == f"{kept_teachers.name_of(TEACHER)}.pt"
     assert record["seconds"] == read_json(tmp_path / "made/run.json")["seconds"]
     size = sum(file.stat().st_size for file in kept.glob("*.pt"))
     assert size < 0.6 * (tmp_path / "made/weights.pt").stat().st_size
@@ -47,7 +46,7 @@ def test_a_run_takes_the_teacher_of_its_settings(store: Path, tmp_path: Path, ke
 
 def test_it_is_complete_for_the_next_start_and_a_student_learns_from_it(store: Path, kept: Path, monkeypatch) -> None:
     execute(TEACHER, store, store / "taken")
-    monkeypatch.setattr(run.pretrained, "take", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr(run.pretrained, "fill_from_kept", lambda *_: pytest.fail("it is there already"))
     assert execute(TEACHER, store, store / "taken") == {"accuracy": 12.5}
 
 
@@ -59,7 +58,7 @@ def test_other_settings_are_trained(change: dict, store: Path, tmp_path: Path, k
 
 
 def test_students_are_never_taken_and_none_are_on_request(store: Path, tmp_path: Path, kept: Path) -> None:
-    assert pretrained.take(tiny_run("kd"), tmp_path, "identity", kept) is None
+    assert kept_teachers.fill_from_kept(tiny_run("kd"), tmp_path, "identity", kept) is None
     data = store / TEACHER.data_path
     asked = Compute.by_hand(device="cpu", pretrained=False)
     assert run.run_step(TEACHER, tmp_path / "own", data, [], asked)["accuracy"] != 12.5
@@ -78,6 +77,6 @@ def test_a_damaged_file_is_named_and_nothing_is_written(store: Path, tmp_path: P
 
 def test_what_does_not_fit_half_precision_is_not_kept() -> None:
     with pytest.raises(ValueError, match="running_var does not fit half precision"):
-        pretrained.halved({"weight": torch.ones(2), "running_var": torch.tensor([1e6])})
+        kept_teachers.in_half_precision({"weight": torch.ones(2), "running_var": torch.tensor([1e6])})
     whole = torch.tensor(70_000)
-    assert pretrained.halved({"num_batches_tracked": whole}) == {"num_batches_tracked": whole}
+    assert kept_teachers.in_half_precision({"num_batches_tracked": whole}) == {"num_batches_tracked": whole}

@@ -28,7 +28,7 @@ from kd.runs import run as run_module
 from kd.runs import worker
 from kd.runs.run import run_step
 from kd.runs.worker import work_through
-from kd.runtime import run_lock as lease
+from kd.runtime import run_lock as lock
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import read_json, write_json
 from kd.runtime.run_lock import Busy, TakenOver
@@ -172,7 +172,7 @@ def test_one_who_finds_the_run_in_work_waits_and_takes_what_it_finds(made: Made,
     assert said[0].startswith(f"process {first.pid} on ")
     assert said[0].endswith("is working on this run; waiting for it")
     assert [line.split(":")[0] for line in said[1:]] == ["already complete"]
-    assert not [path.name for path in folder.iterdir() if "lease" in path.name or "checkpoint" in path.name]
+    assert not [path.name for path in folder.iterdir() if "lock" in path.name or "checkpoint" in path.name]
 
 
 def test_one_who_waits_goes_on_where_a_killed_one_was(made: Made, tmp_path: Path) -> None:
@@ -197,17 +197,17 @@ def test_one_who_waits_goes_on_where_a_killed_one_was(made: Made, tmp_path: Path
     assert sorted(order, key=text.index) == list(order)
     assert same_numbers(folder, made.results / KD.path)
     assert read_json(folder / "run.json")["counts"]["student_steps"] == STEPS
-    assert not [path.name for path in folder.iterdir() if "lease" in path.name or "checkpoint" in path.name]
+    assert not [path.name for path in folder.iterdir() if "lock" in path.name or "checkpoint" in path.name]
 
 
 def test_one_that_was_taken_over_stops_and_touches_nothing(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = {"host": "far", "pid": 1, "process": 1, "machine": "far away", "beat": 0}
-    at_boundary(10, lambda: write_json(tmp_path / "lease.2.json", other), monkeypatch)
+    at_boundary(10, lambda: write_json(tmp_path / "lock.2.json", other), monkeypatch)
     with pytest.raises(TakenOver, match="process 1 on far has taken over"):
         execute(SCRATCH, made, tmp_path, OFTEN)
-    assert read_json(tmp_path / "lease.2.json") == other
+    assert read_json(tmp_path / "lock.2.json") == other
     assert not {"ended.json", "metrics.json", "weights.pt"} & {path.name for path in tmp_path.iterdir()}
 
 
@@ -218,13 +218,13 @@ def test_one_that_was_taken_over_at_the_very_end_writes_no_results(
     evaluate = run_module.evaluate
 
     def evaluated(*given: Any) -> dict[str, float]:
-        write_json(tmp_path / "lease.2.json", other)
+        write_json(tmp_path / "lock.2.json", other)
         return evaluate(*given)
 
     monkeypatch.setattr(run_module, "evaluate", evaluated)
     with pytest.raises(TakenOver):
         execute(SCRATCH, made, tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("lease")] == []
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("lock")] == []
 
 
 # ------------------------------------------------------------------------------------------------------ how runs ended
@@ -324,7 +324,7 @@ def test_teachers_come_first_and_data_is_prepared_once(made: Made) -> None:
     assert [line.split(": ")[0] for line in made.said] == [str(made.results / path) for path in paths]
     assert all(re.fullmatch(r"accuracy \d+\.\d\d %", line.split(": ")[1]) for line in made.said)
     assert made.prepared == [made.results / KD.data_path]
-    assert not list(made.results.rglob("*lease*"))
+    assert not list(made.results.rglob("*lock*"))
 
 
 def test_processes_that_need_the_same_data_at_the_same_time_prepare_it_once(
@@ -440,8 +440,8 @@ def test_a_run_whose_owner_on_another_machine_is_silent_is_taken_over(
     results = prepared_copy(made, tmp_path)
     (results / SCRATCH.path).mkdir(parents=True)
     content = {"host": "far", "pid": 1, "process": 1, "machine": "far away", "slurm_job": None, "beat": 7}
-    write_json(results / SCRATCH.path / "lease.1.json", content)
-    monkeypatch.setattr(lease, "DEAD_AFTER_SECONDS", 0.5)
+    write_json(results / SCRATCH.path / "lock.1.json", content)
+    monkeypatch.setattr(lock, "DEAD_AFTER_SECONDS", 0.5)
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
     deadline, sleep = time.monotonic() + 5, time.sleep
 
@@ -478,7 +478,7 @@ def test_two_jobs_make_every_run_exactly_once(made: Made, tmp_path: Path) -> Non
     failed = re.findall(rf"^error: {diverging.path}: .*loss is .*$", done.stderr, re.MULTILINE)
     assert len(failed) == 2, "each process says what failed"
     assert len(re.findall(rf"{diverging.path} on cpu: epoch 1/2", done.stderr)) == 1, "but it was tried once"
-    assert not list(results.rglob("*lease*"))
+    assert not list(results.rglob("*lock*"))
 
 
 def test_two_jobs_that_are_asked_to_stop_save_and_go_on_later(
@@ -525,7 +525,7 @@ def halt_after_an_epoch(runs: list[Run], results: Path, log: Path, halted: dict[
     """SIGSTOP to the workers whose run has its first epoch behind it, so that none is done too soon; how many are."""
     for run in runs:
         if run.path not in halted and f"{run.path} on cpu: epoch 1/5" in log.read_text():
-            halted[run.path] = read_json(results / run.path / "lease.1.json")["pid"]
+            halted[run.path] = read_json(results / run.path / "lock.1.json")["pid"]
             os.kill(halted[run.path], signal.SIGSTOP)
     return len(halted)
 
@@ -536,7 +536,7 @@ MISSING = "(missing)"
 MISTAKES: list[tuple[str, str, Any, str]] = [
     # method, key, what is written there, what the line says
     ("kd", "training.schedule", "cosin", "training.schedule: got 'cosin'; did you mean 'cosine'?"),
-    ("kd", "teachers.0.training.schedule", "cosin", "teachers: training.schedule: got 'cosin'; did you mean 'cosine'?"),
+    ("kd", "teachers.0.training.schedule", "cosin", "training.schedule: got 'cosin'; did you mean 'cosine'?"),
     ("kd", "training.lr", -0.1, "training.lr: got -0.1; allowed: > 0"),
     ("kd", "training.lr", "fast", "training.lr: got 'fast' (text); allowed: number"),
     ("kd", "training.lr", "1e-3", "training.lr: got '1e-3' (text); allowed: number"),

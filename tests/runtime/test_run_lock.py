@@ -1,4 +1,4 @@
-"""The lease on a run: one owner at a time, whoever is killed, suspended, silent or on another machine."""
+"""The lock on a run: one owner at a time, whoever is killed, suspended, silent or on another machine."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from conftest import ROOT
 
 from kd.runtime import run_lock as module
 from kd.runtime.files import read_json, write_json
-from kd.runtime.run_lock import Busy, Lease, TakenOver, newest, owner, peek
+from kd.runtime.run_lock import Busy, RunLock, TakenOver, newest, owner, peek
 
-# Takes the lease and keeps it until a line comes; then asks whether it still has it and leaves. `where` stands for the
+# Takes the lock and keeps it until a line comes; then asks whether it still has it and leaves. `where` stands for the
 # name of the machine: with another one, only heartbeats tell of it.
 OWNER = """
 import sys, time
 from pathlib import Path
-from kd.runtime import run_lock as lease
+from kd.runtime import run_lock as lock
 folder, where = Path(sys.argv[1]), sys.argv[2]
-lease.HEARTBEAT_SECONDS = 0.05
+lock.HEARTBEAT_SECONDS = 0.05
 if where:
-    lease._machine = lambda: where
+    lock._machine = lambda: where
 try:
-    with lease.Lease(folder, say=lambda text: None) as held:
+    with lock.RunLock(folder, say=lambda text: None) as held:
         print("in", flush=True)
         sys.stdin.readline()
         held.check()
         print("still mine", flush=True)
-except lease.TakenOver as error:
+except lock.TakenOver as error:
     print("taken over:", error, flush=True)
 """
 
 
 @contextlib.contextmanager
 def owning(folder: Path, where: str = "") -> Iterator[subprocess.Popen]:
-    """A process that has the lease of a folder."""
+    """A process that has the lock of a folder."""
     command = [sys.executable, "-c", OWNER, str(folder), where]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, **pipes)
@@ -66,8 +66,8 @@ def leave(process: subprocess.Popen) -> str:
 
 
 def elsewhere(folder: Path, number: int = 1, **given: Any) -> Path:
-    """The lease of an owner on another machine."""
-    file = folder / f"lease.{number}.json"
+    """The lock of an owner on another machine."""
+    file = folder / f"lock.{number}.json"
     content = {"host": "far", "pid": 1, "process": 1, "machine": "far away", "slurm_job": None, "beat": 0}
     write_json(file, {**content, **given})
     return file
@@ -95,17 +95,17 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 class Entrant(threading.Thread):
-    """Enters a lease in a thread of its own and stays until told to leave."""
+    """Enters a lock in a thread of its own and stays until told to leave."""
 
     def __init__(self, folder: Path):
         super().__init__(daemon=True)
         self.said: list[str] = []
         self.inside, self.leave = threading.Event(), threading.Event()
-        self.lease = Lease(folder, self.said.append)
+        self.lock = RunLock(folder, self.said.append)
         self.start()
 
     def run(self) -> None:
-        with self.lease:
+        with self.lock:
             self.inside.set()
             self.leave.wait(60)
 
@@ -131,10 +131,10 @@ def until(happened: Callable[[], Any], seconds: float = 30.0) -> bool:
 
 
 def test_alone_it_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
-    with Lease(tmp_path, unheard) as held:
-        assert names(tmp_path) == ["lease.1.json"]
+    with RunLock(tmp_path, unheard) as held:
+        assert names(tmp_path) == ["lock.1.json"]
         held.check()
-        content = read_json(tmp_path / "lease.1.json")
+        content = read_json(tmp_path / "lock.1.json")
         assert content["pid"] == os.getpid()
         assert newest(tmp_path) == (1, content)
         assert peek(tmp_path) == (content, True)
@@ -144,8 +144,8 @@ def test_alone_it_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_exception_gives_the_lease_back(error: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(error), Lease(tmp_path, unheard):
+def test_an_exception_gives_the_lock_back(error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error), RunLock(tmp_path, unheard):
         raise error
     assert names(tmp_path) == []
 
@@ -158,7 +158,7 @@ def test_a_second_one_waits_for_the_first_and_says_so_once(tmp_path: Path) -> No
         assert leave(first) == "still mine\n"
         assert second.inside.wait(30)
     assert second.said == [f"process {first.pid} on {os.uname().nodename} is working on this run; waiting for it"]
-    assert names(tmp_path) == ["lease.1.json"]
+    assert names(tmp_path) == ["lock.1.json"]
     second.end()
     assert names(tmp_path) == []
 
@@ -166,25 +166,29 @@ def test_a_second_one_waits_for_the_first_and_says_so_once(tmp_path: Path) -> No
 def test_without_waiting_a_busy_folder_is_an_error_that_names_the_owner(tmp_path: Path) -> None:
     with owning(tmp_path) as first:
         with pytest.raises(Busy, match=rf"process {first.pid} on .* is working on {tmp_path}"):
-            Lease(tmp_path, unheard, wait=False).__enter__()
+            RunLock(tmp_path, unheard, wait=False).__enter__()
         assert leave(first) == "still mine\n"
-    with Lease(tmp_path, unheard, wait=False):
+    with RunLock(tmp_path, unheard, wait=False):
         pass
 
 
-def test_leases_of_other_names_and_other_files_do_not_matter(tmp_path: Path) -> None:
-    for name in ("lease.json", "lease.x.json", "lease.7.json.bak", "other.lease.3.json", "release.4.json"):
+def test_locks_of_other_names_and_other_files_do_not_matter(tmp_path: Path) -> None:
+    for name in ("lock.json", "lock.x.json", "lock.7.json.bak", "other.lock.3.json", "release.4.json"):
         (tmp_path / name).write_text("{}")
     before = names(tmp_path)
-    with Lease(tmp_path, unheard, name="digits"), Lease(tmp_path, unheard), Lease(tmp_path, unheard, name="digits-1.5"):
-        assert set(names(tmp_path)) - set(before) == {"digits.1.json", "digits-1.5.1.json", "lease.1.json"}
+    with (
+        RunLock(tmp_path, unheard, name="digits"),
+        RunLock(tmp_path, unheard),
+        RunLock(tmp_path, unheard, name="digits-1.5"),
+    ):
+        assert set(names(tmp_path)) - set(before) == {"digits.1.json", "digits-1.5.1.json", "lock.1.json"}
         assert newest(tmp_path, "digits")[0] == 1
     assert names(tmp_path) == before
 
 
 def test_owners_are_named_with_their_slurm_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    with Lease(tmp_path, unheard):
+    with RunLock(tmp_path, unheard):
         assert owner(newest(tmp_path)[1]) == f"process {os.getpid()} on {os.uname().nodename}, SLURM job 4711"
 
 
@@ -204,7 +208,7 @@ def test_a_killed_owners_place_is_taken_at_once(reaped: bool, tmp_path: Path) ->
         assert content["pid"] == first.pid
         assert not alive
         said, begun = [], time.monotonic()
-        with Lease(tmp_path, said.append, wait=False) as held:
+        with RunLock(tmp_path, said.append, wait=False) as held:
             assert time.monotonic() - begun < 5
             held.check()
             assert said == [f"taking over from process {first.pid} on {os.uname().nodename}, which is gone"]
@@ -226,25 +230,25 @@ def test_one_who_waits_notices_that_the_owner_is_killed(tmp_path: Path) -> None:
 
 
 def test_another_process_with_the_number_of_the_owner_is_not_the_owner(tmp_path: Path) -> None:
-    with Lease(tmp_path, unheard):
-        mine = read_json(tmp_path / "lease.1.json")
-    write_json(tmp_path / "lease.1.json", {**mine, "process": mine["process"] - 1})  # started earlier
+    with RunLock(tmp_path, unheard):
+        mine = read_json(tmp_path / "lock.1.json")
+    write_json(tmp_path / "lock.1.json", {**mine, "process": mine["process"] - 1})  # started earlier
     said = []
-    with Lease(tmp_path, said.append, wait=False):
+    with RunLock(tmp_path, said.append, wait=False):
         assert len(said) == 1
-        assert names(tmp_path) == ["lease.1.json", "lease.2.json"]
-    write_json(tmp_path / "lease.1.json", mine)
+        assert names(tmp_path) == ["lock.1.json", "lock.2.json"]
+    write_json(tmp_path / "lock.1.json", mine)
     with pytest.raises(Busy):
-        Lease(tmp_path, unheard, wait=False).__enter__()
+        RunLock(tmp_path, unheard, wait=False).__enter__()
 
 
 def test_a_whole_row_of_dead_owners_is_cleared_away(tmp_path: Path) -> None:
     with owning(tmp_path) as dead:
         dead.kill()
-    content = read_json(tmp_path / "lease.1.json")
+    content = read_json(tmp_path / "lock.1.json")
     for number in (2, 9, 10, 11):
-        write_json(tmp_path / f"lease.{number}.json", content)
-    with Lease(tmp_path, quiet) as held:
+        write_json(tmp_path / f"lock.{number}.json", content)
+    with RunLock(tmp_path, quiet) as held:
         assert held.number == 12  # as numbers, not as text
         held.check()
     assert names(tmp_path) == []
@@ -253,8 +257,8 @@ def test_a_whole_row_of_dead_owners_is_cleared_away(tmp_path: Path) -> None:
 def test_what_a_killed_heartbeat_left_is_removed_at_the_end_too(tmp_path: Path) -> None:
     with owning(tmp_path) as dead:
         dead.kill()
-    (tmp_path / f".lease.1.json.{dead.pid}.tmp").write_text('{"be')
-    with Lease(tmp_path, quiet):
+    (tmp_path / f".lock.1.json.{dead.pid}.tmp").write_text('{"be')
+    with RunLock(tmp_path, quiet):
         pass
     assert names(tmp_path) == []
 
@@ -274,7 +278,7 @@ def test_an_owner_elsewhere_is_waited_for_while_its_heart_beats(tmp_path: Path, 
     assert time.monotonic() - silent_since >= 0.9 * soon
     assert second.said[0] == "process 1 on far is working on this run; waiting for it"
     assert second.said[1:] == ["taking over from process 1 on far, which is gone"]
-    second.lease.check()
+    second.lock.check()
     second.end()
     assert names(tmp_path) == []
 
@@ -295,7 +299,7 @@ def test_asking_again_and_again_without_waiting_finds_a_silent_owner_dead(tmp_pa
     begun = time.monotonic()
 
     def entered() -> bool:
-        with contextlib.suppress(Busy), Lease(tmp_path, quiet, wait=False):
+        with contextlib.suppress(Busy), RunLock(tmp_path, quiet, wait=False):
             return True
         return False
 
@@ -306,13 +310,13 @@ def test_asking_again_and_again_without_waiting_finds_a_silent_owner_dead(tmp_pa
 @pytest.mark.parametrize(
     "text", ["", '{"host": "fa', "\0\0\0\0", "[]", "{}", '{"host": "far", "pid": \udcff'], ids=ascii
 )
-def test_a_torn_lease_is_given_time_and_then_replaced(text: str, tmp_path: Path, soon: float) -> None:
+def test_a_torn_lock_is_given_time_and_then_replaced(text: str, tmp_path: Path, soon: float) -> None:
     """Its owner is just writing it, or died there."""
-    (tmp_path / "lease.1.json").write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "lock.1.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(Busy, match="an unknown machine"):
-        Lease(tmp_path, unheard, wait=False).__enter__()
+        RunLock(tmp_path, unheard, wait=False).__enter__()
     begun, said = time.monotonic(), []
-    with Lease(tmp_path, said.append):
+    with RunLock(tmp_path, said.append):
         assert time.monotonic() - begun >= 0.9 * soon
         assert len(said) == 2
     assert names(tmp_path) == []
@@ -332,13 +336,13 @@ def test_a_look_from_outside_goes_by_the_files_time(tmp_path: Path) -> None:
 RACER = """
 import os, sys, time
 from pathlib import Path
-from kd.runtime import run_lock as lease
-lease.POLL_SECONDS = 0.005
-lease._machine = lambda machine=lease._machine(): machine  # the same, read once: more tries
+from kd.runtime import run_lock as lock
+lock.POLL_SECONDS = 0.005
+lock._machine = lambda machine=lock._machine(): machine  # the same, read once: more tries
 folder, file = Path(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 print("ready", flush=True)
 for line in sys.stdin:
-    with lease.Lease(folder, say=lambda text: None) as held:
+    with lock.RunLock(folder, say=lambda text: None) as held:
         begin = time.monotonic()
         time.sleep(0.02)
         held.check()
@@ -349,12 +353,12 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_of_those_who_race_for_a_dead_owners_place_one_is_in_at_a_time(count: int, tmp_path: Path) -> None:
-    """Times are read inside the lease, from the clock that all processes of a machine share."""
+    """Times are read inside the lock, from the clock that all processes of a machine share."""
     (tmp_path / "run").mkdir()
     files = [tmp_path / f"{number}.txt" for number in range(count)]
     with owning(tmp_path / "run") as dead:
         dead.kill()
-    content = (tmp_path / "run/lease.1.json").read_text()
+    content = (tmp_path / "run/lock.1.json").read_text()
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, str(tmp_path / "run"), str(file)],
@@ -369,7 +373,7 @@ def test_of_those_who_race_for_a_dead_owners_place_one_is_in_at_a_time(count: in
         for racer in racers:
             assert racer.stdout.readline() == "ready\n"
         for turn in range(4):
-            (tmp_path / "run/lease.1.json").write_text(content)
+            (tmp_path / "run/lock.1.json").write_text(content)
             for racer in racers:
                 racer.stdin.write("go\n")
                 racer.stdin.flush()
@@ -392,12 +396,12 @@ def test_one_who_was_too_slow_to_take_a_dead_owners_place_waits(
     """Between its look and its taking, one had the place and left it, and another one has it since."""
     with owning(tmp_path) as dead:
         dead.kill()
-    slow, third = Lease(tmp_path, quiet, wait=False), Lease(tmp_path, quiet)
+    slow, third = RunLock(tmp_path, quiet, wait=False), RunLock(tmp_path, quiet)
     create = slow._create
 
     def late(*given: Any) -> bool:
         monkeypatch.setattr(slow, "_create", create)
-        with Lease(tmp_path, quiet):
+        with RunLock(tmp_path, quiet):
             pass
         third.__enter__()
         return create(*given)
@@ -425,7 +429,7 @@ def suspended(folder: Path) -> Iterator[subprocess.Popen]:
 
 
 def test_one_who_slept_finds_that_another_has_the_run(tmp_path: Path, soon: float) -> None:
-    with suspended(tmp_path) as sleeper, Lease(tmp_path, quiet) as held:
+    with suspended(tmp_path) as sleeper, RunLock(tmp_path, quiet) as held:
         mine = f"process {os.getpid()} on {os.uname().nodename}"
         sleeper.send_signal(signal.SIGCONT)
         assert leave(sleeper) == f"taken over: {mine} has taken over this run; this process stops\n"
@@ -437,11 +441,11 @@ def test_one_who_slept_finds_that_another_has_the_run(tmp_path: Path, soon: floa
 
 def test_one_who_slept_finds_that_another_has_finished_the_run(tmp_path: Path, soon: float) -> None:
     with suspended(tmp_path) as sleeper:
-        with Lease(tmp_path, quiet):
+        with RunLock(tmp_path, quiet):
             pass
         sleeper.send_signal(signal.SIGCONT)
         time.sleep(0.3)  # some heartbeats
-        assert names(tmp_path) == [], "a lease that was lost does not come back"
+        assert names(tmp_path) == [], "a lock that was lost does not come back"
         assert leave(sleeper).startswith("taken over: ")
     assert names(tmp_path) == []
 
@@ -449,9 +453,9 @@ def test_one_who_slept_finds_that_another_has_finished_the_run(tmp_path: Path, s
 def test_one_who_slept_leaves_those_who_came_later_alone(tmp_path: Path, soon: float) -> None:
     """The place was taken, left, and is someone's with the sleeper's own number."""
     with suspended(tmp_path) as sleeper:
-        with Lease(tmp_path, quiet):
+        with RunLock(tmp_path, quiet):
             pass
-        with Lease(tmp_path, quiet) as third:
+        with RunLock(tmp_path, quiet) as third:
             sleeper.send_signal(signal.SIGCONT)
             time.sleep(0.3)
             third.check()
@@ -463,11 +467,11 @@ def test_one_who_slept_leaves_those_who_came_later_alone(tmp_path: Path, soon: f
 
 
 def test_one_whose_place_was_taken_knows_it_after_the_other_has_left(tmp_path: Path, soon: float) -> None:
-    with Lease(tmp_path, quiet) as first:
+    with RunLock(tmp_path, quiet) as first:
         file = elsewhere(tmp_path, number=2)
         with pytest.raises(TakenOver, match="process 1 on far has taken over"):
             first.check()
-        for gone in (file, tmp_path / "lease.1.json"):
+        for gone in (file, tmp_path / "lock.1.json"):
             gone.unlink()
         with pytest.raises(TakenOver):
             first.check()
@@ -479,7 +483,7 @@ def test_one_whose_place_was_taken_knows_it_after_the_other_has_left(tmp_path: P
 
 def test_the_heartbeat_tells_the_progress(tmp_path: Path, soon: float) -> None:
     position = {}
-    with Lease(tmp_path, unheard, lambda: position):
+    with RunLock(tmp_path, unheard, lambda: position):
         first = newest(tmp_path)[1]
         assert "done" not in first
         position |= {"done": 3, "total": 20, "seconds": 1.5}
@@ -498,7 +502,7 @@ def test_a_heartbeat_on_a_full_disk_stops_nothing(tmp_path: Path, soon: float, m
         failed.append(True)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with Lease(tmp_path, unheard) as held:
+    with RunLock(tmp_path, unheard) as held:
         with monkeypatch.context() as patched:
             patched.setattr(module, "write_json", full)
             assert until(lambda: len(failed) >= 3)
@@ -508,7 +512,7 @@ def test_a_heartbeat_on_a_full_disk_stops_nothing(tmp_path: Path, soon: float, m
     assert names(tmp_path) == []
 
 
-def test_a_full_disk_at_the_start_leaves_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_start_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -517,14 +521,14 @@ def test_a_full_disk_at_the_start_leaves_no_lease(tmp_path: Path, monkeypatch: p
         patched.setattr(module.json, "dumps", full)
         patched.setattr(module, "write_json", full)
         with pytest.raises(OSError, match="No space"):
-            Lease(tmp_path, unheard).__enter__()
+            RunLock(tmp_path, unheard).__enter__()
     assert names(tmp_path) == []
-    with Lease(tmp_path, unheard, wait=False):
+    with RunLock(tmp_path, unheard, wait=False):
         pass
 
 
 def test_leaving_does_not_wait_for_the_next_heartbeat(tmp_path: Path) -> None:
     begun = time.monotonic()
-    with Lease(tmp_path, unheard):
+    with RunLock(tmp_path, unheard):
         pass
     assert time.monotonic() - begun < 0.5 * module.HEARTBEAT_SECONDS

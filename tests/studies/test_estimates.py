@@ -11,7 +11,7 @@ from conftest import PAIR
 from fake_results import (
     fake_end,
     fake_finished,
-    fake_lease,
+    fake_lock,
     find,
     left,
     loaded,
@@ -103,9 +103,9 @@ def test_alike_networks_go_before_the_same_kind(tmp_path: Path) -> None:
 
 def test_a_running_run_goes_by_its_own_pace(study: Study) -> None:
     fake_finished(study, find(study, "ssdkd", 0))
-    fake_lease(study, find(study, "ssdkd", 1), done=3, total=12, seconds=30.0)
+    fake_lock(study, find(study, "ssdkd", 1), done=3, total=12, seconds=30.0)
     assert left(study, find(study, "ssdkd", 1)) == pytest.approx(90.0)
-    fake_lease(study, find(study, "ssdkd", 1), done=0, total=12, seconds=0.0)
+    fake_lock(study, find(study, "ssdkd", 1), done=0, total=12, seconds=0.0)
     assert left(study, find(study, "ssdkd", 1)) == pytest.approx(100.0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from fake_results import (
     fake_end,
     fake_finished,
-    fake_lease,
+    fake_lock,
     find,
     loaded,
 )
@@ -35,7 +35,7 @@ def test_a_plan_is_written_as_a_list_that_is_read_back(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     fake_finished(study, find(study, "scratch"))
-    fake_lease(study, find(study, "kd"))
+    fake_lock(study, find(study, "kd"))
     fake_end(study, find(study, "ssdkd", 1), "OSError: disk full")
     chosen = [str(tmp_path / "watched.yaml"), "--config", f"results={study.root}"]
     file = tmp_path / "todo.yaml"
@@ -51,14 +51,14 @@ def test_a_plan_is_written_as_a_list_that_is_read_back(
     assert capsys.readouterr().out == state.status(study) + "\n"
     for run in study.runs.values():
         fake_finished(study, run)
-    (study.root / find(study, "kd").path / "lease.1.json").unlink()
+    (study.root / find(study, "kd").path / "lock.1.json").unlink()
     assert main(["plan", *chosen, "--write", str(file)]) == 0
     assert _runs_in(file) == []
 
 
 def test_looking_changes_nothing(study: Study, tmp_path: Path) -> None:
     fake_finished(study, find(study, "scratch"))
-    fake_lease(study, find(study, "kd"), process=1)
+    fake_lock(study, find(study, "kd"), process=1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert state.plan(study)
     assert state.status(study)

@@ -15,14 +15,14 @@ from fake_results import (
     counts,
     fake_end,
     fake_finished,
-    fake_lease,
+    fake_lock,
     find,
     loaded,
     rows_of,
     state_of,
 )
 
-from kd.runtime.run_lock import Lease
+from kd.runtime.run_lock import RunLock
 from kd.studies import status as state
 from kd.studies.study import Study, load_study
 
@@ -61,30 +61,30 @@ def test_a_record_that_is_not_whole_waits(study: Study, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", "{}"])
-def test_a_note_or_lease_that_is_not_whole_breaks_no_look(study: Study, text: str) -> None:
+def test_a_note_or_lock_that_is_not_whole_breaks_no_look(study: Study, text: str) -> None:
     run = find(study, "scratch")
     fake_end(study, run, None)
     (study.root / run.path / "ended.json").write_text(text)
     assert state_of(study, run).name == "waiting"
-    fake_lease(study, run).write_text(text)
+    fake_lock(study, run).write_text(text)
     assert state_of(study, run).name in ("waiting", "running")
     assert state.status(study)
     assert state.plan(study)
 
 
-def test_a_live_lease_of_this_process_is_a_running_run(study: Study) -> None:
+def test_a_live_lock_of_this_process_is_a_running_run(study: Study) -> None:
     run = find(study, "scratch")
-    fake_lease(study, run, age=3600.0)  # this machine's kernel knows better than the clock
+    fake_lock(study, run, age=3600.0)  # this machine's kernel knows better than the clock
     found = state_of(study, run)
     assert (found.name, found.seconds, found.share) == ("running", 30.0, 0.25)
     assert f"process {os.getpid()} on here" in found.note
 
 
-def test_a_real_lease_is_a_running_run(study: Study) -> None:
+def test_a_real_lock_is_a_running_run(study: Study) -> None:
     run = find(study, "scratch")
     folder = study.root / run.path
     folder.mkdir(parents=True)
-    with Lease(folder, progress=lambda: {"done": 1, "total": 4, "seconds": 8.0}):
+    with RunLock(folder, progress=lambda: {"done": 1, "total": 4, "seconds": 8.0}):
         found = state_of(study, run)
         assert (found.name, found.seconds, found.share) == ("running", 8.0, 0.25)
         assert socket.gethostname() in found.note
@@ -102,25 +102,25 @@ def test_a_real_lease_is_a_running_run(study: Study) -> None:
         ({"machine": None, "host": "far"}, 3600.0, "waiting"),
     ],
 )
-def test_a_lease_is_alive_or_dead(study: Study, changed: dict, age: float, name: str) -> None:
+def test_a_lock_is_alive_or_dead(study: Study, changed: dict, age: float, name: str) -> None:
     run = find(study, "scratch")
-    fake_lease(study, run, age=age, **changed)
+    fake_lock(study, run, age=age, **changed)
     found = state_of(study, run)
     assert (found.name, found.seconds, found.share) == (name, 30.0, 0.25)
     assert ("died; goes on from its checkpoint" in found.note) == (name == "waiting")
 
 
-def test_the_newest_lease_counts(study: Study) -> None:
+def test_the_newest_lock_counts(study: Study) -> None:
     run = find(study, "scratch")
-    fake_lease(study, run, number=9, process=1)
-    fake_lease(study, run, number=10, done=6)
+    fake_lock(study, run, number=9, process=1)
+    fake_lock(study, run, number=10, done=6)
     found = state_of(study, run)
     assert (found.name, found.share) == ("running", 0.5)
 
 
 def test_a_slurm_job_is_named(study: Study) -> None:
     run = find(study, "scratch")
-    fake_lease(study, run, machine="another", host="node7", slurm_job="4711")
+    fake_lock(study, run, machine="another", host="node7", slurm_job="4711")
     assert "node7, SLURM job 4711" in state_of(study, run).note
 
 
@@ -151,7 +151,7 @@ def test_a_run_that_failed_before_its_first_epoch(study: Study) -> None:
 def test_a_run_at_work_again_is_not_failed_any_more(study: Study) -> None:
     run = find(study, "scratch")
     fake_end(study, run, "OSError: disk full")
-    fake_lease(study, run)
+    fake_lock(study, run)
     assert state_of(study, run).name == "running"
 
 
@@ -191,7 +191,7 @@ def test_teachers_that_only_a_search_needs_are_not_counted(tmp_path: Path) -> No
 def test_counts_per_experiment_and_together(study: Study) -> None:
     fake_finished(study, find(study, "teacher"))
     fake_finished(study, find(study, "scratch"))
-    fake_lease(study, find(study, "kd"))
+    fake_lock(study, find(study, "kd"))
     fake_end(study, find(study, "ssdkd", 0), "OSError: disk full")
     fake_finished(study, find(study, "ssdkd", 1))  # in two experiments, one run
     assert counts(study) == {

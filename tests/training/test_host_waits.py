@@ -96,14 +96,14 @@ def test_a_wait_is_shown_with_its_place():
     with noted() as found:
         sums = Sums(["loss"], torch.device("cpu"))
         sums.add(torch.ones(()))
-        sums.take()
+        sums.read_and_reset()
         if numbers("cpu").sum() > 0:
             pass
     here = r"tests/training/test_host_waits\.py:\d+"
     for wait, expected in zip(
         found,
         [
-            r"call tolist at kd/training/step\.py:\d+, take",
+            r"call tolist at kd/training/step\.py:\d+, read_and_reset",
             rf"call tensor at {here}, numbers",
             rf"aten::is_nonzero in call __bool__ at {here}, test_a_wait_is_shown_with_its_place",
         ],

@@ -246,10 +246,10 @@ def test_sums_are_means_since_the_last_take():
     sums = Sums(["loss", "accuracy"], torch.device("cpu"))
     for loss, accuracy in ((1.0, 0.5), (2.0, 0.25), (6.0, 0.0)):
         sums.add(torch.tensor(loss), torch.tensor(accuracy))
-    assert sums.take() == pytest.approx({"loss": 3.0, "accuracy": 0.25})
+    assert sums.read_and_reset() == pytest.approx({"loss": 3.0, "accuracy": 0.25})
     sums.add(torch.tensor(4.0), torch.tensor(1.0))
-    assert sums.take() == {"loss": 4.0, "accuracy": 1.0}
-    assert sums.take() == {"loss": 0.0, "accuracy": 0.0}  # nothing added
+    assert sums.read_and_reset() == {"loss": 4.0, "accuracy": 1.0}
+    assert sums.read_and_reset() == {"loss": 0.0, "accuracy": 0.0}  # nothing added
 
 
 def test_restored_sums_continue():
@@ -263,4 +263,4 @@ def test_restored_sums_continue():
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for each in (sums, resumed):
         each.add(torch.tensor(6.0))
-        assert each.take() == {"loss": 3.0}
+        assert each.read_and_reset() == {"loss": 3.0}

@@ -8,9 +8,9 @@ from snakemake.exceptions import WorkflowError
 
 from kd.integrations.jobs import close_study, open_study
 from kd.reports.plan import plan_figures, plan_tables
-from kd.runs import gpu_slots as slots
+from kd.runs import gpu_slots
+from kd.runs.folder import METRICS, RECORD, TRIAL, WEIGHTS, files_of, finished
 from kd.runs.provenance import data_code, report_code, run_code
-from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.settings.merging import run_of
 from kd.studies.command_line import require_one_config
@@ -50,10 +50,8 @@ def run_at(wildcards):
 
 def code_of(run, folder):
     """Return the digest of a run's code; of a finished run under compute.freeze_code, the digest that it was made with."""
-    done = Path(folder) / "run.json"
-    if STUDY.compute.freeze_code and done.exists():
-        return read_json(done)["code"]
-    return run_code(run)
+    record = finished(Path(folder)) if STUDY.compute.freeze_code else None
+    return record["code"] if record else run_code(run)
 
 
 def runtime(wildcards, attempt):
@@ -70,7 +68,7 @@ def data_file(wildcards):
 
 
 def teacher_weights(wildcards):
-    return [f"{ROOT}/{teacher.path}/weights.pt" for teacher in run_at(wildcards).teachers]
+    return [f"{ROOT}/{teacher.path}/{WEIGHTS}" for teacher in run_at(wildcards).teachers]
 
 
 def run_settings(wildcards):
@@ -106,14 +104,14 @@ def tuning_at(wildcards):
 
 def trial_files(wildcards):
     return [
-        f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/trial.json" for number in range(tuning_at(wildcards).trials)
+        f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/{TRIAL}" for number in range(tuning_at(wildcards).trials)
     ]
 
 
 def trial_inputs(wildcards):
     """Return the data and the teacher, if the method has one; neither depends on what is searched."""
     run = run_of(tuning_at(wildcards).settings, tuning_at(wildcards).seed)
-    teachers = [f"{ROOT}/{teacher.path}/weights.pt" for teacher in run.teachers or ()]
+    teachers = [f"{ROOT}/{teacher.path}/{WEIGHTS}" for teacher in run.teachers or ()]
     return {"data": f"{ROOT}/{run.data_path}", "teachers": teachers}
 
 
@@ -121,7 +119,7 @@ def check_gpus():
     """Refuse --resources gpu=N above the number of this machine's slots."""
     limit = workflow.global_resources.get("gpu")
     try:
-        if hint := slots.check(STUDY.compute, None if limit is None else limit.value):
+        if hint := gpu_slots.check(STUDY.compute, None if limit is None else limit.value):
             print(hint, file=sys.stderr)
     except ConfigError as error:
         sys.exit(f"error: {error}")

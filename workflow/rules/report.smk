@@ -4,8 +4,8 @@
 rule collect:
     """One tidy table of all runs."""
     input:
-        run_outputs("metrics.json"),
-        run_outputs("run.json"),
+        run_outputs(METRICS),
+        run_outputs(RECORD),
     output:
         results=report(f"{FOLDER}/results.csv", caption="../report/results.rst", category="Tables"),
     log:

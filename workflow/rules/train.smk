@@ -4,7 +4,11 @@ RUN_KIND = {
     "distill": r"[^/]+/[^/]+--[^/]+/(?!datafree-)[^/]+-[0-9a-f]{10}/seed[0-9]+",
     "datafree": r"[^/]+/[^/]+--[^/]+/datafree-[0-9a-f]{10}/seed[0-9]+",
 }
-RUN_FILES = {name: f"{ROOT}/runs/{{run}}/{name}" for name in ("metrics.json", "run.json", "history.csv", "weights.pt")}
+
+
+def files_of_run(kind):
+    """Return the output files of a run of this kind."""
+    return [f"{ROOT}/runs/{{run}}/{name}" for name in files_of(kind)]
 
 
 rule train:
@@ -12,7 +16,7 @@ rule train:
     input:
         data=data_file,
     output:
-        *RUN_FILES.values(),
+        files_of_run("train"),
     log:
         f"{ROOT}/logs/runs/{{run}}.txt",
     wildcard_constraints:
@@ -36,15 +40,13 @@ use rule train as distill with:
         data=data_file,
         teachers=teacher_weights,
     output:
-        *RUN_FILES.values(),
-        f"{ROOT}/runs/{{run}}/correlations.npz",
+        files_of_run("distill"),
     wildcard_constraints:
         run=RUN_KIND["distill"],
 
 
 use rule distill as datafree with:
     output:
-        *RUN_FILES.values(),
-        f"{ROOT}/runs/{{run}}/synthetic.npz",
+        files_of_run("datafree"),
     wildcard_constraints:
         run=RUN_KIND["datafree"],

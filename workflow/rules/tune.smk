@@ -4,7 +4,7 @@ rule trial:
     input:
         unpack(trial_inputs),
     output:
-        f"{FOLDER}/tune/{{tuning}}/trial{{number}}/trial.json",
+        f"{FOLDER}/tune/{{tuning}}/trial{{number}}/{TRIAL}",
     log:
         f"{ROOT}/logs/tune/{STUDY.name}/{{tuning}}/trial{{number}}.txt",
     conda:

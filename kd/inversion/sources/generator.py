@@ -126,7 +126,7 @@ class MetaGenerator(Source):
         """All terms on augmented images, and the statistics of this forward pass; no student, no adversarial term."""
         augmented = self.augment(images, self.random)
         logits = self.teacher(augmented).logits.float()
-        batch_statistics = statistics.take()
+        batch_statistics = statistics.collect()
         probabilities = logits.softmax(1)
         classes = targets if self.modulating.class_of == "target" else logits.argmax(1)
         confidence = probabilities.gather(1, classes[:, None])[:, 0]

@@ -26,5 +26,5 @@ class Original(Source):
     ) -> Images:
         train = self.data.train
         chosen = stratified(train.labels, self.capacity / len(train), self.seed)[: self.capacity]
-        real = train.take(chosen.to(train.labels.device))
+        real = train.subset(chosen.to(train.labels.device))
         return Images(real.images, real.labels, torch.ones_like(real.labels, dtype=torch.float32))

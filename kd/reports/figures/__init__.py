@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.reports.figures import bars, correlations, pairs, scale, synthetic
+from kd.runs.folder import HISTORY, RECORD, array_file
 
 # An experiment's `view` -> draw(summary, results, title): one figure per experiment, from results.csv.
 # workflow/schemas/study.schema.yaml lists the same names.
@@ -38,7 +39,7 @@ class OfRuns:
 OF_RUNS: dict[str, OfRuns] = {
     "correlations": OfRuns(
         "distill",
-        ("correlations.npz",),
+        (array_file("correlations"),),
         correlations.draw,
         "Correlation of the student's logits across classes minus that of the teacher's, on the scored images; first "
         "pair and seed of each method, and of the student without a teacher. Less colour: the student has learned more "
@@ -47,21 +48,21 @@ OF_RUNS: dict[str, OfRuns] = {
     ),
     "synthetic-images": OfRuns(
         "datafree",
-        ("synthetic.npz",),
+        (array_file("synthetic"),),
         synthetic.draw_images,
         "Synthetic images in the replay buffer at the end of a run, sorted by the teacher's class. No real image was "
         "used.",
     ),
     "synthetic-histograms": OfRuns(
         "datafree",
-        ("synthetic.npz", "run.json"),
+        (array_file("synthetic"), RECORD),
         synthetic.draw_histograms,
         "Classes and confidences that the teacher sees in the final synthetic set of a run; dashed: all classes "
         "equally often.",
     ),
     "synthetic-course": OfRuns(
         "datafree",
-        ("synthetic.npz", "history.csv"),
+        (array_file("synthetic"), HISTORY),
         synthetic.draw_course,
         "How the synthetic set changes over the epochs: class shares in the buffer, the teacher's confidence in the "
         "images just made, priorities, and the student's divergence from the teacher on samples as they are stored and "

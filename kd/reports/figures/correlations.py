@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kd.reports.figures.drawing import pyplot
+from kd.runs.folder import array_file
 
 
 def draw(folders: dict[str, Path]) -> Any:
@@ -17,7 +18,7 @@ def draw(folders: dict[str, Path]) -> Any:
     The matrix of a student without a teacher is compared with the teacher of the first distilled run. It is left out
     where either run lacks what this needs (older runs, kept teachers).
     """
-    found = {label: folder / "correlations.npz" for label, folder in folders.items()}
+    found = {label: folder / array_file("correlations") for label, folder in folders.items()}
     matrices = {label: dict(np.load(file)) for label, file in found.items() if file.exists()}
     teacher = next(iter(run.get("teacher") for run in matrices.values() if "difference" in run))
     differences = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kd.reports.figures.drawing import COLOURS, colours, pyplot
+from kd.runs.folder import HISTORY, RECORD, array_file
 from kd.runtime.files import read_json
 
 
@@ -20,16 +21,16 @@ def draw_images(folders: dict[str, Path]) -> Any:
 
 def draw_histograms(folders: dict[str, Path]) -> Any:
     """Return the figure of classes and confidences; the first run names the classes."""
-    return histograms(_arrays(folders), read_json(next(iter(folders.values())) / "run.json")["classes"])
+    return histograms(_arrays(folders), read_json(next(iter(folders.values())) / RECORD)["classes"])
 
 
 def draw_course(folders: dict[str, Path]) -> Any:
     """Return the figure of the synthetic set over the epochs."""
-    return course(_arrays(folders), {label: pd.read_csv(folder / "history.csv") for label, folder in folders.items()})
+    return course(_arrays(folders), {label: pd.read_csv(folder / HISTORY) for label, folder in folders.items()})
 
 
 def _arrays(folders: dict[str, Path]) -> dict[str, dict[str, np.ndarray]]:
-    return {label: dict(np.load(folder / "synthetic.npz")) for label, folder in folders.items()}
+    return {label: dict(np.load(folder / array_file("synthetic"))) for label, folder in folders.items()}
 
 
 def image_grid(sets: dict[str, dict[str, np.ndarray]]) -> Any:

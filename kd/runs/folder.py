@@ -1,0 +1,93 @@
+"""The folder of a run: the names of its files, and whether the run is finished. Imports no torch.
+
+RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there;
+whether it is also *current* is a question of its identity or code (`is_current`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kd.registry.kinds import KINDS
+from kd.runs.provenance import run_code
+from kd.runtime.files import read_json
+from kd.settings.run import Run
+
+METRICS = "metrics.json"  # final numbers only: equal runs have equal bytes
+RECORD = "run.json"  # settings, identity, code, environment, seconds, counts
+HISTORY = "history.csv"  # curves, a row per epoch
+WEIGHTS = "weights.pt"  # a state dict
+ENDED = "ended.json"  # how far a run came that stopped or failed, and why; gone at the next start
+TRACKED = "mlflow.json"  # which MLflow run it is, and how many rows that has
+SUGGESTION, TRIAL = "suggestion.json", "trial.json"  # of a trial of a search
+OF_ALL = (METRICS, RECORD, HISTORY, WEIGHTS)  # files of every finished run
+
+
+def files_of(kind: str) -> tuple[str, ...]:
+    """Return the names of the files that a finished run of this kind has."""
+    arrays = KINDS[kind].arrays
+    return (*OF_ALL, array_file(arrays)) if arrays else OF_ALL
+
+
+def array_file(name: str) -> str:
+    """Return the file of the arrays that a loop returns under this name: correlations, synthetic."""
+    return f"{name}.npz"
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished run; None where it is missing, partly done, or of another version."""
+    try:
+        names = set(os.listdir(folder))
+        if not names.issuperset(OF_ALL):
+            return None
+        record = read_json(folder / RECORD)
+        whole = names.issuperset(files_of(record["settings"]["kind"]))
+        return record if whole and "total" in record["seconds"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Records(dict[str, dict[str, Any] | None]):
+    """The records of finished runs by path below a results folder, each read once; None where a run is not finished."""
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, path: str) -> dict[str, Any] | None:
+        return self.setdefault(path, finished(self.root / path))
+
+
+def is_current(record: dict[str, Any], run: Run) -> bool:
+    """Whether today's code made this finished run."""
+    return record.get("code") == run_code(run)
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """Return the final numbers of a finished run. Raises OSError or ValueError where they cannot be read."""
+    return read_json(folder / METRICS)
+
+
+def ended(folder: Path) -> dict[str, Any] | None:
+    """Return how a run ended that did not finish: `error` (None: it was stopped) and how far it came."""
+    try:
+        note = read_json(folder / ENDED)
+        return note if "error" in note else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def run_folders(root: Path, below: str = "runs", depth: int = 4) -> Iterator[str]:
+    """Yield the paths, from `root`, of all folders that may be a run's, finished or not."""
+    try:
+        entries = sorted(entry.name for entry in os.scandir(root / below) if entry.is_dir())
+    except OSError:
+        return
+    for name in entries:
+        if depth == 1:
+            yield f"{below}/{name}"
+        else:
+            yield from run_folders(root, f"{below}/{name}", depth - 1)
