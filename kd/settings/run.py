@@ -125,7 +125,10 @@ def _section(key: str, values: Any) -> Any:
     if key == "teachers":
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"teachers: got {kind_of(values)}; a list of runs is needed")
-        return tuple(each if isinstance(each, Run) else Run.from_dict(_mapping(each, key)) for each in values)
+        try:
+            return tuple(each if isinstance(each, Run) else Run.from_dict(_mapping(each, "a run")) for each in values)
+        except ConfigError as error:
+            raise ConfigError(f"teachers: {error}") from None
     _mapping(values, key)
     if key == "inversion":
         return values if isinstance(values, Inversion) else _inversion(values)

@@ -46,7 +46,7 @@ def test_a_run_takes_the_teacher_of_its_settings(store: Path, tmp_path: Path, ke
 
 def test_it_is_complete_for_the_next_start_and_a_student_learns_from_it(store: Path, kept: Path, monkeypatch) -> None:
     execute(TEACHER, store, store / "taken")
-    monkeypatch.setattr(run.pretrained, "fill_from_kept", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr(run, "fill_from_kept", lambda *_: pytest.fail("it is there already"))
     assert execute(TEACHER, store, store / "taken") == {"accuracy": 12.5}
 
 

@@ -34,6 +34,7 @@ from kd.runtime.files import read_json, write_json
 from kd.runtime.run_lock import Busy, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
+from kd.training import with_data
 
 COMPUTE = Compute.by_hand(device="cpu", checkpoint_seconds=3600.0)
 OFTEN = dataclasses.replace(COMPUTE, checkpoint_seconds=1e-9)
@@ -215,13 +216,13 @@ def test_one_that_was_taken_over_at_the_very_end_writes_no_results(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = {"host": "far", "pid": 1, "process": 1, "machine": "far away", "beat": 0}
-    evaluate = run_module.evaluate
+    evaluate = with_data.evaluate
 
     def evaluated(*given: Any) -> dict[str, float]:
         write_json(tmp_path / "lock.2.json", other)
         return evaluate(*given)
 
-    monkeypatch.setattr(run_module, "evaluate", evaluated)
+    monkeypatch.setattr(with_data, "evaluate", evaluated)
     with pytest.raises(TakenOver):
         execute(SCRATCH, made, tmp_path)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("lock")] == []
@@ -536,7 +537,7 @@ MISSING = "(missing)"
 MISTAKES: list[tuple[str, str, Any, str]] = [
     # method, key, what is written there, what the line says
     ("kd", "training.schedule", "cosin", "training.schedule: got 'cosin'; did you mean 'cosine'?"),
-    ("kd", "teachers.0.training.schedule", "cosin", "training.schedule: got 'cosin'; did you mean 'cosine'?"),
+    ("kd", "teachers.0.training.schedule", "cosin", "teachers: training.schedule: got 'cosin'; did you mean 'cosine'?"),
     ("kd", "training.lr", -0.1, "training.lr: got -0.1; allowed: > 0"),
     ("kd", "training.lr", "fast", "training.lr: got 'fast' (text); allowed: number"),
     ("kd", "training.lr", "1e-3", "training.lr: got '1e-3' (text); allowed: number"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import tiny_run
+from fake_results import fake_finished
 from forked_dry_runs import DryRuns
 from one_run import loaded, said_by, written
 
@@ -95,11 +96,10 @@ def test_data_that_is_prepared_or_not_needed_any_more_may_be_gone(tmp_path: Path
     study = loaded(tmp_path, file)
     with pytest.raises(ConfigError):
         require_data(study)
-    [run], [data] = study.runs, study.datasets
-    (study.root / run).mkdir(parents=True)
-    (study.root / run / "metrics.json").write_text("{}")
+    [run], [data] = study.runs.values(), study.datasets
+    folder = fake_finished(study, run)
     require_data(study)
-    (study.root / run / "metrics.json").unlink()
+    (folder / "metrics.json").unlink()
     (study.root / data).parent.mkdir(parents=True)
     (study.root / data).touch()
     require_data(study)
