@@ -23,7 +23,8 @@ from kd.runs.kept_teachers import fill_from_kept
 from kd.runs.provenance import environment, git_state, run_code
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import file_digest, write_atomically, write_json
-from kd.runtime.journal import Journal, Progress, Sink
+from kd.runtime.journal import Journal, Sink
+from kd.runtime.progress import Progress
 from kd.runtime.run_lock import RunLock, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute

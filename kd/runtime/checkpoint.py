@@ -35,8 +35,8 @@ class Checkpoint:
     """The saved state of one run, kept outside the declared outputs and removed when the run is complete.
 
     `parts` are the run's stateful objects by name. The file carries a checksum and the identity of settings and
-    code; a torn, damaged or foreign one is put aside with a word to `say`, and the one before it is used.
-    SIGTERM and Ctrl-C are taken note of from `with checkpoint:` on; the loop asks `stop_or_save` at every boundary.
+    code; a torn, damaged or foreign one is put aside, which `say` is told, and the previous one is used. Inside
+    `with checkpoint:` SIGTERM and Ctrl-C only set `stopping`; the loop calls `stop_or_save` at every boundary.
     `guard` is called before each save and raises where this process may no longer write here.
     """
 
@@ -135,16 +135,16 @@ class Checkpoint:
         return content
 
     def remove(self) -> None:
-        """The run is complete."""
+        """Remove all files: the run is complete."""
         folder = self.files[0].parent
         for file in [*folder.glob("checkpoint*.pt"), *folder.glob(".checkpoint*.tmp")]:
             file.unlink(missing_ok=True)
 
 
 def halved(data: bytes) -> bytes:
-    """A checkpoint file for a narrow way: its large float32 tensors in 16 bits.
+    """Shrink a checkpoint for transfer: return the file with its large float32 tensors in 16 bits.
 
-    A run goes on from it, but not bit for bit. Raises ValueError for a file that is damaged.
+    A run goes on from it, but not bit for bit. Raises ValueError for a damaged file.
     """
     if (payload := _payload(data)) is None:
         raise ValueError("the checkpoint is damaged")
@@ -156,8 +156,10 @@ def halved(data: bytes) -> bytes:
 
 
 def _to_half(tensor: torch.Tensor) -> torch.Tensor:
-    """In half precision, or in bfloat16 where its range is too small: a second moment of Adam that became 0 would let
-    the next step run away."""
+    """Return a large tensor in half precision, or in bfloat16 where the range is too small.
+
+    A second moment of Adam that became 0 would let the next step run away.
+    """
     if tensor.dtype != torch.float32 or tensor.numel() <= 1000:
         return tensor
     half = tensor.half()
@@ -193,7 +195,7 @@ class RandomState:
 
 
 def _payload(data: bytes) -> memoryview | None:
-    """What a checkpoint file holds behind its checksum; None where that differs."""
+    """Return what a checkpoint file holds behind its checksum; None where the checksum differs."""
     start = len(MAGIC) + 64
     payload = memoryview(data)[start:]
     good = data.startswith(MAGIC) and hashlib.sha256(payload).hexdigest().encode() == data[len(MAGIC) : start]
@@ -206,7 +208,7 @@ def _write(file: BinaryIO, payload: memoryview) -> None:
 
 
 def _global_rng() -> dict[str, Any]:
-    """torch's own generators: layers such as dropout draw from them."""
+    """Return the state of torch's own generators, from which layers such as dropout draw."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 

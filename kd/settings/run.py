@@ -125,10 +125,7 @@ def _section(key: str, values: Any) -> Any:
     if key == "teachers":
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"teachers: got {kind_of(values)}; a list of runs is needed")
-        try:
-            return tuple(each if isinstance(each, Run) else Run.from_dict(_mapping(each, "a run")) for each in values)
-        except ConfigError as error:
-            raise ConfigError(f"teachers: {error}") from None
+        return tuple(each if isinstance(each, Run) else _teacher(_mapping(each, key)) for each in values)
     _mapping(values, key)
     if key == "inversion":
         return values if isinstance(values, Inversion) else _inversion(values)
@@ -140,6 +137,13 @@ def _section(key: str, values: Any) -> Any:
         values = {**values, "training": _section("training", values["training"])}
     built = _build(_SECTIONS[key], values, key)
     return built.effective() if isinstance(built, Training) else built
+
+
+def _teacher(values: dict[str, Any]) -> Run:
+    try:
+        return Run.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"teachers: {error}") from None
 
 
 def _mapping(values: Any, name: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kd.runtime import journal as module
-from kd.runtime.journal import LINE_EVERY_SECONDS, Journal, Progress
+from kd.runtime.journal import Journal
+from kd.runtime.progress import LINE_EVERY_SECONDS, Progress
 
 CPU = torch.device("cpu")
 
