@@ -99,8 +99,8 @@ def test_a_run_whose_images_are_of_one_class_stops(store: Path, tmp_path: Path, 
 def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("kd.training.diagnosis.ENOUGH", 100)
     with pytest.raises(Unhealthy, match=r"does not learn: its training accuracy.*lower training.lr"):
-        execute(tiny_run("scratch", training__lr=1e-12, training__epochs=12), store, tmp_path / "a")
-    slow = {"distillation__training__lr": 1e-12, "distillation__training__epochs": 12}
+        execute(tiny_run("scratch", training__lr=1e-12, training__epochs=12, scale=0.25), store, tmp_path / "a")
+    slow = {"distillation__training__lr": 1e-12, "distillation__training__epochs": 12, "replay__full_size": 60}
     with pytest.raises(Unhealthy, match=r"does not learn: its agreement.*distillation.training.lr"):
         execute(tiny_run("ssdkd", **slow), store, tmp_path / "b")
 

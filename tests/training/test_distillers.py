@@ -191,7 +191,7 @@ def test_a_student_classifies_with_its_teachers_pooling_and_head(teacher_name: s
 
 
 def test_simkd_is_the_mean_squared_error_and_what_it_scores_is_what_it_saves(store: Path, tmp_path: Path) -> None:
-    run = quick("simkd", training__epochs=6, scale=1.0)
+    run = quick("simkd", training__epochs=3, scale=1.0)
     metrics = with_teachers(run, store, tmp_path)
     assert metrics["accuracy"] > 50
     weights = torch.load(tmp_path / "weights.pt")
