@@ -1,4 +1,4 @@
-"""What the generator is asked for: BatchNorm statistics, classes, disagreement. Pure formulas, and the hooks."""
+"""What inversion optimises: BatchNorm statistics, classes, disagreement. Pure formulas, and the hooks for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Statistics = list[tuple[Tensor, Tensor]]  # per BatchNorm layer: mean [C] and bi
 
 
 class _ChannelStatistics(torch.autograd.Function):
-    """By BatchNorm's own kernel and a backward of one operation: both many times faster than var_mean's."""
+    """Uses BatchNorm's own kernel and a backward pass of one operation: both are many times faster than var_mean's."""
 
     @staticmethod
     def forward(ctx, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ class _ChannelStatistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
-        """(grad_mean + 2 grad_variance (x - mean)) / n, as x * slope + offset."""
+        """Return (grad_mean + 2 grad_variance (x - mean)) / n, computed as x * slope + offset."""
         maps, mean = ctx.saved_tensors
         count = maps.numel() / len(mean)
         slope = grad_variance * (2 / count)
@@ -34,15 +34,15 @@ class _ChannelStatistics(torch.autograd.Function):
 
 
 def channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [C] and biased variance [C] of maps [B, C, H, W] over all but the channels."""
+    """Return mean [C] and biased variance [C] of maps [B, C, H, W] over all but the channels."""
     return _ChannelStatistics.apply(maps)
 
 
 class BatchStatistics:
-    """Context manager: while active, notes mean and biased variance of every BatchNorm2d input of a network.
+    """Context manager that notes mean and biased variance of the input of every BatchNorm2d layer of a network.
 
-    The hooks exist only inside the `with` block, so that the network costs nothing extra elsewhere. Raises ConfigError
-    for a network that has no such layer.
+    The hooks exist only inside the `with` block and cost nothing elsewhere. Raises ConfigError for a network that has
+    no such layer.
     """
 
     def __init__(self, network: nn.Module):
@@ -73,12 +73,12 @@ class BatchStatistics:
 
 
 def batchnorm_loss(layers: list[nn.BatchNorm2d], batch: Statistics, past: Statistics | None, momentum: float) -> Tensor:
-    """Distance of a batch's statistics to the running ones, []:
+    """Return the distance of a batch's statistics to the running ones, []:
 
         L_BN = sum over layers of ||running_mean - m||_2 + ||running_var - v||_2
 
     (Yin et al., Dreaming to Distill, CVPR 2020, eq. 4). With `past` statistics, m and v are
-    momentum * past + (1 - momentum) * batch (Fang et al., AAAI 2022); gradients flow through the batch's alone.
+    momentum * past + (1 - momentum) * batch (Fang et al., AAAI 2022); gradients flow only through the batch's.
     """
     total = torch.zeros((), device=batch[0][0].device)
     for position, (layer, (mean, variance)) in enumerate(zip(layers, batch, strict=True)):
@@ -91,7 +91,7 @@ def batchnorm_loss(layers: list[nn.BatchNorm2d], batch: Statistics, past: Statis
 
 
 def blend(past: Statistics | None, batch: Statistics, momentum: float) -> Statistics:
-    """Statistics to remember after an epoch: momentum * past + (1 - momentum) * batch; the batch at first."""
+    """Return the statistics to remember: momentum * past + (1 - momentum) * batch; without a past, the batch's."""
     batch = [(mean.detach(), variance.detach()) for mean, variance in batch]
     if past is None:
         return batch
@@ -102,11 +102,11 @@ def blend(past: Statistics | None, batch: Statistics, momentum: float) -> Statis
 
 
 def class_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
-    """L_Task: cross entropy of the teacher's logits [B, K] against the classes asked for [B], per sample [B]."""
+    """Return L_Task: cross entropy of the teacher's logits [B, K] against the classes asked for [B], per sample [B]."""
     return F.cross_entropy(teacher_logits.float(), targets, reduction="none")
 
 
 def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """L_adv = -KL(teacher || student) at temperature 1 where both agree on the class, else 0, per sample [B]."""
+    """Return L_adv = -KL(teacher || student) at temperature 1 where both agree on the class, else 0, per sample [B]."""
     agree = teacher_logits.argmax(1) == student_logits.argmax(1)
     return -kl_divergence(teacher_logits, student_logits, 1.0) * agree

@@ -15,7 +15,7 @@ from kd.settings.shapes import Replay
 
 
 class Drawn(NamedTuple):
-    """Samples of the buffer that the student is about to see."""
+    """Samples drawn from the buffer."""
 
     index: Tensor  # [B] int64, slots
     weight: Tensor  # [B] float, importance-sampling weights for the loss
@@ -38,14 +38,14 @@ class ReplayBuffer:
         self._next = 0  # the oldest slot, once full
 
     def class_share(self, classes: Tensor) -> Tensor:
-        """Share of each given class [B] among the stored samples, [B]; 0 while the buffer is empty."""
+        """Return the share of each given class [B] among the stored samples, [B]; 0 while the buffer is empty."""
         return self.class_counts[classes] / max(1, self.size)
 
     def add(self, images: Tensor, classes: Tensor, phi: Tensor, generator: torch.Generator) -> None:
         """Store uint8 images [B, C, S, S], their classes [B] and modulation values [B].
 
-        Free slots are filled first; then, by the setting `replacement`, the oldest, the lowest-priority or random
-        samples give way. Of a batch larger than the buffer the first `capacity` samples are stored.
+        Free slots are filled first; then the oldest, the lowest-priority or random samples are replaced (setting
+        `replacement`). Only the first `capacity` samples of a batch larger than the buffer are stored.
         """
         images, classes, phi = (values[: self.capacity] for values in (images, classes, phi))
         if self.settings.initial_priority == "max" and self.size:
@@ -69,6 +69,7 @@ class ReplayBuffer:
         self.size = min(self.capacity, self.size + len(classes))
 
     def _slots(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return the slots of `count` new samples: free ones first, then those that are replaced."""
         device = self.images.device
         free = torch.arange(self.size, min(self.capacity, self.size + count), device=device)
         missing = count - len(free)
@@ -86,32 +87,35 @@ class ReplayBuffer:
         return torch.cat([free, taken])
 
     def anneal(self, progress: float) -> None:
-        """Set beta for a training that has come so far (0 to 1): from `beta` to `final_beta` in a straight line."""
+        """Set beta by the training's progress, 0 to 1: from `beta` to `final_beta` in a straight line."""
         first, last = self.settings.beta, self.settings.final_beta
         self.beta = first if last is None else first + progress * (last - first)
 
     def probabilities(self) -> Tensor:
-        """P over the slots in use, [size], float64:  P_i = (|delta_i| + eps)^alpha / sum_j (|delta_j| + eps)^alpha."""
+        """Return P of the slots in use, [size], float64:
+
+        P_i = (|delta_i| + eps)^alpha / sum_j (|delta_j| + eps)^alpha
+        """
         powers = (self.priority[: self.size].double() + self.settings.eps) ** self.settings.alpha
         return powers / powers.sum()
 
     def weights(self, probabilities: Tensor) -> Tensor:
-        """Importance-sampling weights w = (N * P)^(-beta) over the slots in use, [size], float64."""
+        """Return the importance-sampling weights w = (N * P)^(-beta) over the slots in use, [size], float64."""
         return (self.size * probabilities) ** -self.beta
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
-        """Draw `count` slots from P, with replacement, by inversion of its cumulative sum."""
+        """Draw `count` slots from P, with replacement, by inverting its cumulative sum."""
         probabilities = self.probabilities()
         steps = probabilities.cumsum(0)
         uniform = torch.rand(count, generator=generator, device=steps.device, dtype=torch.float64) * steps[-1]
         return self._drawn(torch.searchsorted(steps, uniform, right=True).clamp_max(self.size - 1), probabilities)
 
     def everything(self) -> Drawn:
-        """Every slot in use, once."""
+        """Return every slot in use, once."""
         return self._drawn(torch.arange(self.size, device=self.images.device), self.probabilities())
 
     def _drawn(self, index: Tensor, probabilities: Tensor) -> Drawn:
-        """With `normalise_weights` the loss's weights are divided by the largest one drawn."""
+        """Return the slots with their weights; `normalise_weights` divides the loss's by the largest one drawn."""
         weights = self.weights(probabilities)[index]
         scale = weights.max() if self.settings.normalise_weights else 1.0
         before = weights if self.settings.priority_feedback else torch.ones_like(weights)
@@ -123,9 +127,9 @@ class ReplayBuffer:
 
             delta_i = w_(i-1) * KL
 
-        with w_(i-1) = (N * P_(i-1))^(-beta) the weight that the sample had when it was drawn, 1 for a sample that is
-        new (published form), or 1 for all with `priority_feedback` off. Of a slot drawn more than once the largest
-        value stays, whatever the order on the device.
+        with w_(i-1) = (N * P_(i-1))^(-beta) the weight that the sample had when it was drawn, 1 for a new sample
+        (published form); 1 for all with `priority_feedback` off. A slot that was drawn more than once keeps the
+        largest value, whatever the order on the device.
         """
         delta = (drawn.feedback * divergence.float()).abs()
         self.priority.scatter_reduce_(0, drawn.index, delta, "amax", include_self=False)

@@ -25,7 +25,7 @@ from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.step import Sums, train_step
 from kd.training.synthetic_set import Course, describe, gap
 
-GAPS, GAP_BATCHES = 10, 4  # how often, and on how many batches of images, the student's gap is measured
+GAPS, GAP_BATCHES = 10, 4  # how often per run, and on how many batches of images, the student's gap is measured
 
 
 def compute(
@@ -58,11 +58,11 @@ def distil(
     journal: Journal,
     checkpoint: Checkpoint,
 ) -> dict[str, np.ndarray]:
-    """Train the student on what the run's source puts into the buffer; return what figures show of that set.
+    """Train the student on what the run's source puts into the buffer; return arrays about that set for figures.
 
-    Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024, on the frame of Fang et al., AAAI 2022. Of
-    `data` the loop uses sizes, class names and normalisation only. A killed run goes on from its checkpoint. Raises
-    Stopped after SIGTERM, Unhealthy for a run that leads nowhere.
+    Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024, built on Fang et al., AAAI 2022. The loop uses
+    only sizes, class names and normalisation of `data`. A killed run goes on from its checkpoint. Raises Stopped after
+    SIGTERM, Unhealthy for a run that leads nowhere.
     """
     distillation = _Distillation(run, data, student, teacher, generator, journal, checkpoint)
     checkpoint.restore(distillation.parts)
@@ -75,7 +75,7 @@ def distil(
 
 
 class _Distillation:
-    """The three phases of an epoch, and what they share; `parts` are saved in checkpoints."""
+    """The three phases of an epoch, and their shared state; `parts` are saved in checkpoints."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Distillation:
         }
 
     def synthesise(self, epoch: int) -> None:
-        """Let the source bring its images of this epoch, unless the checkpoint that was resumed has them."""
+        """Add the source's images of this epoch to the buffer, unless they were in the checkpoint already."""
         counts = self.journal.counts
         if not self.source.brings(epoch) or counts["inversions"] > epoch:
             return
@@ -124,15 +124,15 @@ class _Distillation:
             if new is None:
                 self.checkpoint.stop_or_save(self.parts)  # raises Stopped
             self.buffer.add(new.images, new.classes, new.phi, self.generator)
-        if new.confidence is not None:
-            with self.journal.phase("monitoring", self.device):
+        with self.journal.phase("monitoring", self.device):
+            if new.confidence is not None:
                 self.course.note(self.buffer, new)
-                self.journal.pending = {f"inversion_{name}": float(value) for name, value in new.losses.items()}
+            self.journal.pending = {f"inversion_{name}": float(value) for name, value in new.losses.items()}
         counts["inversions"] = epoch + 1
         counts.update(self.source.work)
 
     def learn(self, epoch: int) -> None:
-        """After the warm-up: ceil(passes * capacity / batch) steps of the student on samples drawn from the buffer."""
+        """After the warm-up, train the student for ceil(passes * capacity / batch) steps on samples of the buffer."""
         learned, counts = epoch - self.source.warmup, self.journal.counts
         if learned < 0:
             return
@@ -147,6 +147,7 @@ class _Distillation:
                 refresh(self.buffer, self.data, self.student, self.teacher)
 
     def _step(self) -> None:
+        """Draw a batch, update the student on it, and set the priorities of what was drawn."""
         drawn = self.buffer.sample(self.training.batch_size, self.generator)
         images = self.data.augment(self.buffer.images[drawn.index], self.generator)
         batch = Batch(images, self.buffer.classes[drawn.index], drawn.index, drawn.weight)
@@ -157,7 +158,7 @@ class _Distillation:
         self.sums.add(step.loss.mean(), agree.float().mean(), batch.weight.mean(), divergence.mean())
 
     def look(self, epoch: int) -> None:
-        """Log the epoch's row, and stop a run that leads nowhere."""
+        """Log the epoch's row, and raise Unhealthy for a run that leads nowhere."""
         learned, noted = epoch - self.source.warmup, {}
         if learned >= 0:
             with self.journal.phase("monitoring", self.device):
@@ -173,7 +174,7 @@ class _Distillation:
         source, history, num_classes = self.source, self.journal.history, len(self.data.classes)
         if "inversion_loss" in row:
             require_sound_loss(row, [], "inversion_loss", source.remedy_diverged)
-            if learned > 0:
+            if learned > 0 and "inversion_image_std" in row and self.course.class_counts:
                 share = self.course.class_counts[-1].max() / self.course.class_counts[-1].sum()
                 std, remedies = row["inversion_image_std"], (source.remedy_alike, source.remedy_one_class)
                 require_varied_images(round(row["epoch"]), share, std, num_classes, *remedies)
@@ -187,7 +188,7 @@ class _Distillation:
 
 
 def refresh(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module) -> None:
-    """Set the priority of every stored sample from its divergence, without augmentation, the student in eval mode."""
+    """Set the priority of every stored sample from its divergence, not augmented, the student in eval mode."""
     images = buffer.images[: buffer.size]
     logits = (predict(network, images, data.augment) for network in (teacher, student))
     buffer.update_priority(buffer.everything(), kl_divergence(*logits, 1.0))

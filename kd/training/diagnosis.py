@@ -1,24 +1,24 @@
-"""Runs that cannot give a useful student are stopped early, with the setting that is likely to blame."""
+"""Stops runs that will give no useful student, and names the setting that is likely to blame."""
 
 from __future__ import annotations
 
 import math
 
-PATIENCE = 10  # epochs that a student has before it must be better than chance; a fifth of the schedule if that is more
-ENOUGH = 5_000  # samples that it must have seen: few steps on a small buffer prove nothing
+PATIENCE = 10  # epochs before a student must be better than chance, or a fifth of the schedule if that is more
+ENOUGH = 5_000  # samples that it must have seen by then: few steps on a small buffer prove nothing
 COLLAPSED_SHARE = 0.9  # of one class among the stored images
 COLLAPSED_STD = 1.0  # grey levels of 255, over the images of a batch, mean over pixels
 DIVERGED = 1000.0  # times the smallest loss so far
 
 
 class Unhealthy(FloatingPointError):
-    """The run is stopped: what was seen, and what to change."""
+    """Stops a run; its text says what was seen and what to change."""
 
 
 def require_sound_loss(row: dict[str, float], history: list[dict[str, float]], name: str, remedy: str) -> None:
-    """Raise Unhealthy when a logged loss is not finite, or a thousand times what it was once.
+    """Raise Unhealthy when a logged loss is not finite, or a thousand times its smallest value so far.
 
-    A loss that has been 0 or below, as likelihoods may be, has no such measure.
+    A loss that has been 0 or below, as likelihoods may be, is only checked for being finite.
     """
     value = row[name]
     if not math.isfinite(value):
@@ -48,10 +48,10 @@ def require_varied_images(
 def require_learning(
     epoch: int, epochs: int, seen: int, hits: list[float], num_classes: int, what: str, remedy: str
 ) -> None:
-    """Raise Unhealthy when a student is no better than chance although it had its time.
+    """Raise Unhealthy when a student is no better than chance after enough epochs and samples.
 
-    epoch: epochs that it has behind it, of `epochs`; seen: samples in them; hits: share of the samples that it put
-    into the right class, by epoch, of which the last PATIENCE count.
+    epoch: epochs that it has trained, of `epochs`; seen: samples in them; hits: per epoch, the share of samples whose
+    class it got right. The mean over the last PATIENCE epochs counts.
     """
     agreement = sum(hits[-PATIENCE:]) / len(hits[-PATIENCE:])
     if epoch >= max(PATIENCE, epochs / 5) and seen >= ENOUGH and agreement < 1.2 / num_classes:

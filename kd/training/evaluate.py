@@ -1,4 +1,4 @@
-"""What a trained student is worth, on the images that it is scored on."""
+"""Scores of a trained student."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 512
 
 
 class Result(NamedTuple):
-    """What a loop has made."""
+    """What a loop returns."""
 
     student: nn.Module
     metrics: dict[str, float]  # final numbers, for metrics.json
@@ -28,14 +28,14 @@ class Result(NamedTuple):
 def evaluate(
     student: nn.Module, split: Split, augment: Augment, teacher: nn.Module | None = None
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Scores, and how logits correlate across classes.
+    """Return scores, and how logits correlate across classes.
 
     Scores in percent of images: `accuracy` (top 1), `top5` (more than five classes), with a teacher its accuracy and
     `agreement` with its class; `loss`, the mean cross entropy; `correlation_gap`, the mean absolute `difference` below.
 
     Correlations [K, K], float64: the `student`'s; the `teacher`'s and `difference`, student's minus teacher's (Tian et
-    al., CRD, ICLR 2020, figure 3). An ensemble's are the mean of its members': the log of a mean probability correlates
-    otherwise than the logits that it is made of. A class whose logit never changes correlates with none.
+    al., CRD, ICLR 2020, figure 3). An ensemble's are the mean of its members', because the log of a mean probability
+    correlates otherwise than the logits behind it. A class whose logit never changes correlates with none.
     """
     logits = predict(student, split.images, augment)
     classes = logits.argmax(1)
@@ -60,14 +60,14 @@ def evaluate(
 
 
 def _correlation(logits: Tensor) -> Tensor:
-    """Pearson's, of columns: [N, K] -> [K, K], float64."""
+    """Return Pearson's correlations between the columns: [N, K] -> [K, K], float64."""
     logits = logits.double()
     unit = F.normalize(logits - logits.mean(0), dim=0)
     return unit.T @ unit
 
 
 def predict(model: nn.Module, images: Tensor, augment: Augment) -> Tensor:
-    """Logits [N, K] of uint8 images [N, C, S, S], not augmented, in eval mode, float32."""
+    """Return logits [N, K], float32, of uint8 images [N, C, S, S], not augmented, the model in eval mode."""
     with evaluating(model):
         return torch.cat([model(augment.normalise(part)).logits.float() for part in images.split(BATCH)])
 

@@ -20,8 +20,8 @@ def student_and_teacher(
 ) -> tuple[nn.Module, nn.Module | None, torch.Generator]:
     """Build a run's networks and the generator of all its later randomness, both seeded by the run.
 
-    The student has its initial weights. The teacher is frozen, in eval mode, with the weights from the given state
-    dicts; an Ensemble of several; None for a run without one.
+    The student has its initial weights. The teacher is frozen, in eval mode, with the weights of the given state
+    dicts: an Ensemble if there are several, None for a run without a teacher.
     """
     set_flags()
     torch.manual_seed(run.seed)
@@ -37,7 +37,7 @@ def student_and_teacher(
 
 
 def network(run: Run, data: Data, device: torch.device) -> nn.Module:
-    """Build a network for the channels that the run's view leaves of an image; it turns every batch to its view."""
+    """Build the run's network; it turns every batch into the run's view and has that many input channels."""
     channels = views.channels(run.view, data.channels)
     network = build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
     if run.view != "rgb":

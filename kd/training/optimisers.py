@@ -13,14 +13,14 @@ from kd.settings.shapes import Training
 
 
 def sgd(modules: Iterable[nn.Module], training: Training) -> torch.optim.SGD:
-    """SGD over all parameters of the modules; the learning rate is set by `set_lr` at each epoch."""
+    """Return SGD over all parameters of the modules; `set_lr` sets its learning rate at each epoch."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     options = {"momentum": training.momentum, "nesterov": training.nesterov, "weight_decay": training.weight_decay}
     return torch.optim.SGD(parameters, lr=training.lr, fused=True, **options)
 
 
 def learning_rate(training: Training, epoch: int) -> float:
-    """Learning rate of an epoch (from 0): a function of the epoch alone, so that nothing of it needs saving."""
+    """Return the learning rate of an epoch (from 0): a function of the epoch only, so that no checkpoint needs it."""
     if training.schedule == "steps":
         return training.lr * training.gamma ** sum(epoch >= milestone for milestone in training.milestones)
     cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
@@ -28,5 +28,6 @@ def learning_rate(training: Training, epoch: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr

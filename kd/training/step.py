@@ -1,4 +1,4 @@
-"""One training step, the same for all loops, and the sums of what its steps say."""
+"""One training step, the same for all loops, and the means over the steps of an epoch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     precision: str,
 ) -> Step:
-    """One update of the student (and of the objective's own parameters) on mean(weight * loss).
+    """Update the student (and the objective's own parameters) once on mean(weight * loss); return what the step saw.
 
-    The teacher is in eval mode and without gradient. No value is brought to the host.
+    The teacher is in eval mode and without gradient. No value comes to the host.
     """
     asked = {kind: True for kind, wanted in (("maps", objective.maps), ("signed", objective.signed)) if wanted}
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -53,15 +53,16 @@ class Sums:
         self.steps = 0
 
     def add(self, *values: Tensor) -> None:
+        """Add the values of one step, [] each."""
         self.totals += torch.stack(values)
         self.steps += 1
 
     def healthy(self) -> bool:
-        """Whether all sums are finite; waits for the device."""
+        """Return whether all sums are finite; waits for the device."""
         return bool(self.totals.isfinite().all())
 
     def read_and_reset(self) -> dict[str, float]:
-        """Return the means since the last reset, and start again; one read from the device."""
+        """Return the means since the last reset, by name, and start again; reads the device once."""
         means = (self.totals / max(1, self.steps)).tolist()
         self.totals.zero_()
         self.steps = 0

@@ -1,4 +1,4 @@
-"""What is known of the buffer's content: for figures, for the curves, and to stop a run that leads nowhere."""
+"""Describes what the buffer holds: for figures, for the curves, and to stop a run that leads nowhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ CONFIDENCE_BINS = 20
 
 
 class Course:
-    """How the synthetic set changes, an entry per epoch: for figures and for the collapse check; part of a checkpoint.
+    """How the synthetic set changes, one entry per epoch: for figures and the collapse check; part of a checkpoint.
 
     class_counts: [epochs, K] samples of each class in the buffer; confidence_counts: [epochs, CONFIDENCE_BINS] the
-    teacher's confidence in the images just made; priorities: [epochs, 5] the buffer's quantiles 0, 0.25, ..., 1.
+    teacher's confidence in the new images, counted in bins; priorities: [epochs, 5] quantiles 0, 0.25, ..., 1 of those
+    in the buffer.
     """
 
     NAMES = ("class_counts", "confidence_counts", "priorities")
@@ -32,7 +33,7 @@ class Course:
         self.priorities: list[np.ndarray] = []
 
     def note(self, buffer: ReplayBuffer, made: Images) -> None:
-        """Once per epoch; waits for the device."""
+        """Add the entry of an epoch; waits for the device."""
         priorities = buffer.priority[: buffer.size].cpu().numpy()
         confidence = made.confidence.cpu().numpy()
         self.class_counts.append(buffer.class_counts.cpu().numpy().copy())  # on the CPU it is the buffer's own memory
@@ -40,7 +41,7 @@ class Course:
         self.priorities.append(np.quantile(priorities, [0, 0.25, 0.5, 0.75, 1]))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """For synthetic.npz; nothing where nothing was synthesised."""
+        """Return the arrays for synthetic.npz; none where nothing was synthesised."""
         return {f"{name}_by_epoch": np.stack(getattr(self, name)) for name in self.NAMES if getattr(self, name)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,9 +53,9 @@ class Course:
 
 
 def gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module, samples: int) -> dict[str, Tensor]:
-    """Mean KL(teacher || student) over samples as they lie in the buffer, and over samples as they are drawn, [] each.
+    """Return the mean KL(teacher || student) over the buffer (`gap_stored`) and weighted by P (`gap_drawn`), [] each.
 
-    On so many images spread over the buffer, not augmented, the student in eval mode.
+    Estimated from `samples` images spread over the buffer, not augmented, the student in eval mode.
     """
     index = torch.linspace(0, buffer.size - 1, min(samples, buffer.size), device=buffer.priority.device).long()
     logits = (predict(network, buffer.images[index], data.augment) for network in (teacher, student))
@@ -64,7 +65,7 @@ def gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module
 
 
 def describe(buffer: ReplayBuffer, data: Data, teacher: nn.Module, shown: int = 64) -> dict[str, np.ndarray]:
-    """The synthetic set for figures: `shown` images [n, C, S, S], class counts [K], confidence counts [bins].
+    """Return the synthetic set for figures: `shown` images [n, C, S, S], class counts [K], confidence counts [bins].
 
     Class and confidence are the teacher's on the stored, unaugmented images.
     """

@@ -1,4 +1,4 @@
-"""The loop over real data: a teacher, a student from scratch or distilled."""
+"""The loop over real data: trains a teacher, a student from scratch or a distilled one."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def train(
     journal: Journal,
     checkpoint: Checkpoint,
 ) -> nn.Module:
-    """Train the student on the run's fraction of the real data; with a teacher, distil. Gives back what it has become.
+    """Train the student on the run's fraction of the real data, with a teacher by distillation; return what is scored.
 
-    Losses with a first stage have it before the schedule begins, at its first learning rate or their own `first_lr`.
+    A loss's first stage runs before the schedule begins, at the schedule's first learning rate or its own `first_lr`.
     A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, Unhealthy for a run that leads nowhere.
     """
     device = data.train.labels.device
@@ -106,6 +106,7 @@ def train(
 def _objective(
     run: Run, student: nn.Module, teacher: nn.Module | None, data: Data, labels: Tensor, generator: torch.Generator
 ) -> Objective | EnsembleObjective:
+    """Build the run's weighted sum of losses; with several teachers, the mean of one sum per teacher."""
     if teacher is None:
         return Objective(run.objective, None)
     members = [

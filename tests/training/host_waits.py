@@ -31,7 +31,7 @@ TORCH = str(Path(torch.__file__).parent)
 
 
 class Labels(TorchFunctionMode):
-    """Names every call into torch in the profile: "call item at kd/training/with_data.py:123, take"."""
+    """Names every call into torch in the profile: "call item at kd/training/with_data.py:123, train"."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         frame = sys._getframe(1)

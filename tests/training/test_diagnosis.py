@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import execute, tiny_run
@@ -94,6 +95,22 @@ def test_a_run_whose_images_are_of_one_class_stops(store: Path, tmp_path: Path, 
     monkeypatch.setattr(MetaGenerator, "batch", one_class)
     with pytest.raises(Unhealthy, match=r"100 % of the buffer are of one class; raise inversion.generator.oh"):
         execute(tiny_run("ssdkd"), store, tmp_path)
+
+
+@pytest.mark.parametrize("value", [1.5, math.nan])
+def test_of_what_a_source_measures_each_value_is_watched_by_itself(value, store: Path, tmp_path: Path, monkeypatch):
+    batch = MetaGenerator.batch
+
+    def only_a_loss(self, *given):
+        return batch(self, *given)._replace(confidence=None, losses={"loss": torch.tensor(value)})
+
+    monkeypatch.setattr(MetaGenerator, "batch", only_a_loss)
+    if math.isnan(value):
+        with pytest.raises(Unhealthy, match=r"^epoch 1: inversion_loss is nan; lower inversion.generator"):
+            execute(tiny_run("ssdkd"), store, tmp_path)
+        return
+    execute(tiny_run("ssdkd"), store, tmp_path)
+    assert pd.read_csv(tmp_path / "history.csv")["inversion_loss"].tolist() == [1.5] * 4
 
 
 def test_a_student_that_learns_nothing_stops_with_and_without_data(store: Path, tmp_path: Path, monkeypatch) -> None:

@@ -16,10 +16,10 @@ from kd.settings.shapes import Inversion, Modulation
 
 
 class SourceContext(NamedTuple):
-    """What a source may be built from."""
+    """What a source is built from."""
 
     teacher: nn.Module  # frozen, in eval mode
-    data: Data  # sizes, class names, normalisation; its images are for sources that say so
+    data: Data  # sizes, class names, normalisation; its images are only for sources that use real ones
     modulation: Modulation | None  # phi's settings; None where the source does not synthesise
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
     capacity: int  # images in a full buffer
@@ -37,9 +37,9 @@ class Images(NamedTuple):
 
 
 class Source:
-    """A data-free source. A subclass takes `(context: SourceContext, *, setting=default, ...)`.
+    """A data-free source. A subclass accepts `(context: SourceContext, *, setting=default, ...)`.
 
-    The loop asks once per epoch, student and all; the source never trains the student.
+    The loop asks for images once per epoch and passes the student, which the source never trains.
     """
 
     warmup = 0  # epochs of inversion before the student begins
@@ -48,15 +48,15 @@ class Source:
     remedy_diverged = remedy_alike = remedy_one_class = remedy_images = "change the settings below inversion"
 
     def brings(self, epoch: int) -> bool:
-        """Whether there are new images in this epoch, counted from 0 with the warm-up."""
+        """Return whether an epoch (from 0, warm-up included) brings images; the student's first needs some."""
         return True
 
     def batch(
         self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
     ) -> Images | None:
-        """Return an epoch's new images; None, and nothing has changed, where `interrupted()` turned true.
+        """Return an epoch's new images, or None, with nothing changed, once `interrupted()` returns true.
 
-        learned: epochs that the student has behind it, negative in the warm-up.
+        learned: epochs that the student has trained, negative during the warm-up.
         """
         raise NotImplementedError
 
@@ -65,10 +65,10 @@ class Source:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
 
 
 def build_source(settings: Inversion, context: SourceContext) -> Source:
-    """Build the source that the settings name. Raises ConfigError where it refuses the teacher or its settings."""
+    """Build the source that the settings name. Raises ConfigError if it refuses the teacher or its settings."""
     module, name = SOURCES[settings.source].code.split(":")
     return getattr(importlib.import_module(module), name)(context, **settings.settings)

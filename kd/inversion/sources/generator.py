@@ -21,16 +21,16 @@ BETAS = (0.5, 0.999)  # of every Adam in the inversion (Fang et al., AAAI 2022)
 
 
 class MetaGenerator(Source):
-    """The common generator with its optimiser and the remembered BatchNorm statistics.
+    """The common generator, its optimiser and the remembered BatchNorm statistics.
 
     Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022. Each epoch starts an inner copy of the
     common generator on fresh noise z and classes y, which takes `steps` steps down
 
         bn * L_BN + oh * mean(phi * L_Task) + adv * L_adv
 
-    `maml`: the inner gradients of all steps add up to the gradient of the common generator (first order); `reptile`:
-    the way that the inner copy has gone is its gradient. The common Adam (learning rate lr_generator * steps) steps
-    once per epoch. L_adv counts once the student has learned for an epoch.
+    The gradient of the common generator is the sum of the inner gradients of all steps (`maml`, first order), or the
+    difference between its parameters and the inner copy's after the last step (`reptile`). Its Adam (learning rate
+    lr_generator * steps) steps once per epoch. L_adv is left out until the student has trained for an epoch.
 
     Raises ConfigError for a teacher without BatchNorm2d layers.
     """
@@ -76,7 +76,7 @@ class MetaGenerator(Source):
     def batch(
         self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
     ) -> Images | None:
-        """Synthesise one batch and learn from it; of all steps' images those with the lowest loss are returned."""
+        """Synthesise one batch and learn from it; return the images of the step with the lowest loss."""
         if learned == self.reset_epoch and not self.was_reset:
             self.generator.reset_first_layer(self.random)  # against stale images
             self.was_reset = True
@@ -123,7 +123,7 @@ class MetaGenerator(Source):
         buffer: ReplayBuffer,
         statistics: BatchStatistics,
     ) -> tuple[dict[str, Tensor], Statistics]:
-        """All terms on augmented images, and the statistics of this forward pass; no student, no adversarial term."""
+        """Return all terms on augmented images, and the pass's statistics; without a student, no adversarial term."""
         augmented = self.augment(images, self.random)
         logits = self.teacher(augmented).logits.float()
         batch_statistics = statistics.collect()
@@ -159,12 +159,12 @@ class MetaGenerator(Source):
 
 
 def _better(best: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The step with the lower loss, chosen on the device."""
+    """Return the step with the lower loss, chosen on the device."""
     found = {name: value.detach() for name, value in found.items()}
     lower = found["loss"] < best["loss"]
     return {name: torch.where(lower, value, best.get(name, value)) for name, value in found.items()}
 
 
 def _adam(groups: Iterable[tuple[Iterable[nn.Parameter], float]]) -> torch.optim.Adam:
-    """Adam over groups of parameters, each with its learning rate."""
+    """Return Adam over groups of parameters, each with its learning rate."""
     return torch.optim.Adam([{"params": list(params), "lr": lr} for params, lr in groups], betas=BETAS, fused=True)

@@ -1,4 +1,4 @@
-"""Real images in the place of synthetic ones: SSD-KD's distillation on original samples (claim (a) of the paper)."""
+"""Real images instead of synthetic ones: SSD-KD's distillation on original samples (claim (a) of the paper)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Original(Source):
     def batch(
         self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
     ) -> Images:
+        """Return the subset; no more than `capacity` images."""
         train = self.data.train
         chosen = stratified(train.labels, self.capacity / len(train), self.seed)[: self.capacity]
         real = train.subset(chosen.to(train.labels.device))
