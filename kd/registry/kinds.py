@@ -10,8 +10,8 @@ class Kind:
     """One kind of run."""
 
     loop: str  # the module of kd/training whose `compute` makes the numbers
-    uses: tuple[str, ...]  # sections of the settings beside those that every run has
-    arrays: str | None = None  # the arrays that it writes beside the files of every run, by name
+    uses: tuple[str, ...]  # sections of the settings that it needs, in addition to every run's
+    arrays: str | None = None  # the arrays that it writes in addition to the files of every run, by name
     may_use: tuple[str, ...] = ()  # sections that some runs of this kind use
 
 

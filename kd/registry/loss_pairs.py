@@ -56,13 +56,13 @@ def equal_widths(maps: slice) -> PairRule:
 
 
 def convolutions_between_stages(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
-    """A convolution brings each stage's map of the student to the size of the teacher's."""
+    """Require that a convolution brings each stage's map of the student to the size of the teacher's."""
     for pair in zip(student[STAGES], teacher[STAGES], strict=True):
         _require_connection(name, *pair)
 
 
 def convolution_at_layer(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
-    """Both networks have a map number `layer`, and a convolution brings the student's to the teacher's size."""
+    """Require a map number `layer` in both networks, and a convolution from the student's to the teacher's size."""
     layer, count = settings["layer"], min(len(student), len(teacher))
     if not 0 <= layer < count:
         raise ConfigError(
@@ -73,7 +73,7 @@ def convolution_at_layer(name: str, student: Shapes, teacher: Shapes, settings: 
 
 
 def singular_vectors_of_stages(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
-    """Each of the teacher's maps, a matrix HW x C, has `k` singular vectors."""
+    """Require `k` singular vectors of each of the teacher's maps, a matrix HW x C."""
     for channels, height, width in teacher[STAGES]:
         if settings["k"] > min(channels, height * width):
             raise ConfigError(
@@ -83,14 +83,14 @@ def singular_vectors_of_stages(name: str, student: Shapes, teacher: Shapes, sett
 
 
 def channels_left_by_factor_rate(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
-    """The share `factor_rate` of the channels of the teacher's last map is at least one channel."""
+    """Require at least one channel in the share `factor_rate` of the teacher's last map."""
     width, rate = teacher[-1][0], settings["factor_rate"]
     if width * rate < 1:
         raise ConfigError(f"{name}: factor_rate must leave at least 1 of {width} channels; got {rate!r}")
 
 
 def channels_left_by_factor(name: str, student: Shapes, teacher: Shapes, settings: Settings) -> None:
-    """The channels of the teacher's last map, divided by `factor`, are at least one channel."""
+    """Require at least one channel when the teacher's last map has its channels divided by `factor`."""
     width, factor = teacher[-1][0], settings["factor"]
     if not 1 <= factor <= width:
         raise ConfigError(f"{name}: factor must be from 1 to {width}; got {factor!r}")

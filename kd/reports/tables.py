@@ -120,7 +120,7 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     lines += [
         f"Accuracy in % of the {results['scored'].iloc[0]} images after the last epoch, mean ± standard deviation over"
     ]
-    lines += ["n seeds of the student. Seconds are computing alone, without start-up and the teacher's training."]
+    lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training."]
     lines += ["Differences are paired by seed, ± standard error.", ""]
     for row in known.reset_index().itertuples():
         spread = f"{row.min:.2f}" if row.min == row.max else f"{row.min:.2f} to {row.max:.2f}"

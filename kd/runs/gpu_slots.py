@@ -80,7 +80,7 @@ def check(compute: Compute, asked: int | None) -> str:
 
 
 def visible_gpus() -> int:
-    """GPUs that jobs of this machine see: those of $CUDA_VISIBLE_DEVICES where it is set, else all."""
+    """Return how many GPUs jobs of this machine see: those of $CUDA_VISIBLE_DEVICES where it is set, else all."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return len([name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])

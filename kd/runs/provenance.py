@@ -41,12 +41,12 @@ def run_code(run: Run) -> str:
 
 
 def report_code() -> str:
-    """Digest of the code that makes tables and figures."""
+    """Return the digest of the code that makes tables and figures."""
     return _digest_modules(frozenset({"kd.reports.publish"}))
 
 
 def data_code(dataset: Dataset) -> str:
-    """Digest of the code that prepares a data set."""
+    """Return the digest of the code that prepares a data set."""
     return _digest_modules(frozenset({"kd.data.prepare", DATASETS[dataset.name].split(":")[0]}))
 
 
@@ -65,7 +65,7 @@ def _digest_modules(entries: frozenset[str], also: tuple[str, ...] = ()) -> str:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    """Of a module without a Python source (built in, an extension) nothing is known but its name."""
+    """Return a module's syntax tree; an empty one without Python source (an extension): only its name counts."""
     spec = models.find_spec(module)  # imports no package, which would run its code
     if spec is None or not spec.has_location or not str(spec.origin).endswith(".py"):
         return ast.Module([], [])
@@ -74,8 +74,10 @@ def _tree(module: str) -> ast.Module:
 
 @cache
 def _code(module: str) -> str:
-    """Digest of a module's text, written anew from its syntax tree: without docstrings, comments and layout."""
-    tree = _tree.__wrapped__(module)  # one to change; to read it anew takes a quarter of a copy
+    """Return the digest of a module's text, unparsed from its syntax tree: without docstrings, comments and layout."""
+    tree = _tree.__wrapped__(
+        module
+    )  # a tree that may be changed; reading it again takes a quarter of the time of a copy
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body[:1] = [] if len(node.body) > 1 else [ast.Pass()]
@@ -84,7 +86,7 @@ def _code(module: str) -> str:
 
 @cache
 def _imports(module: str) -> frozenset[str]:
-    """Modules of kd that a module imports anywhere in its text."""
+    """Return the modules of kd that a module imports anywhere in its text."""
     names = set()
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
@@ -101,7 +103,7 @@ def _is_module(name: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what decides the numbers, and of the machine."""
+    """Return versions of what decides the numbers, and the machine."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -117,7 +119,7 @@ def environment() -> dict[str, str]:
 
 
 def git_state() -> dict[str, str]:
-    """Commit and local changes of the code; $KD_COMMIT where there is no git history."""
+    """Return commit and local changes of the code; $KD_COMMIT where there is no git history."""
     commit = _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT", "unknown")
     parts = ("kd", "workflow", "config", "Snakefile")
     new = _git("ls-files", "--others", "--exclude-standard", "--", *parts).splitlines()

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it; never a torn file."""
+    """Let `write` fill a temporary file next to `path`, flush it to the disk, then rename it: never a torn file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -25,20 +25,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Sixteen hex digits of a file's content."""
+    """Return sixteen hex digits that identify a file's content."""
     stat = path.stat()
     return _digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 @cache
 def _digest(path: Path, _changed: int, _size: int) -> str:
-    """Read once per process and state of the file: many runs share one data set."""
+    """Read a file once per process and state: many runs share one data set."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Sorted keys, two spaces, one final newline: equal content gives equal bytes."""
+    """Write JSON with sorted keys, two spaces and one final newline: equal content has equal bytes."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 

@@ -1,4 +1,4 @@
-"""Imports torchvision beside a torch that its compiled operators do not match."""
+"""Import torchvision next to a torch that its compiled operators do not match."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _operators: torch.library.Library | None = None  # the schemas live as long as t
 
 
 def import_torchvision() -> ModuleType:
-    """The torchvision module; use this instead of `import torchvision` everywhere in kd.
+    """Return the torchvision module; use this instead of `import torchvision` everywhere in kd.
 
     torchvision from the package index is linked to CUDA libraries. Beside CPU torch its operators do not load, and
     its import stops at `operator torchvision::nms does not exist`. There, and only there, this declares the two
     operators that the import asks for, without an implementation: classifiers, segmenters, datasets, transforms and
     utils work; box operators, detection models and the image codecs of `torchvision.io` do not.
 
-    It can go once the oldest torchvision that pyproject.toml allows imports beside CPU torch by itself, or once the
+    It can go once the oldest torchvision that pyproject.toml allows imports next to CPU torch without help, or once the
     installation takes torchvision from the index that has CPU builds.
 
     Raises ModuleNotFoundError where torchvision is not installed.

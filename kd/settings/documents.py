@@ -45,14 +45,14 @@ def documents(project: Path) -> dict[str, str]:
 
 
 def _between(text: str, name: str, table: str) -> str:
-    """The text with what stands between a table's marks replaced."""
+    """Return the text with what stands between a table's marks replaced."""
     before, rest = text.split(TABLES[name] + "\n", 1)
     after = rest[rest.index(TABLES["end"]) :]
     return f"{before}{TABLES[name]}\n{table}{after}"
 
 
 def _yaml(shape: type, defaults: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """config.yaml's lines of a section."""
+    """Yield config.yaml's lines of a section."""
     hints, after_section = get_type_hints(shape), False
     for item in fields(shape):
         if item.name == "methods":
@@ -89,7 +89,7 @@ def _line(indent: str, key: str, value: Any, setting: Setting) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value as YAML writes it, numbers without an exponent."""
+    """Return a value as YAML writes it, numbers without an exponent."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, float):
@@ -101,7 +101,7 @@ def _written(value: Any) -> str:
 
 
 def _settings_tables() -> str:
-    """A table of all settings: key, default, what is allowed, meaning. A schedule's keys stand there once."""
+    """Return a table of all settings: key, default, what is allowed, meaning. A schedule's keys stand there once."""
     rows = list(_rows(shapes.Settings, ""))
     training = list(_rows(shapes.Training, ""))
     text = (
@@ -146,7 +146,7 @@ def _allowed(annotation: str, setting: Setting) -> str:
 
 
 def _losses_table() -> str:
-    """A table of the losses' settings below `objective.<loss>`."""
+    """Return a table of the losses' settings below `objective.<loss>`."""
     lines = ["| loss | setting | default | allowed | meaning |", "|---|---|---|---|---|"]
     for name, entry in LOSSES.items():
         annotations, defaults = keywords.annotations(entry.code), keywords.defaults(entry.code)

@@ -70,7 +70,7 @@ def _teachers(recipe: dict[str, Any], seed: int, common: dict[str, Any]) -> list
 
 @cache
 def _described(settings: str) -> Run:
-    """A run from JSON: the students of a study share few teachers."""
+    """Return a run from JSON; cached, because the students of a study share few teachers."""
     return Run.from_dict(json.loads(settings))
 
 

@@ -87,7 +87,7 @@ class Run:
 
     @cached_property
     def path(self) -> str:
-        """Folder of the run below results/: a function of the settings alone, so that every study finds it."""
+        """The run's folder below results/. It depends on the settings only, so every study finds it."""
         networks = "--".join(slug(name) for name in (self.teacher_names, self.model) if name)
         label = "-".join(sorted(self.objective)) if self.kind == "distill" else self.kind
         return f"runs/{slug(self.dataset.label)}/{networks}/{label}-{self.digest}/seed{self.seed}"
@@ -104,7 +104,7 @@ class Run:
 
     @cached_property
     def data_path(self) -> str:
-        """The prepared data set below results/."""
+        """The file of the prepared data set below results/."""
         return f"data/{slug(self.dataset.label)}-{digest(self.dataset.prepared)}.pt"
 
 
@@ -118,7 +118,7 @@ _SECTIONS = {
 
 
 def _section(key: str, values: Any) -> Any:
-    """The value of a run's key: a section as its dataclass, everything else as it is."""
+    """Return the value of a run's key: a section as its dataclass, everything else as it is."""
     known = key in _SECTIONS or key in ("inversion", "objective", "teachers")
     if values is None or not known or is_dataclass(values):
         return values
@@ -199,13 +199,13 @@ def _annotations(shape: type) -> dict[str, str]:
 
 
 def _decimal(value: Any, annotation: str) -> Any:
-    """1 and 1.0 are one setting: written in one way, they are also one param for Snakemake."""
+    """Return an integer as a float where one is wanted: 1 and 1.0 are one setting, and one param for Snakemake."""
     exact = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
     return float(value) if exact and annotation == "float" else value
 
 
 def _plain(value: Any, without_neutral: bool = False) -> Any:
-    """Dataclasses as mappings, tuples as lists: what JSON and YAML hold; a run without what it does not use."""
+    """Return dataclasses as mappings and tuples as lists, as JSON and YAML hold them; of a run only what it uses."""
     kind = type(value)
     if kind in _SCALARS:
         return value
@@ -227,19 +227,19 @@ def _plain(value: Any, without_neutral: bool = False) -> Any:
 
 
 def _of_term(loss: str, terms: dict[str, Any]) -> dict[str, Any]:
-    """A term without its loss's settings at their neutral values, and without a warm-up of no epochs."""
+    """Return a term without its loss's settings at their neutral values, and without a warm-up of no epochs."""
     known = {"warmup": NO_WARMUP, **(LOSSES[loss].settings if loss in LOSSES else {})}
     return _significant(terms, known)
 
 
 def _significant(values: dict[str, Any], settings: dict[str, Setting]) -> dict[str, Any]:
-    """The values that are not at the neutral value of their setting."""
+    """Return the values that are not at the neutral value of their setting."""
     return {key: value for key, value in values.items() if key not in settings or settings[key].neutral != value}
 
 
 @cache
 def _fields(shape: type) -> tuple[tuple[str, Any], ...]:
-    """Names and defaults (MISSING without one) of a dataclass's fields."""
+    """Return names and defaults (MISSING without one) of a dataclass's fields."""
     return tuple((item.name, item.default) for item in fields(shape))
 
 

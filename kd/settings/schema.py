@@ -22,7 +22,7 @@ def settings_schema() -> dict[str, Any]:
 
 
 def _section(shape: type) -> dict[str, Any]:
-    """The schema of a section: its fields, all required but those that are born later."""
+    """Return the schema of a section: its fields, all required but those with a neutral value."""
     properties, required = {}, []
     hints = get_type_hints(shape)
     for item in fields(shape):
@@ -40,7 +40,7 @@ def _section(shape: type) -> dict[str, Any]:
 
 
 def _value(annotation: str, setting: Setting, pattern: str | None = None) -> dict[str, Any]:
-    """The schema of one value, from its annotation as text and its range. An empty pattern: any text but the empty."""
+    """Return the schema of one value, by its annotation and its range; the pattern "" refuses the empty text only."""
     if annotation.startswith("Literal["):
         return {"enum": list(literals(annotation))}
     kinds: list[str] = []
@@ -66,7 +66,7 @@ def _value(annotation: str, setting: Setting, pattern: str | None = None) -> dic
 
 
 def _objective() -> dict[str, Any]:
-    """The one open map: a loss's settings are checked against its own keyword arguments."""
+    """Return the one open map: a loss's settings are checked against its own keyword arguments."""
     terms = {"weight": {"type": "number", "minimum": 0}, "warmup": {"type": "integer", "minimum": 0}}
     return {
         "type": "object",
@@ -82,7 +82,7 @@ def _objective() -> dict[str, Any]:
 
 
 def _inversion() -> dict[str, Any]:
-    """The source's name, and each source's own settings below its name; their defaults are in the code."""
+    """Return the source's name, and each source's settings below its name; their defaults are in the code."""
     sources = {
         name: {
             "type": "object",

@@ -47,8 +47,11 @@ def section(says: str, **defaults: Any) -> Any:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`root` is where the data lies. It is a setting of `folder` alone: other data sets are the same everywhere, and
-    where they were found is no part of a run (`run_of` leaves it out)."""
+    """Where the images come from, and how they are augmented.
+
+    `root` belongs to a run's identity for `folder` only: other data sets are the same everywhere, and `run_of` leaves
+    out where they were found.
+    """
 
     name: str = setting(
         "digits",

@@ -1,4 +1,4 @@
-"""What a study would run, and where it stands, from its files alone. Imports no torch."""
+"""What a study would run, and where it stands, read from files only. Imports no torch."""
 
 from __future__ import annotations
 

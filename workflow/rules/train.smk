@@ -12,7 +12,7 @@ def files_of_run(kind):
 
 
 rule train:
-    """Train on labels alone: a teacher, or a student from scratch."""
+    """Train on labels only: a teacher, or a student from scratch."""
     input:
         data=data_file,
     output:
