@@ -61,7 +61,7 @@ def train(
     )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
     objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
-    asked = teacher.each if isinstance(teacher, Ensemble) else teacher
+    answering = teacher.each if isinstance(teacher, Ensemble) else teacher  # each teacher answers for itself
     optimizer = sgd([student, objective], run.training)
     sums = Sums(["loss", "train_accuracy", *objective.logged()], device)
     parts = {
@@ -88,7 +88,7 @@ def train(
             for _ in range(journal.counts["student_steps"], (epoch + 1) * per_epoch):
                 checkpoint.stop_or_save(parts)
                 batch = loader.next()
-                step = train_step(student, asked, objective, batch, optimizer, run.precision)
+                step = train_step(student, answering, objective, batch, optimizer, run.precision)
                 hits = objective.answers(step.student).argmax(1) == batch.labels
                 sums.add(step.loss.mean(), hits.float().mean(), *objective.logged().values())
                 journal.counts["student_steps"] += 1

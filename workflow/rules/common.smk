@@ -103,9 +103,7 @@ def tuning_at(wildcards):
 
 
 def trial_files(wildcards):
-    return [
-        f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/{TRIAL}" for number in range(tuning_at(wildcards).trials)
-    ]
+    return [f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/{TRIAL}" for number in range(tuning_at(wildcards).trials)]
 
 
 def trial_inputs(wildcards):
