@@ -12,7 +12,7 @@ from kd.inversion.sources.base import SourceContext
 from kd.inversion.sources.generator import MetaGenerator
 from kd.runtime.messages import ConfigError
 
-# --- what an epoch leaves alone ---
+# --- what an epoch leaves as it was ---
 
 
 def test_teacher_and_student_are_left_as_they_were():
@@ -64,7 +64,7 @@ def test_networks_are_restored_when_an_epoch_fails():
     assert not any(module._forward_pre_hooks for module in world.teacher.modules())
 
 
-def test_random_numbers_come_from_the_generator_alone():
+def test_random_numbers_come_only_from_the_generator():
     one, other = World(), World()
     torch.manual_seed(12345)
     before = torch.get_rng_state()

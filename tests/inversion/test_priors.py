@@ -58,7 +58,7 @@ IMAGES = 3 * randn(6, 4, 5, 7, seed=3) + 2
 
 def test_statistics_are_means_and_biased_variances_of_the_inputs():
     net = Net()
-    passes = (IMAGES, IMAGES[:2] ** 2)  # what is taken belongs to the last pass alone
+    passes = (IMAGES, IMAGES[:2] ** 2)  # what is taken belongs only to the last pass
     slow = [[slow_statistics(inputs) for inputs in net.inputs(images)] for images in passes]
     with BatchStatistics(net) as statistics:
         for images, expected in zip(passes, slow, strict=True):

@@ -55,7 +55,7 @@ def test_sample_that_cannot_be_drawn_is_not_drawn():
     assert set(buffer.sample(2000, generator()).index.tolist()) == {1, 3}
 
 
-def test_draws_come_from_the_generator_alone():
+def test_draws_come_only_from_the_generator():
     buffer = filled(PRIORITY)
     before = torch.get_rng_state()
     first = buffer.sample(50, generator(1)).index
@@ -134,7 +134,7 @@ def test_without_feedback_the_priority_is_the_divergence():
         assert torch.equal(buffer.priority, divergence)
 
 
-def test_a_replaced_slot_starts_anew():
+def test_a_replaced_slot_starts_again():
     buffer, source = build(4, alpha=1.0, beta=1.0), Source()
     buffer.add(*source.take(4), generator())
     buffer.update_priority(buffer.everything(), torch.tensor([1.0, 2.0, 3.0, 4.0]))

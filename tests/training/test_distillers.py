@@ -35,7 +35,7 @@ def test_every_method_with_data_makes_a_run(method: str, store: Path, tmp_path: 
 
 
 def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, tmp_path: Path, monkeypatch) -> None:
-    """FT's paraphraser learns in the first stage alone, the student and the translator in the second alone."""
+    """FT's paraphraser learns only in the first stage, the student and the translator only in the second."""
     seen: list[tuple[float, dict, dict]] = []
     original = Checkpoint.stop_or_save
 
@@ -68,7 +68,7 @@ STAGES, RISING = ("ab", {"objective__ab__first_epochs": 2}), ("dkd", {"objective
 
 @pytest.mark.parametrize(
     ("method", "changes", "stop_at"),
-    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; beside layers of its own
+    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; with a loss that has layers
         *((*STAGES, step) for step in (3, 4, 6)),
         (*RISING, 3),
         ("simkd", {}, 3),
@@ -145,7 +145,7 @@ class Small(Classifier):
 
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("name", ["ab", "reviewkd", "at"])
-def test_a_network_with_stages_alone_learns_and_is_asked_for_signed_maps_where_a_loss_wants_them(name, several) -> None:
+def test_a_network_with_only_stages_learns_and_is_asked_for_signed_maps_where_a_loss_wants_them(name, several) -> None:
     torch.manual_seed(0)
     student, teacher = Small(), Small().eval()
     shapes, labels = student.map_shapes(), torch.arange(6) % 3

@@ -1,4 +1,4 @@
-"""Scores against hand-made logits, and what scoring leaves alone."""
+"""Scores against hand-made logits, and what scoring leaves as it was."""
 
 import math
 
