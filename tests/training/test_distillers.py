@@ -68,7 +68,7 @@ STAGES, RISING = ("ab", {"objective__ab__first_epochs": 2}), ("dkd", {"objective
 
 @pytest.mark.parametrize(
     ("method", "changes", "stop_at"),
-    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; with a loss that has layers
+    [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; with learned layers
         *((*STAGES, step) for step in (3, 4, 6)),
         (*RISING, 3),
         ("simkd", {}, 3),
