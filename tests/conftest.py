@@ -115,6 +115,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
-def execute(run: Run, store: Path, folder: Path, compute: Compute = COMPUTE) -> dict[str, float]:
+def execute(run: Run, store: Path, folder: Path, compute: Compute = COMPUTE, **given: Any) -> dict[str, float]:
     teachers = [store / teacher.path / "weights.pt" for teacher in run.teachers or ()]
-    return run_step(run, folder, store / run.data_path, teachers, compute)
+    return run_step(run, folder, store / run.data_path, teachers, compute, **given)
