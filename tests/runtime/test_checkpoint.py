@@ -1,62 +1,18 @@
-"""Checkpoints: exact resume; torn, damaged and foreign files; full disks; kills at any moment."""
+"""Checkpoints: exact resume; torn, damaged and foreign files; full disks."""
 
 import contextlib
-import errno
-import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from saved_steps import Said, Step, full_disk, names, restored, saved
 
 from kd.runtime import checkpoint as module
 from kd.runtime.checkpoint import MAGIC, Checkpoint, RandomState, Stopped
-from kd.runtime.files import read_json, write_atomically, write_json
 
-
-class Step:
-    """The smallest part of a checkpoint."""
-
-    def __init__(self, step=0):
-        self.step = step
-
-    def state_dict(self):
-        return {"step": self.step, "tensor": torch.full((50,), float(self.step))}
-
-    def load_state_dict(self, state):
-        assert state["tensor"].eq(state["step"]).all()
-        self.step = state["step"]
-
-
-class Said(list):
-    def __call__(self, text):
-        self.append(text)
-
-
-def saved(folder, *steps, identity="me"):
-    """A checkpoint with these steps saved one after the other."""
-    said = Said()
-    checkpoint = Checkpoint(folder, identity, 60.0, said)
-    for step in steps:
-        checkpoint.save({"part": Step(step)})
-    return checkpoint
-
-
-def restored(checkpoint):
-    """The step that a checkpoint gives back; None without one."""
-    part = Step(-1)
-    return part.step if checkpoint.restore({"part": part}) else None
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-# ------------------------------------------------------------------------------------------------------ exact resume
+# --------------------------------------------------------------------------------------------------------- exact resume
 
 
 class Training:
@@ -157,7 +113,7 @@ def test_saving_when_it_is_time(tmp_path, monkeypatch):
     assert restored(checkpoint) == 3
 
 
-# -------------------------------------------------------------------------------------- torn, damaged, foreign files
+# ----------------------------------------------------------------------------------------- torn, damaged, foreign files
 
 
 def refuses(checkpoint, word):
@@ -226,11 +182,7 @@ def test_two_bad_files_mean_a_fresh_start(tmp_path):
     assert restored(checkpoint) == 3
 
 
-# --------------------------------------------------------------------------------------------------------- full disks
-
-
-def full_disk(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
+# ----------------------------------------------------------------------------------------------------------- full disks
 
 
 @pytest.mark.parametrize("call", ["fsync", "write"])
@@ -309,189 +261,3 @@ def test_a_stop_that_could_not_save_does_not_say_that_it_did(tmp_path, monkeypat
         checkpoint.stop_or_save({"part": Step(2)})
     assert any("not written" in text for text in checkpoint.say)
     assert not any("state saved" in text for text in checkpoint.say)
-
-
-# -------------------------------------------------------------------------------------------------- signals and kills
-
-
-def test_a_signal_is_taken_note_of_and_answered_at_a_boundary(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    said = Said()
-    checkpoint = Checkpoint(tmp_path, "me", 60.0, said)
-    with checkpoint:
-        checkpoint.stop_or_save({"part": Step(1)})
-        assert not checkpoint.files[0].exists()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert checkpoint.stopping
-        with pytest.raises(SystemExit) as stopped:
-            checkpoint.stop_or_save({"part": Step(2)})
-    assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert any("asked to stop" in text for text in said)
-    assert restored(checkpoint) == 2
-
-
-def test_the_old_handler_comes_back_after_an_exception(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyError), Checkpoint(tmp_path, "me", 60.0, Said()):
-        raise KeyError
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_thread_leaves_signals_alone(tmp_path):
-    before, done = signal.getsignal(signal.SIGTERM), []
-
-    def work():
-        with Checkpoint(tmp_path, "me", 0.0, Said()) as checkpoint:
-            checkpoint.stop_or_save({"part": Step(4)})
-            done.append(restored(checkpoint))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert done == [4]
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-KILLS = """
-import os, random, select, signal, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from kd.runtime.checkpoint import Checkpoint
-
-class Step:
-    def __init__(self, step=0): self.step = step
-    def state_dict(self): return {"step": self.step, "tensor": torch.full((30000,), float(self.step))}
-    def load_state_dict(self, state):
-        assert state["tensor"].eq(state["step"]).all()
-        self.step = state["step"]
-
-folder, seen, draw = Path(sys.argv[1]), 0, random.Random(0)
-for round in range(15):
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        checkpoint, part = Checkpoint(folder, "me", 60.0, lambda text: None), Step()
-        checkpoint.restore({"part": part})
-        while True:
-            part.step += 1
-            checkpoint.save({"part": part})
-            os.write(writing, b"%d\\n" % part.step)
-    os.close(writing)
-    reports = os.read(reading, 1000)
-    time.sleep(draw.random() * 0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    while more := os.read(reading, 65536):
-        reports += more
-    os.close(reading)
-    promised = int(reports.split()[-1])
-    said, part = [], Step()
-    assert Checkpoint(folder, "me", 60.0, said.append).restore({"part": part}), said
-    assert not any("damaged" in text for text in said), said
-    assert promised <= part.step <= promised + 1, (promised, part.step)
-    assert promised > seen
-    seen = promised
-print(seen)
-"""
-
-
-def test_a_kill_at_any_moment_leaves_the_last_save(tmp_path):
-    done = python(KILLS, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 15
-
-
-def python(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
-
-
-STOP = """
-import sys, time
-from pathlib import Path
-from kd.runtime.checkpoint import Checkpoint
-
-class Step:
-    step = 0
-    def state_dict(self): return {"step": self.step}
-
-part = Step()
-with Checkpoint(Path(sys.argv[1]), "me", 3600.0) as checkpoint:
-    while True:
-        part.step += 1
-        checkpoint.stop_or_save({"part": part})
-        if part.step == 3:
-            print("ready", flush=True)
-        time.sleep(0.01)
-"""
-
-
-def test_sigterm_saves_and_leaves_with_143(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", STOP, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "ready\n"
-        process.terminate()
-        output, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 143
-    assert "asked to stop: state saved" in output
-    content = Checkpoint(tmp_path, "me", 60.0, Said())._read(tmp_path / "checkpoint.pt")
-    assert content["state"]["part"]["step"] >= 3
-    assert names(tmp_path) == ["checkpoint.pt"]
-
-
-# -------------------------------------------------------------------------------------------------------- whole files
-
-
-@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    file = tmp_path / "a.json"
-    write_json(file, {"old": 1})
-
-    def fail(stream):
-        stream.write(b"half")
-        raise error
-
-    with pytest.raises(error):
-        write_atomically(file, fail)
-    assert names(tmp_path) == ["a.json"]
-    assert read_json(file) == {"old": 1}
-
-
-@pytest.mark.parametrize("place", ["fsync", "replace"])
-def test_a_disk_that_fails_late_leaves_the_old_file(tmp_path, monkeypatch, place):
-    file = tmp_path / "a.json"
-    write_json(file, {"old": 1})
-    with monkeypatch.context() as patched:
-        if place == "fsync":
-            patched.setattr(os, "fsync", full_disk)
-        else:
-            patched.setattr(Path, "replace", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            write_json(file, {"new": 2})
-    assert names(tmp_path) == ["a.json"]
-    assert read_json(file) == {"old": 1}
-
-
-def test_the_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
-    order, fsync, rename = [], os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (order.append(os.fstat(number).st_size), fsync(number))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, target: (order.append(target.name), rename(self, target))[1])
-    write_atomically(tmp_path / "a", lambda stream: stream.write(b"12345"))
-    assert order == [5, "a"]
-
-
-def test_json_files_have_one_form(tmp_path):
-    write_json(tmp_path / "a", {"b": [1, 0.1, None], "a": {"d": 1, "c": True}})
-    write_json(tmp_path / "b", {"a": {"c": True, "d": 1}, "b": [1, 0.1, None]})
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    text = (tmp_path / "a").read_text()
-    assert text.endswith("}\n")
-    assert json.loads(text) == read_json(tmp_path / "a") == {"a": {"c": True, "d": 1}, "b": [1, 0.1, None]}
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "a", {"a": float("nan")})
-    assert (tmp_path / "a").read_text() == text
-    assert names(tmp_path) == ["a", "b"]
