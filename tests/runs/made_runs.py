@@ -1,4 +1,4 @@
-"""Runs made once, and what the tests of several processes do with them."""
+"""A results folder that is made once, and helpers for the tests of several processes on the same runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = 2 * 22  # of KD's student: epochs times ceil(1,347 images / 64)
 
 
 class Made(NamedTuple):
-    """A results folder with KD, its teacher and SCRATCH, made by one process, alone."""
+    """A results folder with KD, its teacher and SCRATCH, made by one undisturbed process."""
 
     results: Path
     said: list[str]
@@ -49,11 +49,12 @@ def made_by_one_process(results: Path) -> Made:
 
 
 def source(results: Path) -> Source:
+    """Return a source of raw data that never downloads."""
     return Source(None, results / "data/downloads", download=False)
 
 
 def prepared_copy(made: Made, results: Path) -> Path:
-    """A results folder with nothing but the data set."""
+    """Copy only the prepared data set into a results folder; return that folder."""
     shutil.copytree(made.results / "data", results / "data")
     return results
 
@@ -63,11 +64,12 @@ def same_numbers(folder: Path, other: Path) -> bool:
 
 
 def state_of(file: Path) -> tuple[int, int]:
-    """Changes when the file is written again."""
+    """Return what changes when the file is written again."""
     return file.stat().st_ino, file.stat().st_mtime_ns
 
 
 def until(happened: Callable[[], Any], seconds: float = 60.0) -> bool:
+    """Wait until something has happened; return False if it has not within that many seconds."""
     deadline = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > deadline:
@@ -77,7 +79,7 @@ def until(happened: Callable[[], Any], seconds: float = 60.0) -> bool:
 
 
 def at_boundary(number: int, act: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something when a run comes to its so-manieth step."""
+    """Call `act` when a run reaches its step of this number."""
     original, boundaries = Checkpoint.stop_or_save, []
 
     def stop_or_save(self: Checkpoint, parts: dict[str, Any]) -> None:

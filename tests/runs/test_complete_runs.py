@@ -1,4 +1,4 @@
-"""A complete run is not repeated; one that something else was made from, or that lost a file, is made again."""
+"""A complete run is not repeated; it is made again if what it was made from has changed or one of its files is gone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_complete_run_is_not_repeated(made: Made, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("what", ["settings", "code", "teacher", "data", "no metrics", "torn record", "odd record"])
-def test_a_run_that_something_else_was_made_from_is_made_again(
+def test_a_run_that_was_made_from_something_else_is_made_again(
     what: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(made.results / KD.path, tmp_path / "run")
@@ -58,7 +58,7 @@ def test_a_run_that_something_else_was_made_from_is_made_again(
 def test_a_run_that_has_lost_a_file_is_made_again(
     name: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Students would not find their teacher's weights, Snakemake not its output."""
+    """Students would not find their teacher's weights, and Snakemake would not find its output."""
     folder = shutil.copytree(made.results / SCRATCH.path, tmp_path / "run")
     (folder / name).unlink()
     begun = []

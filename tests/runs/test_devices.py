@@ -33,7 +33,7 @@ def test_gpus_that_cuda_visible_devices_leaves(
 
 
 def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, code: int = 0) -> None:
-    """A stand-in for the driver's tool, the only program on $PATH."""
+    """Write a stand-in for the driver's tool and make it the only program on $PATH."""
     script = "#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n"
     (folder / "nvidia-smi").write_text(script)
     (folder / "nvidia-smi").chmod(0o755)
@@ -78,7 +78,7 @@ def test_a_workflow_that_asks_for_too_much_is_refused(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"^--resources gpu: got 5; allowed: at most 4 "):
         gpu_slots.check(Compute.by_hand(slots_per_gpu=2), 5)
     with pytest.raises(ConfigError, match=r"^--resources gpu: got 2; allowed: at most 1 "):
-        gpu_slots.check(Compute.by_hand(device="cuda:1"), 2)  # all jobs want the same one
+        gpu_slots.check(Compute.by_hand(device="cuda:1"), 2)  # all jobs want the same GPU
     with pytest.raises(ConfigError, match=r"^compute.device: got 'cuda:2', .*; allowed: auto, cpu, cuda:0, cuda:1$"):
         gpu_slots.check(Compute.by_hand(device="cuda:2"), 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -91,9 +91,9 @@ def test_a_workflow_that_asks_for_too_much_is_refused(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
-    """Makes torch see so many GPUs; gives their names and where `set_device` went."""
+    """Return a function that makes torch see that many GPUs; it returns their names and the calls of `set_device`."""
     for name in ("deterministic", "benchmark"):
-        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # put back at the end
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # restored after the test
 
     def pretend(count: int) -> SimpleNamespace:
         names, current = fresh(count), []
@@ -111,18 +111,18 @@ def on(device: str, **given: Any) -> contextlib.AbstractContextManager[torch.dev
 
 
 @pytest.mark.parametrize("auto", ["auto", "cuda"])
-def test_auto_takes_a_gpu_that_is_free(auto: str, gpus: Callable) -> None:
+def test_auto_takes_a_free_gpu(auto: str, gpus: Callable) -> None:
     seen = gpus(2)
     with on(auto) as first, on(auto) as second:
         assert [first, second] == [torch.device("cuda", 0), torch.device("cuda", 1)]
         assert seen.current == [first, second]
         with pytest.raises(AssertionError, match="all 2 GPU slots are taken"), on(auto):
             pass
-    with slot(seen.names[:1], 1, unheard), on(auto) as left:  # another process, by the device's own name
+    with slot(seen.names[:1], 1, unheard), on(auto) as left:  # as another process would, by the device's name
         assert left == torch.device("cuda", 1)
 
 
-def test_a_gpu_by_number_is_that_one_alone(gpus: Callable) -> None:
+def test_a_gpu_by_number_is_only_that_one(gpus: Callable) -> None:
     seen = gpus(3)
     with on("cuda:1") as device:
         assert device == torch.device("cuda", 1)
@@ -138,7 +138,7 @@ def test_a_gpu_by_number_is_that_one_alone(gpus: Callable) -> None:
     assert seen.current == [device]
 
 
-def test_so_many_jobs_share_a_gpu(gpus: Callable) -> None:
+def test_jobs_share_a_gpu_up_to_its_number_of_slots(gpus: Callable) -> None:
     gpus(2)
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(on("auto", slots_per_gpu=2)) for _ in range(4)]

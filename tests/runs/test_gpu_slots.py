@@ -1,4 +1,4 @@
-"""GPU slots: one at a time, waiting, and what an exception leaves."""
+"""GPU slots in one process: the order in which they are taken, waiting, and release after an exception."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_slot_that_is_free_again_goes_first() -> None:
 
 
 def test_a_slot_belongs_to_the_device_wherever_it_stands_in_the_list() -> None:
-    """$CUDA_VISIBLE_DEVICES gives each process its own numbering."""
+    """$CUDA_VISIBLE_DEVICES numbers the devices differently in each process."""
     first, second = fresh(2)
     with slot([first, second], 1, unheard) as position:
         assert position == 0
@@ -44,7 +44,7 @@ def test_a_slot_belongs_to_the_device_wherever_it_stands_in_the_list() -> None:
 
 @contextlib.contextmanager
 def waiting(names: list[str], per_device: int) -> Iterator[tuple[list[Any], threading.Event]]:
-    """A thread that waits for a slot and says so; the event is set when it has one. Ends with the thread."""
+    """Start a thread that waits for a slot; yield what it said and an event that is set when it has the slot."""
     said, got = [], threading.Event()
     told = threading.Event()
 
@@ -56,7 +56,7 @@ def waiting(names: list[str], per_device: int) -> Iterator[tuple[list[Any], thre
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     assert told.wait(30), "it did not wait"
-    time.sleep(0.05)  # some turns of its loop
+    time.sleep(0.05)  # a few turns of its loop
     yield said, got
 
 

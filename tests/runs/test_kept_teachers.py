@@ -1,4 +1,4 @@
-"""Teachers that are kept in half precision, and runs that take them."""
+"""Teachers that are kept in half precision, and runs that use them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEACHER = tiny_run("kd").teacher
 
 @pytest.fixture
 def kept(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of kept teachers with one in it, as `run_step` looks it up."""
+    """Make a folder with one kept teacher, where `run_step` looks for it."""
     execute(TEACHER, store, tmp_path / "made")
     folder = tmp_path / "kept"
     kept_teachers.keep(TEACHER, tmp_path / "made", {"accuracy": 12.5}, folder)

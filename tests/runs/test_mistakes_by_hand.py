@@ -16,7 +16,7 @@ from kd.runs import worker
 
 MISSING = "(missing)"
 MISTAKES: list[tuple[str, str, Any, str]] = [
-    # method, key, what is written there, what the line says
+    # method, key, value written there, what the error line says
     ("kd", "training.schedule", "cosin", "training.schedule: got 'cosin'; did you mean 'cosine'?"),
     ("kd", "teachers.0.training.schedule", "cosin", "teachers: training.schedule: got 'cosin'; did you mean 'cosine'?"),
     ("kd", "training.lr", -0.1, "training.lr: got -0.1; allowed: > 0"),
@@ -148,14 +148,14 @@ def test_one_wrong_run_in_a_list_stops_all(
     [["--device", "gpu"], ["--device", "cuda:one"], ["--threads", "0"], ["--slots-per-gpu", "0"]],
     ids=" ".join,
 )
-def test_a_mistake_in_an_option_is_told_before_anything_starts(
+def test_a_mistake_in_an_option_is_reported_before_anything_starts(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_starts: None
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(SCRATCH.as_dict()))
     try:
         code = command_line.main(["run", "--settings", str(file), *options])
-    except SystemExit as ended:  # argparse's own
+    except SystemExit as ended:  # raised by argparse
         code = ended.code
     assert code in (1, 2)
     last = capsys.readouterr().err.splitlines()[-1]

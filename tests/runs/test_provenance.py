@@ -1,4 +1,4 @@
-"""Digests of code: what they ignore, what they notice, and whose runs an edit touches."""
+"""Digests of code: what they ignore, what they notice, and which runs an edit touches."""
 
 import ast
 import functools
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @functools.cache
 def runs():
-    """One run per way of using the code."""
+    """Return one run for each way of using the code."""
     base = read_yaml(ROOT / "config/config.yaml")
     ce, soft, contrast = {"weight": 1.0}, {"weight": 1.0, "temperature": 4.0}, {"weight": 0.8}
 
@@ -45,7 +45,7 @@ def runs():
 ALL = {"labels", "labels-vgg", "kd", "crd", "free", "free-vgg", "original", "own"}
 WITH_DATA = ALL - {"free", "free-vgg", "original"}
 OWN_MODEL = "def build(num_classes, in_channels, image_size):\n    return None\n"
-# Answers each line, the runs' settings, with their digests, in a child that imports kd anew.
+# Reads the runs' settings, a line at a time, and answers with their digests, from a child that imports kd afresh.
 SERVER = """
 import ast, copy, dataclasses, difflib, hashlib, importlib.metadata, importlib.util, json, os, platform, subprocess, sys
 import yaml
@@ -64,7 +64,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """A copy of the package that may be edited."""
+    """Make a copy of the package that a test may edit."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "kd", folder / "kd", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "my_network.py").write_text(OWN_MODEL)
@@ -82,7 +82,7 @@ def python(package, program, stdin="", **environment):
 
 @pytest.fixture(scope="module")
 def codes(package):
-    """The digests of all runs by the code of the copy as it is now."""
+    """Return a function that returns the digests of all runs by the copy's present code."""
     variables = {**os.environ, "PYTHONPATH": str(package)}
     command = [sys.executable, "-c", SERVER]
     with subprocess.Popen(
@@ -105,7 +105,7 @@ def before(codes):
 
 @pytest.fixture
 def touched(package, codes, before):
-    """Edit some files of the copy; which runs' digests change; then undo."""
+    """Return a function that edits files of the copy, returns the runs whose digests change, and undoes the edit."""
 
     def touched(edits):
         kept = {name: (package / name).read_bytes() if (package / name).exists() else None for name in edits}
@@ -128,14 +128,14 @@ def touched(package, codes, before):
 
 
 def body_of_first_function(text):
-    """One more statement at the end of the file's first function."""
+    """Add a statement at the end of the file's first function."""
     tree = ast.parse(text)
     next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)).body.append(ast.Pass())
     return ast.unparse(tree)
 
 
 def reformatted(text):
-    """Other quotes, line breaks and blank lines; no comments; other comments instead."""
+    """Change quotes, line breaks and blank lines, and replace all comments."""
     return "# a comment\n\n\n" + ast.unparse(ast.parse(text)).replace("\n", "  # so\n", 1) + "\n\n\n# the end\n"
 
 
@@ -192,11 +192,11 @@ def test_a_docstring_where_there_was_none_does_not_count(touched):
         ("kd/training/evaluate.py", ALL),
         ("kd/data/augment.py", ALL),
         ("kd/training/step.py", ALL),
-        ("kd/training/device_flags.py", ALL),  # cuDNN's
+        ("kd/training/device_flags.py", ALL),  # of cuDNN
         ("kd/training/with_data.py", WITH_DATA),
         ("kd/losses/ce.py", WITH_DATA),
         ("kd/losses/crd.py", {"crd"}),
-        ("kd/losses/kd.py", {"kd", "free", "free-vgg", "original"}),  # its divergence is data-free distillation's
+        ("kd/losses/kd.py", {"kd", "free", "free-vgg", "original"}),  # data-free distillation uses its divergence
         ("kd/training/datafree.py", {"free", "free-vgg", "original"}),
         ("kd/inversion/replay.py", {"free", "free-vgg", "original"}),
         ("kd/inversion/sources/generator.py", {"free", "free-vgg"}),
@@ -205,7 +205,7 @@ def test_a_docstring_where_there_was_none_does_not_count(touched):
         ("kd/models/vgg.py", {"labels-vgg", "crd", "free-vgg"}),
         ("kd/models/wrn.py", {"labels", "kd", "crd", "free", "free-vgg", "original"}),
         ("kd/models/resnet_cifar.py", {"kd"}),
-        ("kd/models/resnet.py", {"kd"}),  # whose block CIFAR's residual networks use
+        ("kd/models/resnet.py", {"kd"}),  # CIFAR's residual networks use its block
         ("kd/models/shufflenetv1.py", set()),
         ("kd/models/classifier.py", ALL),
         ("my_network.py", {"own"}),
@@ -221,7 +221,7 @@ def test_the_weights_of_colours_count(touched):
 
 
 def test_what_changes_no_number_touches_nothing(touched):
-    """A room's name tells it: no file of these is followed, whatever is added to it."""
+    """No file of these rooms is followed, whatever is added to them."""
     rooms = ("runtime", "runs", "studies", "reports", "integrations", "settings")
     files = [file for room in rooms for file in sorted((ROOT / "kd" / room).glob("*.py"))]
     edits = {file.relative_to(ROOT).as_posix(): lambda text: text + "\nADDED = 1\n" for file in files}

@@ -60,7 +60,7 @@ def test_runs_with_data_keep_how_their_logits_correlate(store: Path, tmp_path: P
     assert "correlation_gap" not in metrics["scratch"]
 
 
-# The run below is killed by itself: once it has written its k-th checkpoint, SIGKILL or SIGTERM.
+# This run kills itself, with SIGKILL or SIGTERM, once it has written its k-th checkpoint.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -188,7 +188,7 @@ def test_by_hand_makes_data_teacher_and_run(store: Path, tmp_path: Path) -> None
 
 
 def test_fixed_cost_stays_small() -> None:
-    """Importing what a job imports takes a moment and touches no GPU (the benchmark measures the whole)."""
+    """Importing what a job imports is quick and touches no GPU (the benchmark measures a whole job)."""
     code = "import kd.runs.run, torch, sys; assert not torch.cuda.is_initialized(); assert 'mlflow' not in sys.modules"
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})

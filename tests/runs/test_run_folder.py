@@ -1,4 +1,4 @@
-"""The folder of a run: one home for the names of its files, one meaning of finished."""
+"""The folder of a run: one module knows the names of its files and what finished means."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ NAMES |= {home.ENDED, home.TRACKED, home.SUGGESTION, home.TRIAL}
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """The folder of a finished data-free run."""
+    """Make the folder of a finished data-free run."""
     run = tiny_run("ssdkd")
     for name in files_of("datafree"):
         (tmp_path / name).touch()

@@ -21,8 +21,8 @@ from slot_names import fresh, unheard
 
 from kd.runs.gpu_slots import slot
 
-# Each byte of the common standard input is a job: take a slot, keep it for some time, write down when that was. Times
-# are those of the machine's monotonic clock, read inside the slot: never longer than the slot was really held.
+# Each byte of the shared standard input is a job: take a slot, keep it for some time, write down when that was. Times
+# are read inside the slot from the machine's monotonic clock, so a record is never longer than the slot was held.
 WORKER = """
 import os, random, sys, time
 from kd.runs.gpu_slots import slot
@@ -34,7 +34,7 @@ print("ready", flush=True)
 def another_job():
     try:
         return os.read(0, 1)
-    except BlockingIOError:  # called off
+    except BlockingIOError:  # the jobs are called off
         return b""
 while another_job():
     asked = time.monotonic()
@@ -50,13 +50,13 @@ class Holding(NamedTuple):
     position: int  # of the device
     asked: float
     begin: float
-    end: float | None  # None: the holder has it, or died with it
+    end: float | None  # None: still held, or the holder died with it
 
 
 class Workers(NamedTuple):
     processes: list[subprocess.Popen]
     files: list[Path]
-    jobs: int  # the pipe's two ends
+    jobs: int  # the writing end of the pipe; `taken` is the reading end
     taken: int
 
 
@@ -64,7 +64,7 @@ class Workers(NamedTuple):
 def workers(
     count: int, names: list[str], slots_per_device: int, folder: Path, hold: tuple[float, float], pause: float
 ) -> Iterator[Workers]:
-    """So many processes that are ready and wait for jobs; all are dead at the end."""
+    """Start that many processes, which are ready and wait for jobs; kill them all at the end."""
     folder.mkdir(exist_ok=True)
     taken, jobs = os.pipe()
     files = [folder / f"{number}.txt" for number in range(count)]
@@ -92,9 +92,9 @@ def workers(
 
 
 def work_off(started: Workers, keep: bool = True) -> None:
-    """No more jobs (nor those that nobody has begun, without `keep`); wait for the workers that are alive."""
+    """Send no more jobs, drop those not begun unless `keep`, and wait for the workers that are alive."""
     if not keep:
-        os.set_blocking(started.taken, False)  # for the workers, too
+        os.set_blocking(started.taken, False)  # for the workers too: they share the pipe
         with contextlib.suppress(BlockingIOError):
             while os.read(started.taken, 65536):
                 pass
@@ -110,7 +110,7 @@ def holdings(file: Path) -> list[Holding]:
 
 
 def most_at_once(held: list[Holding]) -> int:
-    """The largest number of holdings that share a moment."""
+    """Return the largest number of holdings at one moment."""
     changes = sorted([(one.begin, 1) for one in held] + [(one.end, -1) for one in held])
     return max((sum(change for _, change in changes[: n + 1]) for n in range(len(changes))), default=0)
 
@@ -122,7 +122,7 @@ def freeze(process: subprocess.Popen) -> None:
 
 
 def kill_while_holding(process: subprocess.Popen, file: Path, seconds: float = 30.0) -> float:
-    """SIGKILL in a moment when the process has a slot; gives the time just before."""
+    """Kill the process while it holds a slot; return the time just before."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         freeze(process)
@@ -139,7 +139,7 @@ def kill_while_holding(process: subprocess.Popen, file: Path, seconds: float = 3
 def test_no_slot_has_two_holders_whoever_is_killed(device_count: int, per_device: int, tmp_path: Path) -> None:
     names, draw, killed = fresh(device_count), random.Random(0), {}
     with workers(16, names, per_device, tmp_path / "records", hold=(0.002, 0.02), pause=0.0) as started:
-        os.write(started.jobs, b"." * 60000)  # more than there is time for
+        os.write(started.jobs, b"." * 60000)  # more jobs than there is time for
         for number in range(5):
             time.sleep(draw.uniform(0.02, 0.1))
             killed[number] = kill_while_holding(started.processes[number], started.files[number])
@@ -157,7 +157,7 @@ def test_no_slot_has_two_holders_whoever_is_killed(device_count: int, per_device
     for position in range(device_count):
         here = [one for one in everything if one.position == position]
         assert most_at_once(here) == per_device, f"holders of device {position} at once"
-    for number, moment in killed.items():  # its device has its full number of holders again
+    for number, moment in killed.items():  # its device has all its holders again
         position = holdings(started.files[number])[-1].position
         later = [one for one in everything if one.position == position and one.begin > moment]
         assert most_at_once(later) == per_device, f"the slot of killed worker {number} was not taken again"
@@ -167,7 +167,7 @@ def test_no_slot_has_two_holders_whoever_is_killed(device_count: int, per_device
 
 
 def test_a_released_slot_is_handed_over_in_milliseconds(tmp_path: Path) -> None:
-    """From the holder's last moment in its slot to the first moment of one who waited for it already."""
+    """Measured from the holder's last moment in the slot to the first moment of one that was already waiting."""
     with workers(2, fresh(1), 1, tmp_path / "records", hold=(0.02, 0.02), pause=0.012) as started:
         os.write(started.jobs, b"." * 20)
         work_off(started)
@@ -184,7 +184,7 @@ def test_a_released_slot_is_handed_over_in_milliseconds(tmp_path: Path) -> None:
 
 
 def test_a_killed_holders_slot_is_handed_over_in_milliseconds(tmp_path: Path) -> None:
-    """From just before SIGKILL to the first moment of one who waited for the slot already."""
+    """Measured from just before SIGKILL to the first moment of one that was already waiting."""
     waits, killed = [], 0.0
     with workers(8, fresh(1), 1, tmp_path / "records", hold=(60.0, 60.0), pause=0.0) as started:
         os.write(started.jobs, b"." * 8)
@@ -200,7 +200,7 @@ def test_a_killed_holders_slot_is_handed_over_in_milliseconds(tmp_path: Path) ->
             holder = max(begun, key=begun.get)
             if turn:
                 waits.append(begun[holder] - killed)
-            time.sleep(0.03)  # so that the others certainly wait
+            time.sleep(0.03)  # so that the others are waiting for certain
             killed = time.monotonic()
             started.processes[holder].kill()
     assert min(waits) > 0
@@ -209,10 +209,7 @@ def test_a_killed_holders_slot_is_handed_over_in_milliseconds(tmp_path: Path) ->
 
 
 def seconds_for(jobs: int, slot_count: int, folder: Path) -> float:
-    """Wall time of equal jobs of 0.1 s through eight processes that are ready, from the order to the last job's end.
-
-    The better of two measurements.
-    """
+    """Return the wall time, in seconds, in which eight ready processes do these jobs of 0.1 s; the better of two."""
     taken = []
     with workers(8, fresh(slot_count), 1, folder, hold=(0.1, 0.1), pause=0.0) as started:
         for turn in (1, 2):
@@ -228,7 +225,7 @@ def seconds_for(jobs: int, slot_count: int, folder: Path) -> float:
 
 
 def test_four_slots_do_almost_four_times_the_work_of_one(tmp_path: Path) -> None:
-    """The jobs sleep, so that the number of processors does not count."""
+    """The jobs sleep, so the number of processors does not matter."""
     one, four = (seconds_for(16, slot_count, tmp_path / str(slot_count)) for slot_count in (1, 4))
     print(f"16 jobs of 0.1 s: one slot {one:.3f} s, four slots {four:.3f} s, ratio {one / four:.2f}")
     assert one >= 1.6

@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def by_hand(runs: list[Run], results: Path, *options: str) -> list[str]:
-    """The command line that makes these runs from a list."""
+    """Write a list of these runs; return the command line that makes them."""
     listed = results.parent / f"{results.name}.yaml"
     listed.write_text(yaml.safe_dump({"runs": [run.as_dict() for run in runs]}))
     command = [sys.executable, "-m", "kd", "run", "--settings", str(listed), "--results", str(results)]
@@ -68,7 +68,7 @@ def test_two_jobs_that_are_asked_to_stop_save_and_go_on_later(
                 os.kill(worker_pid, signal.SIGCONT)
             assert parent.wait(60) == 143, log.read_text()
         finally:
-            parent.terminate()  # passes it on
+            parent.terminate()  # it passes the signal on to its workers
             for worker_pid in halted.values():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker_pid, signal.SIGCONT)
@@ -92,7 +92,7 @@ def test_two_jobs_that_are_asked_to_stop_save_and_go_on_later(
 
 
 def halt_after_an_epoch(runs: list[Run], results: Path, log: Path, halted: dict[str, int]) -> int:
-    """SIGSTOP to the workers whose run has its first epoch behind it, so that none is done too soon; how many are."""
+    """Suspend workers after their first epoch, so that none ends too soon; return how many are suspended."""
     for run in runs:
         if run.path not in halted and f"{run.path} on cpu: epoch 1/5" in log.read_text():
             halted[run.path] = read_json(results / run.path / "lock.1.json")["pid"]

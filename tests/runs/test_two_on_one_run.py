@@ -1,4 +1,4 @@
-"""Two processes on the same run: the second waits, takes over from a killed one, and a slow one stops."""
+"""Two processes on the same run: the second waits or takes over from a killed one; one that lost the run stops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return made_by_one_process(tmp_path_factory.getbasetemp() / "made")
 
 
-# Makes a run in a folder, slowly; says when it has begun.
+# Makes a run in a folder, slowly; prints a line after each step.
 SLOWLY = """
 import json, sys, time
 from pathlib import Path
@@ -47,7 +47,7 @@ run_step(run, folder, data, [teacher], compute)
 
 
 def slowly(made: Made, folder: Path, compute: Compute) -> subprocess.Popen:
-    """A process that has begun to make KD in `folder`."""
+    """Start a process that makes KD in `folder`; return it after its first step."""
     files = [made.results / KD.data_path, made.results / KD.teacher.path / "weights.pt", folder]
     settings = [json.dumps(content) for content in (KD.as_dict(), dataclasses.asdict(compute))]
     command = [sys.executable, "-c", SLOWLY, *map(str, files), *settings]
@@ -57,7 +57,7 @@ def slowly(made: Made, folder: Path, compute: Compute) -> subprocess.Popen:
     return process
 
 
-def test_one_who_finds_the_run_in_work_waits_and_takes_what_it_finds(made: Made, tmp_path: Path) -> None:
+def test_a_second_process_waits_and_uses_the_results_of_the_first(made: Made, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     first = slowly(made, folder, COMPUTE)
     metrics = execute(KD, made.results, folder, log=log)
@@ -76,14 +76,14 @@ def test_one_who_finds_the_run_in_work_waits_and_takes_what_it_finds(made: Made,
     assert not [path.name for path in folder.iterdir() if "lock" in path.name or "checkpoint" in path.name]
 
 
-def test_one_who_waits_goes_on_where_a_killed_one_was(made: Made, tmp_path: Path) -> None:
+def test_a_waiting_process_goes_on_where_a_killed_one_was(made: Made, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     first = slowly(made, folder, OFTEN)
 
     def kill() -> None:
         until(lambda: log.exists() and "waiting for it" in log.read_text())
         until((folder / "checkpoint.previous.pt").exists)
-        first.kill()  # and nobody waits for it: a zombie
+        first.kill()  # and nobody waits for it, so that it stays as a zombie
 
     killer = threading.Thread(target=kill)
     killer.start()

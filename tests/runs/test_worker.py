@@ -125,7 +125,7 @@ def test_a_busy_run_is_left_alone_and_looked_at_again(tmp_path: Path, monkeypatc
 def test_a_wish_to_stop_that_comes_after_the_last_step_is_not_forgotten(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a run is scored, for example: that one is made to its end, but no other is begun."""
+    """While a run is scored, for example: that run is finished, but no other is begun."""
     results, begun = prepared_copy(made, tmp_path), []
 
     def late(run: Run, *_: Any) -> dict[str, float]:
@@ -141,7 +141,7 @@ def test_a_wish_to_stop_that_comes_after_the_last_step_is_not_forgotten(
     assert list((results / SCRATCH.path).iterdir()) == []
 
 
-def test_what_failed_in_a_process_that_works_beside_this_one_is_not_tried_again(
+def test_what_failed_in_another_process_meanwhile_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped, old = tiny_run("scratch", 1), tiny_run("scratch", 2)
@@ -161,7 +161,7 @@ def test_what_failed_in_a_process_that_works_beside_this_one_is_not_tried_again(
 def test_a_run_whose_owner_on_another_machine_is_silent_is_taken_over(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a power cut, too: the machine has started anew and knows nothing of its earlier processes."""
+    """After a power cut too: the restarted machine knows nothing of its earlier processes."""
     results = prepared_copy(made, tmp_path)
     (results / SCRATCH.path).mkdir(parents=True)
     content = {"host": "far", "pid": 1, "process": 1, "machine": "far away", "slurm_job": None, "beat": 7}

@@ -16,8 +16,8 @@ from conftest import ROOT
 from kd.runtime.files import write_json
 from kd.runtime.run_lock import RunLock
 
-# Takes the lock and keeps it until a line comes; then asks whether it still has it and leaves. `where` stands for the
-# name of the machine: with another one, only heartbeats tell of it.
+# Takes the lock and keeps it until a line arrives; then checks that it still has it and leaves. `where` stands for the
+# name of the machine: for an owner on another machine, only heartbeats show that it lives.
 OWNER = """
 import sys, time
 from pathlib import Path
@@ -39,7 +39,7 @@ except lock.TakenOver as error:
 
 @contextlib.contextmanager
 def owning(folder: Path, where: str = "") -> Iterator[subprocess.Popen]:
-    """A process that has the lock of a folder."""
+    """Start a process that has the lock of a folder; kill it at the end."""
     command = [sys.executable, "-c", OWNER, str(folder), where]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, **pipes)
@@ -54,13 +54,13 @@ def owning(folder: Path, where: str = "") -> Iterator[subprocess.Popen]:
 
 
 def leave(process: subprocess.Popen) -> str:
-    """Let it check and leave; gives what it said."""
+    """Let the process check its lock and leave; return what it printed."""
     answer, _ = process.communicate("\n", timeout=30)
     return answer
 
 
 def elsewhere(folder: Path, number: int = 1, **given: Any) -> Path:
-    """The lock of an owner on another machine."""
+    """Write the lock of an owner on another machine; return its file."""
     file = folder / f"lock.{number}.json"
     content = {"host": "far", "pid": 1, "process": 1, "machine": "far away", "slurm_job": None, "beat": 0}
     write_json(file, {**content, **given})
@@ -80,7 +80,7 @@ def quiet(text: str) -> None:
 
 
 class Entrant(threading.Thread):
-    """Enters a lock in a thread of its own and stays until told to leave."""
+    """A thread that enters a lock and stays until told to leave."""
 
     def __init__(self, folder: Path):
         super().__init__(daemon=True)
@@ -104,6 +104,7 @@ class Entrant(threading.Thread):
 
 
 def until(happened: Callable[[], Any], seconds: float = 30.0) -> bool:
+    """Wait until something has happened; return False if it has not within that many seconds."""
     deadline = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The smallest checkpoints, and what is read back from them."""
+"""The smallest checkpoints: saving steps and reading them back."""
 
 import errno
 
@@ -22,12 +22,14 @@ class Step:
 
 
 class Said(list):
+    """What a checkpoint said, line by line."""
+
     def __call__(self, text):
         self.append(text)
 
 
 def saved(folder, *steps, identity="me"):
-    """A checkpoint with these steps saved one after the other."""
+    """Save these steps one after the other; return the checkpoint."""
     said = Said()
     checkpoint = Checkpoint(folder, identity, 60.0, said)
     for step in steps:
@@ -36,7 +38,7 @@ def saved(folder, *steps, identity="me"):
 
 
 def restored(checkpoint):
-    """The step that a checkpoint gives back; None without one."""
+    """Return the step that is restored from a checkpoint; None if there is no good file."""
     part = Step(-1)
     return part.step if checkpoint.restore({"part": part}) else None
 

@@ -117,7 +117,7 @@ def test_saving_when_it_is_time(tmp_path, monkeypatch):
 
 
 def refuses(checkpoint, word):
-    """The newest is refused with a word, and the one before it is used."""
+    """Assert that the newest file is refused with this word and the one before it is used."""
     checkpoint.say.clear()
     assert restored(checkpoint) == 1
     assert len(checkpoint.say) == 2
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     assert restored(checkpoint) is None
     assert len(said) == 1
     assert "other settings or other code" in said[0]
-    saved(tmp_path, 1)  # the foreign one is now the previous one
+    saved(tmp_path, 1)  # the foreign file is now the previous one
     saved(tmp_path, 8, identity="other")
     said.clear()
     refuses(checkpoint, "other settings or other code")
@@ -223,7 +223,7 @@ def test_every_moment_between_two_renames_leaves_a_good_file(tmp_path, monkeypat
 
 
 def fail_at_rename(monkeypatch, which, kind):
-    """The `which`-th rename from now on fails."""
+    """Make the `which`-th rename from now on fail."""
     calls, rename = [], Path.replace
 
     def replace(self, target):
@@ -241,7 +241,7 @@ def test_a_bad_file_does_not_push_out_the_good_one_before_it(tmp_path, monkeypat
     """Killed at a rename of the first save after resuming from the previous file."""
     checkpoint = saved(tmp_path, 1, 2)
     if bad is None:
-        saved(tmp_path, 9, identity="other")  # the previous one is now step 2 of ours
+        saved(tmp_path, 9, identity="other")  # our step 2 is now the previous file
     else:
         checkpoint.files[0].write_bytes(bad)
     good = restored(checkpoint)

@@ -1,4 +1,4 @@
-"""Checkpoints when a signal or a kill comes at any moment."""
+"""Checkpoints and signals: a stop at a boundary, a kill at any moment."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from saved_steps import Said, Step, names, restored
 from kd.runtime.checkpoint import Checkpoint
 
 
-def test_a_signal_is_taken_note_of_and_answered_at_a_boundary(tmp_path):
+def test_a_signal_is_noted_and_answered_at_a_boundary(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     said = Said()
     checkpoint = Checkpoint(tmp_path, "me", 60.0, said)

@@ -1,4 +1,4 @@
-"""What a run notes while it goes on, and what it shows."""
+"""What a run records as it goes on, and what it shows."""
 
 import io
 from itertools import pairwise
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still unless told."""
+    """A clock that stands still unless it is set."""
     clock = SimpleNamespace(now=1000.0)
     for name in ("monotonic", "perf_counter"):
         monkeypatch.setattr(module.time, name, lambda: clock.now)

@@ -1,4 +1,4 @@
-"""The lock on a run when only heartbeats tell of its owner: on another machine, suspended, on a full disk."""
+"""The lock on a run when only heartbeats show that its owner lives: on another machine, suspended, on a full disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kd.runtime.run_lock import Busy, RunLock, TakenOver, newest, peek
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Silence means death after so many seconds; heartbeats and polls come more often."""
+    """Shorten the silence that means death, heartbeats and polls; return that silence in seconds."""
     monkeypatch.setattr(module, "DEAD_AFTER_SECONDS", 0.4)
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
@@ -34,7 +34,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> float:
 def test_an_owner_elsewhere_is_waited_for_while_its_heart_beats(tmp_path: Path, soon: float) -> None:
     elsewhere(tmp_path)
     second = Entrant(tmp_path)
-    for beat in range(1, 25):  # three times as long as silence is taken for death
+    for beat in range(1, 25):  # three times as long as the silence that means death
         elsewhere(tmp_path, beat=beat)
         time.sleep(3 * soon / 24)
         assert not second.inside.is_set()
@@ -49,7 +49,7 @@ def test_an_owner_elsewhere_is_waited_for_while_its_heart_beats(tmp_path: Path, 
 
 
 def test_clocks_do_not_matter_to_one_who_waits(tmp_path: Path, soon: float) -> None:
-    """The other machine's clock is wrong, or the disk's: only changes count."""
+    """The other machine's clock or the disk's may be wrong: only changes count."""
     file = elsewhere(tmp_path)
     os.utime(file, (0, 0))
     second = Entrant(tmp_path)
@@ -59,7 +59,7 @@ def test_clocks_do_not_matter_to_one_who_waits(tmp_path: Path, soon: float) -> N
 
 
 def test_asking_again_and_again_without_waiting_finds_a_silent_owner_dead(tmp_path: Path, soon: float) -> None:
-    """As `work_through` does, which has other work meanwhile; after a power cut all owners look like this."""
+    """As `work_through` does, which has other work meanwhile. After a power cut all owners look like this."""
     elsewhere(tmp_path)
     begun = time.monotonic()
 
@@ -76,7 +76,7 @@ def test_asking_again_and_again_without_waiting_finds_a_silent_owner_dead(tmp_pa
     "text", ["", '{"host": "fa', "\0\0\0\0", "[]", "{}", '{"host": "far", "pid": \udcff'], ids=ascii
 )
 def test_a_torn_lock_is_given_time_and_then_replaced(text: str, tmp_path: Path, soon: float) -> None:
-    """Its owner is just writing it, or died there."""
+    """Its owner is still writing it, or died while writing."""
     (tmp_path / "lock.1.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(Busy, match="an unknown machine"):
         RunLock(tmp_path, unheard, wait=False).__enter__()
@@ -101,7 +101,7 @@ def test_a_look_from_outside_goes_by_the_files_time(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def suspended(folder: Path) -> Iterator[subprocess.Popen]:
-    """An owner that only its heartbeat tells of, which stands still."""
+    """Start an owner that only its heartbeat shows alive, and suspend it."""
     with owning(folder, where="a machine that sleeps") as process:
         process.send_signal(signal.SIGSTOP)
         assert until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")
@@ -124,14 +124,14 @@ def test_one_who_slept_finds_that_another_has_finished_the_run(tmp_path: Path, s
         with RunLock(tmp_path, quiet):
             pass
         sleeper.send_signal(signal.SIGCONT)
-        time.sleep(0.3)  # some heartbeats
+        time.sleep(0.3)  # a few heartbeats
         assert names(tmp_path) == [], "a lock that was lost does not come back"
         assert leave(sleeper).startswith("taken over: ")
     assert names(tmp_path) == []
 
 
 def test_one_who_slept_leaves_those_who_came_later_alone(tmp_path: Path, soon: float) -> None:
-    """The place was taken, left, and is someone's with the sleeper's own number."""
+    """Its place was taken and left, and someone else now has a lock with the sleeper's number."""
     with suspended(tmp_path) as sleeper:
         with RunLock(tmp_path, quiet):
             pass

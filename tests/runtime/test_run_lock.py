@@ -1,4 +1,4 @@
-"""The lock on a run: one owner at a time, who leaves, is killed, or races for a dead owner's place."""
+"""The lock on a run on one machine: one owner at a time, whether owners leave, are killed or race for the place."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_second_one_waits_for_the_first_and_says_so_once(tmp_path: Path) -> No
     with owning(tmp_path) as first:
         second = Entrant(tmp_path)
         assert second.said_something()
-        assert not second.inside.wait(0.6)  # some polls
+        assert not second.inside.wait(0.6)  # a few polls
         assert leave(first) == "still mine\n"
         assert second.inside.wait(30)
     assert second.said == [f"process {first.pid} on {os.uname().nodename} is working on this run; waiting for it"]
@@ -87,7 +87,7 @@ def test_owners_are_named_with_their_slurm_job(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("reaped", [False, True], ids=["zombie", "gone"])
 def test_a_killed_owners_place_is_taken_at_once(reaped: bool, tmp_path: Path) -> None:
-    """At once: long before its silence would tell (60 s)."""
+    """Long before its silence would mean death (60 s)."""
     with owning(tmp_path) as first:
         first.kill()
         if reaped:
@@ -106,7 +106,7 @@ def test_a_killed_owners_place_is_taken_at_once(reaped: bool, tmp_path: Path) ->
 
 
 def test_one_who_waits_notices_that_the_owner_is_killed(tmp_path: Path) -> None:
-    """Within a poll or two, not after the silence of 60 s."""
+    """Within a poll or two, not after 60 s of silence."""
     with owning(tmp_path) as first:
         second = Entrant(tmp_path)
         assert second.said_something()
@@ -139,7 +139,7 @@ def test_a_whole_row_of_dead_owners_is_cleared_away(tmp_path: Path) -> None:
     for number in (2, 9, 10, 11):
         write_json(tmp_path / f"lock.{number}.json", content)
     with RunLock(tmp_path, quiet) as held:
-        assert held.number == 12  # as numbers, not as text
+        assert held.number == 12  # compared as numbers, not as text
         held.check()
     assert names(tmp_path) == []
 
@@ -161,7 +161,7 @@ import os, sys, time
 from pathlib import Path
 from kd.runtime import run_lock as lock
 lock.POLL_SECONDS = 0.005
-lock._machine = lambda machine=lock._machine(): machine  # the same, read once: more tries
+lock._machine = lambda machine=lock._machine(): machine  # the same name, read only once: more tries
 folder, file = Path(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 print("ready", flush=True)
 for line in sys.stdin:
@@ -175,8 +175,8 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_of_those_who_race_for_a_dead_owners_place_one_is_in_at_a_time(count: int, tmp_path: Path) -> None:
-    """Times are read inside the lock, from the clock that all processes of a machine share."""
+def test_of_those_who_race_for_a_dead_owners_place_only_one_is_in_at_a_time(count: int, tmp_path: Path) -> None:
+    """Times are read inside the lock, from the clock that all processes of the machine share."""
     (tmp_path / "run").mkdir()
     files = [tmp_path / f"{number}.txt" for number in range(count)]
     with owning(tmp_path / "run") as dead:
@@ -216,7 +216,7 @@ def test_of_those_who_race_for_a_dead_owners_place_one_is_in_at_a_time(count: in
 def test_one_who_was_too_slow_to_take_a_dead_owners_place_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its look and its taking, one had the place and left it, and another one has it since."""
+    """Between its look and its attempt, another owner had the place and left it, and a third has it since."""
     with owning(tmp_path) as dead:
         dead.kill()
     slow, third = RunLock(tmp_path, quiet, wait=False), RunLock(tmp_path, quiet)

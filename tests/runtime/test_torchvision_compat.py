@@ -1,4 +1,4 @@
-"""torchvision imports beside whichever torch there is, and is left alone where it does by itself."""
+"""torchvision can be imported with any torch; where it needs no help, it is not touched."""
 
 import importlib
 import subprocess
@@ -11,7 +11,7 @@ from kd.runtime import torchvision_compat
 
 
 class Recorder:
-    """Stands for torch.library.Library."""
+    """Stand-in for torch.library.Library."""
 
     made: list
 
@@ -25,7 +25,7 @@ class Recorder:
 
 @pytest.fixture
 def untouched(monkeypatch):
-    """The state before the first import; the import itself gives a stand-in."""
+    """Restore the state before the first import; the import itself returns a stand-in."""
     Recorder.made = []
     monkeypatch.setattr(torchvision_compat, "_operators", None)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
@@ -60,7 +60,7 @@ def test_nothing_is_declared_where_the_operators_load(untouched):
 
 def test_two_operators_are_declared_and_kept_where_they_do_not(untouched):
     untouched.setattr(torchvision_compat, "_operators_load", lambda folder: False)
-    for _ in range(2):  # once, however often it is asked for
+    for _ in range(2):  # done once, however often it is asked for
         assert torchvision_compat.import_torchvision() == "imported torchvision"
     (library,) = Recorder.made
     assert torchvision_compat._operators is library

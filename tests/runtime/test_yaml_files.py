@@ -42,7 +42,7 @@ def test_what_is_no_mapping_is_refused_in_one_line(tmp_path, content, words):
 
 
 def test_a_key_given_twice_is_refused(tmp_path):
-    """YAML would forget the first silently: two `settings:` in a study lose the first one's values."""
+    """YAML would silently forget the first: of two `settings:` in a study, the first one's values would be lost."""
     file = tmp_path / "a.yaml"
     file.write_text("a: 1\nb: 2\na: 3\n")
     with pytest.raises(ConfigError, match="'a'"):
