@@ -1,1 +1,1 @@
-"""MLflow, Optuna and Snakemake: the only modules that know them."""
+"""The only imports of mlflow and optuna, and what the workflow's scripts call."""

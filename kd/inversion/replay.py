@@ -19,7 +19,7 @@ class Drawn(NamedTuple):
 
     index: Tensor  # [B] int64, slots
     weight: Tensor  # [B] float, importance-sampling weights for the loss
-    feedback: Tensor  # [B] float, w_(i-1) of the priority's equation
+    feedback: Tensor  # [B] float, w_(i-1) of the priority's equation in `update_priority`
 
 
 class ReplayBuffer:

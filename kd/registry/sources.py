@@ -2,7 +2,7 @@
 
 To add one: write kd/inversion/sources/<name>.py with one class derived from `Source` (kd/inversion/sources/base.py) and
 add its entry to SOURCES. The keyword-only arguments of its constructor are the settings that a study may give below
-`inversion.<name>`; their defaults stand there, their meaning and range here.
+`inversion.<name>`: names, types and defaults in the constructor, meaning and range in this file.
 """
 
 from __future__ import annotations

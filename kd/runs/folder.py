@@ -38,7 +38,7 @@ def array_file(name: str) -> str:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished run; None where it is missing, partly done, or of another version."""
+    """Return the record of a finished run; None where it is missing, partly done, or lacks today's fields."""
     try:
         names = set(os.listdir(folder))
         if not names.issuperset(OF_ALL):

@@ -21,7 +21,9 @@ from typing import Any
 from kd.runtime.files import write_json
 
 HEARTBEAT_SECONDS = 5.0
-DEAD_AFTER_SECONDS = 60.0  # without a heartbeat; where the owner's process can be looked up, at once
+DEAD_AFTER_SECONDS = (
+    60.0  # without a heartbeat, for owners on other machines; on this one a dead process is seen at once
+)
 POLL_SECONDS = 0.2
 REMIND_SECONDS = 600.0
 

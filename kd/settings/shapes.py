@@ -3,7 +3,7 @@
 config/config.yaml, workflow/schemas/config.schema.yaml and the tables of config/README.md are made from this file
 (`python -m kd.settings.documents`). Imports no torch.
 
-A setting that is born later than finished runs has a neutral value (`setting(..., neutral=0.0)`), at which it changes
+A setting that is added after runs were finished has a neutral value (`setting(..., neutral=0.0)`), at which it changes
 nothing: there it is left out of a run's identity, so that old results stay what they are.
 """
 
@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from kd.registry.setting import Setting
-from kd.registry.sources import SOURCES, source_defaults
+from kd.registry.sources import SOURCES, SourceEntry, source_defaults
 
 
 def setting(
@@ -134,7 +134,7 @@ class Inversion:
         return cls(source, {key: given.get(key, default) for key, default in defaults.items()})
 
     @property
-    def entry(self) -> Any:
+    def entry(self) -> SourceEntry:
         """What the registry knows of the source."""
         return SOURCES[self.source]
 
@@ -180,7 +180,7 @@ class Replay:
 class Distillation:
     """How a data-free student learns."""
 
-    temperature: float = setting(20.0, "of the student's KL loss", above=0)
+    temperature: float = setting(20.0, "divides both networks' logits in the student's KL loss", above=0)
     passes: float = setting(2.0, "student steps per epoch = ceil(passes * full buffer / batch size)", above=0)
     training: Training = section(
         "the data-free student's schedule",

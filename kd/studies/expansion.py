@@ -138,7 +138,7 @@ def _runs(settings: dict[str, Any], seeds: list[int]) -> Iterator[Run]:
 
 
 def _laid_over(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
-    """Merge as kd.settings.run.merge does, but copy only the mappings that change: quick, and only to be read."""
+    """Merge as kd.settings.merging.merge does, but copy only the mappings that change: quick, and only to be read."""
     result = dict(base)
     for override in overrides:
         for key, value in override.items():

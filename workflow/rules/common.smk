@@ -75,7 +75,7 @@ def run_settings(wildcards):
     return run_at(wildcards).identity
 
 
-def run_digest(wildcards):
+def run_code_digest(wildcards):
     return code_of(run_at(wildcards), f"{ROOT}/runs/{wildcards.run}")
 
 

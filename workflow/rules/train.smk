@@ -30,7 +30,7 @@ rule train:
         runtime=runtime,
     params:
         settings=run_settings,
-        code=run_digest,
+        code=run_code_digest,
     script:
         "../scripts/run.py"
 

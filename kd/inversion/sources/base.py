@@ -33,7 +33,7 @@ class Images(NamedTuple):
     classes: Tensor  # [B] int64
     phi: Tensor  # [B] modulation values, which may become priorities; 1 where there is none
     confidence: Tensor | None = None  # [B] the teacher's, in that class; None where nothing was synthesised
-    losses: dict[str, Tensor] = {}  # noqa: RUF012  [] each, for the curves; `loss` and `image_std` are watched
+    losses: dict[str, Tensor] = {}  # noqa: RUF012  [] each, for the curves; kd.training.diagnosis checks `loss` and `image_std`
 
 
 class Source:
