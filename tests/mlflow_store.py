@@ -50,7 +50,8 @@ def write_files(folder, rows=ROWS, accuracy=87.5):
     (folder / "history.csv").write_text("\n".join(lines) + "\n")
     write_json(folder / "metrics.json", {"accuracy": accuracy, "parameters": 123, "scored": "test"})
     record = {"seconds": {"training": 1.5, "total": 2.0}, "counts": {"student_steps": 7}, "peak_memory_mb": 64.0}
-    write_json(folder / "run.json", {**record, "git": {"commit": "abc123", "diff": ""}})
+    (folder / "weights.pt").write_bytes(b"weights")
+    write_json(folder / "run.json", {**record, "settings": {"kind": "train"}, "git": {"commit": "abc123", "diff": ""}})
 
 
 def send_at_once(tracker):

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kd.reports.figures import OF_RUNS, VIEW_CAPTION
+from kd.runs.folder import RECORD
 from kd.runtime.messages import ConfigError
 from kd.studies.study import Study
 
@@ -72,7 +73,7 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
             scratch = student_without_teacher(study, next(iter(shown.values())))
             scratch = {label: path for label, path in scratch.items() if path in compared}
             shown = scratch | shown
-            inputs += [f"{path}/run.json" for path in scratch.values()]  # the one file that every such run has
+            inputs += [f"{path}/{RECORD}" for path in scratch.values()]  # the one file that every such run has
         figures.append(PlannedFigure(name, name, entry.caption, runs=shown, inputs=tuple(inputs)))
     return figures
 

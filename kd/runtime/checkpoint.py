@@ -34,10 +34,10 @@ class Stopped(SystemExit):
 class Checkpoint:
     """The saved state of one run, kept outside the declared outputs and removed when the run is complete.
 
-    `parts` are the run's stateful objects by name. The file carries a checksum and the run's identity (settings,
-    seed, code, data, teachers); a torn, damaged or foreign one is put aside, which `say` is told, and the previous one is used. Inside
-    `with checkpoint:` SIGTERM and Ctrl-C only set `stopping`; the loop calls `stop_or_save` at every boundary.
-    `guard` is called before each save and raises where this process may no longer write here.
+    `parts` are the run's stateful objects by name. The file carries a checksum and the run's identity (settings, seed,
+    code, data, teachers); a torn, damaged or foreign one is put aside, which `say` is told, and the previous one is
+    used. Inside `with checkpoint:` SIGTERM and Ctrl-C only set `stopping`; the loop calls `stop_or_save` at every
+    boundary. `guard` is called before each save and raises where this process may no longer write here.
     """
 
     def __init__(

@@ -87,6 +87,7 @@ def test_everything_of_a_run_arrives(store, folder):
         "metrics.json",
         "run.json",
         "history.csv",
+        "weights.pt",
     }
     copy = store.client.download_artifacts(run.info.run_id, "metrics.json")
     assert json.loads(Path(copy).read_text()) == read_json(folder / "metrics.json")

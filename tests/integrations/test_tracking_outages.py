@@ -163,7 +163,7 @@ def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, 
     assert run.info.status == "FINISHED"
     assert run.data.params["training.lr"] == "0.1"
     assert run.data.metrics["final_accuracy"] == 87.5
-    assert len(store.client.list_artifacts(run.info.run_id)) == 3
+    assert len(store.client.list_artifacts(run.info.run_id)) == 4
     assert store.curve(run, "loss") == [(int(row["epoch"]), row["loss"]) for row in rows]
 
 

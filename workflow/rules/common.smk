@@ -89,6 +89,11 @@ def figure_inputs(wildcards):
     return [f"{FOLDER}/results.csv"] if figure.experiment else [f"{ROOT}/{file}" for file in figure.inputs]
 
 
+def files_of_run(kind):
+    """Return the output files of a run of this kind."""
+    return [f"{ROOT}/runs/{{run}}/{name}" for name in files_of(kind)]
+
+
 def run_outputs(name):
     return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
 

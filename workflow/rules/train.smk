@@ -6,11 +6,6 @@ RUN_KIND = {
 }
 
 
-def files_of_run(kind):
-    """Return the output files of a run of this kind."""
-    return [f"{ROOT}/runs/{{run}}/{name}" for name in files_of(kind)]
-
-
 rule train:
     """Train on labels only: a teacher, or a student from scratch."""
     input:
