@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, execute, tiny_run
+from forked_programs import Ended, ForkedPrograms
 
 from kd.models.build import build
 from kd.runtime.messages import ConfigError
@@ -64,7 +66,6 @@ def test_runs_with_data_keep_how_their_logits_correlate(store: Path, tmp_path: P
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
 from conftest import COMPUTE, execute, tiny_run
 from kd.runtime.checkpoint import Checkpoint
 from kd.inversion.sources.generator import MetaGenerator
@@ -91,12 +92,23 @@ execute(tiny_run(method), store, folder, dataclasses.replace(COMPUTE, checkpoint
 """
 
 
-def killed(
-    method: str, kill: str, at: int, store: Path, folder: Path, script: str = KILLED
-) -> subprocess.CompletedProcess:
-    script = script.format(tests=str(ROOT / "tests"))
-    command = [sys.executable, "-c", script, method, kill, str(at), str(store), str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+@pytest.fixture(scope="module")
+def programs() -> Iterator[ForkedPrograms]:
+    with ForkedPrograms() as running:
+        yield running
+
+
+Killed = Callable[..., Ended]
+
+
+@pytest.fixture
+def killed(programs: ForkedPrograms, store: Path) -> Killed:
+    """Return a function that runs KILLED or another script like it in another process."""
+
+    def killed(method: str, kill: str, at: int, folder: Path, script: str = KILLED) -> Ended:
+        return programs(script, method, kill, str(at), str(store), str(folder))
+
+    return killed
 
 
 @pytest.mark.parametrize(
@@ -112,9 +124,11 @@ def killed(
         ("ssdkd", "SIGTERM", -10),  # inside an inversion
     ],
 )
-def test_killed_and_resumed_equals_undisturbed(method: str, kill: str, at: int, store: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_undisturbed(
+    method: str, kill: str, at: int, store: Path, killed: Killed, tmp_path: Path
+) -> None:
     execute(tiny_run(method), store, tmp_path / "undisturbed")
-    stopped = killed(method, kill, at, store, tmp_path / "killed")
+    stopped = killed(method, kill, at, tmp_path / "killed")
     expected = -signal.SIGKILL if kill == "SIGKILL" else 128 + getattr(signal, kill)
     assert stopped.returncode == expected, stopped.stderr
     assert not (tmp_path / "killed" / "metrics.json").exists()
@@ -133,7 +147,7 @@ from kd.studies.search import Tuning
 from kd.integrations.tuning import trial
 from conftest import tiny_settings
 settings = tiny_settings(method, dataset__validation=0.2)
-space = {{"replay.alpha": {{"low": 0.0, "high": 1.0, "integer": False}}}}
+space = {"replay.alpha": {"low": 0.0, "high": 1.0, "integer": False}}
 tuning = Tuning("s", settings, space, seed=0, trials=1)
 compute = dataclasses.replace(COMPUTE, checkpoint_seconds=every or 1e-9)
 def objective(suggestion):
@@ -144,14 +158,16 @@ trial(folder / "optuna.log", "s", space, 0, folder, objective)
 
 
 @pytest.mark.parametrize(("kill", "at"), [("SIGKILL", 13), ("SIGTERM", 9)])
-def test_a_killed_trial_ends_as_an_undisturbed_one(kill: str, at: int, store: Path, tmp_path: Path) -> None:
+def test_a_killed_trial_ends_as_an_undisturbed_one(
+    kill: str, at: int, store: Path, killed: Killed, tmp_path: Path
+) -> None:
     run = tiny_run("ssdkd", dataset__validation=0.2)
     execute(run.teacher, store, store / run.teacher.path)
-    killed("ssdkd", kill, 10**9, store, tmp_path / "undisturbed", TRIAL)
-    stopped = killed("ssdkd", kill, at, store, tmp_path / "killed", TRIAL)
+    killed("ssdkd", kill, 10**9, tmp_path / "undisturbed", TRIAL)
+    stopped = killed("ssdkd", kill, at, tmp_path / "killed", TRIAL)
     assert stopped.returncode == (-signal.SIGKILL if kill == "SIGKILL" else 128 + signal.SIGTERM), stopped.stderr
     assert not (tmp_path / "killed/trial.json").exists()
-    resumed = killed("ssdkd", kill, 10**9, store, tmp_path / "killed", TRIAL)
+    resumed = killed("ssdkd", kill, 10**9, tmp_path / "killed", TRIAL)
     assert "resumed from checkpoint.pt" in resumed.stderr
     for name in ("trial.json", "run/metrics.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
