@@ -83,3 +83,14 @@ def test_rooms_that_a_digest_does_not_follow_lead_to_no_room_that_it_does():
         if room_of(file) in apart:
             others = {name.split(".")[1] for name in imports(file)} - apart - {"batch"}
             assert not others, f"{file.relative_to(ROOT)} imports {others}"
+
+
+def test_mlflow_and_optuna_have_one_door_each_and_kd_does_not_know_snakemake():
+    doors = {"snakemake": set(), "mlflow": set(), "optuna": set()}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for package in {name.split(".")[0] for name in names} & set(doors):
+                doors[package].add(file.relative_to(ROOT / "kd").as_posix())
+    assert doors == {"snakemake": set(), "mlflow": {"integrations/tracking.py"}, "optuna": {"integrations/tuning.py"}}

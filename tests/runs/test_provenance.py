@@ -330,15 +330,3 @@ print(json.dumps([name for name in ("torch", "snakemake", "mlflow", "optuna", "m
 def test_settings_studies_and_reports_import_no_heavy_package():
     settings = [run.as_dict() for name, run in runs().items() if name != "own"]
     assert python(ROOT, IMPORTS, json.dumps(settings)) == []
-
-
-def test_kd_imports_no_snakemake_and_the_rest_in_one_place():
-    places = {"snakemake": set(), "mlflow": set(), "optuna": set()}
-    for file in (ROOT / "kd").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                if name.split(".")[0] in places:
-                    places[name.split(".")[0]].add(file.name)
-    assert places == {"snakemake": set(), "mlflow": {"tracking.py"}, "optuna": {"tuning.py"}}
