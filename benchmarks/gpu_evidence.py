@@ -166,11 +166,14 @@ SMALL |= {"resnet34": "resnet20", "resnet18": "resnet8"}
 class Queue:
     """The runs of QUEUE in order, and the studies that they are rows of. A run that two sections name is made once."""
 
-    def __init__(self, results: Path, miniature: bool):
+    def __init__(self, results: Path, miniature: bool, titles: list[str] | None = None):
         self.studies: dict[str, Study] = {}
         self.sections: list[tuple[str, list[Run]]] = []
         self.asked: dict[str, list[str]] = {}  # study's key -> paths of its runs
-        for section in QUEUE:
+        queue = [section for section in QUEUE if not titles or any(title in section.title for title in titles)]
+        if not queue:
+            raise ConfigError(f"--sections: none of {titles} is part of a title; there are {[s.title for s in QUEUE]}")
+        for section in queue:
             key, study = self._study(section, results, miniature)
             table = study.table[_matches(study.table, section.rows, miniature)]
             runs = [study.runs[path] for path in dict.fromkeys(table.sort_values("seed", kind="stable")["path"])]
@@ -621,6 +624,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only-data", action="store_true", help="unpack and prepare the data, and end")
     parser.add_argument("--figures", action="store_true", help="draw the studies' figures, too (takes matplotlib)")
+    parser.add_argument("--sections", nargs="*", metavar="TITLE", help="only sections with one of these in their title")
     parser.add_argument("--miniature", action="store_true", help="the whole queue with tiny runs on the digits")
     options = parser.parse_args(arguments)
     for name in ("out", "results", "data", "teachers"):
@@ -641,13 +645,13 @@ def main(arguments: list[str] | None = None) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         if options.only_data:
             unpack(options.archives, options.data)
-            prepare(Queue(options.results, options.miniature), options, set())
+            prepare(Queue(options.results, options.miniature, options.sections), options, set())
             return 0
         restore(options)
         if options.steps:
             measure_steps(options, until, sys.argv[1:] if arguments is None else arguments)
         unpack(options.archives, options.data)
-        queue = Queue(options.results, options.miniature)
+        queue = Queue(options.results, options.miniature, options.sections)
         try:
             work(queue, options, until)
         finally:

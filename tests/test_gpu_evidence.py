@@ -1,4 +1,4 @@
-"""benchmarks/gpu_evidence.py in miniature: its whole queue, killed and gone on with elsewhere, and what travels."""
+"""benchmarks/gpu_evidence.py in miniature: a queue killed and gone on with elsewhere, and what travels."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 
 SCRIPT = ROOT / "benchmarks/gpu_evidence.py"
+# One section of each kind: both precisions, scales, modules, and training with data.
+SECTIONS = ("WRN-40-2 to WRN-16-1, ssdkd-cifar100", "bf16", "Scales, ssdkd-cifar100", "Modules, ssdkd-cifar100", "CRD")
 # As on a bare GPU machine: without the packages of the workflow.
 BARE = """
 import sys
@@ -49,6 +51,7 @@ def start(folder: Path, **options: object) -> subprocess.Popen:
     command = [sys.executable, str(SCRIPT), "--miniature"]
     for name, value in given.items():
         command += [f"--{name.replace('_', '-')}"] + [str(value)] * (value is not True)
+    command += ["--sections", *SECTIONS]
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1", "GIT_DIR": "none"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -58,12 +61,12 @@ def numbers(folder: Path) -> pd.DataFrame:
     return rows[["path", "section", "method", "ablation", "scale", "accuracy", "agreement", "student_steps"]]
 
 
-def test_the_whole_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path: Path) -> None:
+def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
     said, _ = whole.communicate(timeout=900)
     assert whole.returncode == 0, said
     expected = numbers(tmp_path / "whole")
-    assert len(expected) == expected["path"].nunique() > 30
+    assert len(expected) == expected["path"].nunique() > 15
 
     first = start(tmp_path / "first", part_mb=0.5, jobs=2)
     deadline = time.monotonic() + 600
@@ -79,7 +82,7 @@ def test_the_whole_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(
     assert 6 <= done < len(expected)
     assert len(parts) > 2
     assert all(part.stat().st_size <= 500_000 for part in parts)
-    assert "| Scales, ssdkd-cifar10 |" in (tmp_path / "first/out/evidence.md").read_text()
+    assert "| Scales, ssdkd-cifar100 |" in (tmp_path / "first/out/evidence.md").read_text()
 
     second = start(tmp_path / "second", state=tmp_path / "first/out")
     said, _ = second.communicate(timeout=900)
