@@ -22,14 +22,13 @@ counted. Takes two to three minutes. --json prints the numbers instead. Ends wit
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,29 +39,39 @@ if find_spec("kd") is None:
 
 import torch
 import torch.nn.functional as F
+from literal_datafree import (
+    CLASSES,
+    GAMMA,
+    MEAN,
+    PAD,
+    STD,
+    Folder,
+    LiteralGenerator,
+    LiteralInversion,
+    hooks_of,
+    normalisations,
+)
+from paired import AGREEMENT, Seconds, alternate, close
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kd.data.augment import Augment, random_crop_flip
+from kd.data.augment import Augment
 from kd.data.dataset import Data, Split
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import Images, SourceContext
 from kd.inversion.sources.generator import MetaGenerator
 from kd.models.build import build
-from kd.models.generator import Generator
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.settings.shapes import Modulation, Replay
 
 ROOT = Path(__file__).resolve().parents[1]
-TEACHER, STUDENT, CLASSES, SIZE, PAD = "wrn_40_2", "wrn_16_1", 10, 32, 4
-MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+TEACHER, STUDENT, SIZE = "wrn_40_2", "wrn_16_1", 32
 FORWARD_BATCH, FORWARD_ROUNDS = 64, 15  # 256 would take four times as long for the same ratio
 INVERSION_BATCH, INVERSION_ROUNDS = 32, 9
 DRAW_BATCH, DRAW_IMAGES, DRAW_ROUNDS = 256, 5_000, 15
 MEMORY_IMAGES = 50_000
 BAR_FORWARD, BAR_INVERSION, BAR_DRAW, BAR_MEMORY = 1.5, 1.7, 8.0, 200e6
-AGREEMENT = 1e-5  # relative
 GRADIENT_AGREEMENT = 3e-2  # through 40 layers: either is 4e-3 away from B in float64
 
 INVERSION = SimpleNamespace(
@@ -80,7 +89,7 @@ INVERSION = SimpleNamespace(
     noise_dim=256,
     width=64,
 )
-MODULATION = Modulation(diversity=1.0, gamma=1.0, class_of="prediction", gradient=False, normalise=False)
+MODULATION = Modulation(diversity=1.0, gamma=GAMMA, class_of="prediction", gradient=False, normalise=False)
 REPLAY = Replay(
     full_size=None,
     replacement="oldest",
@@ -98,10 +107,6 @@ CPU = torch.device("cpu")
 
 def random(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def normalisations(network: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def network(name: str, seed: int) -> nn.Module:
@@ -127,169 +132,7 @@ def augmentation() -> Augment:
     return Augment(torch.tensor(MEAN), torch.tensor(STD), PAD, True)
 
 
-# ------------------------------------------------------------------------------------------------ literal reference
-
-
-class LiteralHook:
-    """Mean and biased variance of one BatchNorm layer's input, at every forward pass from now on."""
-
-    def __init__(self, layer: nn.BatchNorm2d) -> None:
-        self.layer = layer
-        layer.register_forward_hook(self.note)
-
-    def note(self, layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0]
-        self.mean = x.mean([0, 2, 3])
-        self.variance = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
-
-
-def hooks_of(teacher: nn.Module) -> list[LiteralHook]:
-    return [LiteralHook(layer) for layer in normalisations(teacher)]
-
-
-class LiteralGenerator(nn.Sequential):
-    """Fang et al.'s generator, layer after layer."""
-
-    def __init__(self, like: Generator) -> None:
-        layers: list[nn.Module] = [nn.Linear(256, 128 * 8 * 8), nn.Unflatten(1, (128, 8, 8)), nn.BatchNorm2d(128)]
-        for width in (128, 64):
-            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(128, width, 3, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
-        super().__init__(*layers, nn.Conv2d(64, 3, 3, padding=1), nn.Sigmoid())
-        self.take(like)
-
-    @torch.no_grad()
-    def take(self, like: Generator) -> None:
-        """Weights and running statistics of another."""
-        for mine, theirs in zip(self.parameters(), like.parameters(), strict=True):
-            mine.copy_(theirs)
-        for mine, theirs in zip(normalisations(self), normalisations(like), strict=True):
-            mine.load_state_dict(theirs.state_dict())
-
-
-class LiteralInversion:
-    """One epoch of Fang et al.'s meta-generator with SSD-KD's phi, step by step."""
-
-    def __init__(
-        self, generator: nn.Module, settings: SimpleNamespace, class_share: Tensor, draws: torch.Generator
-    ) -> None:
-        self.generator, self.settings, self.class_share, self.draws = generator, settings, class_share, draws
-        rate = settings.lr_generator * settings.steps
-        self.optimizer = self.adam([{"params": list(generator.parameters()), "lr": rate}])
-        self.past: list[tuple[Tensor, Tensor]] | None = None
-
-    @staticmethod
-    def adam(groups: list[dict[str, Any]]) -> torch.optim.Adam:
-        return torch.optim.Adam(groups, betas=(0.5, 0.999), foreach=False)
-
-    def bn_loss(self, hooks: list[LiteralHook]) -> Tensor:
-        total = torch.zeros(())
-        momentum = self.settings.bn_momentum
-        for number, hook in enumerate(hooks):
-            mean, variance = hook.mean, hook.variance
-            if self.past is not None:
-                mean = momentum * self.past[number][0] + (1 - momentum) * mean
-                variance = momentum * self.past[number][1] + (1 - momentum) * variance
-            total = total + torch.norm(hook.layer.running_mean - mean, 2)
-            total = total + torch.norm(hook.layer.running_var - variance, 2)
-        return total
-
-    def epoch(self, teacher: nn.Module, hooks: list[LiteralHook], student: nn.Module) -> tuple[Tensor, float, Tensor]:
-        """Images, lowest loss, the meta-gradient in one row."""
-        settings = self.settings
-        noise = torch.randn(settings.batch_size, settings.noise_dim, generator=self.draws).requires_grad_()
-        targets = torch.randint(CLASSES, (settings.batch_size,), generator=self.draws)
-        inner = copy.deepcopy(self.generator)
-        optimizer = self.adam(
-            [
-                {"params": list(inner.parameters()), "lr": settings.lr_generator},
-                {"params": [noise], "lr": settings.lr_noise},
-            ]
-        )
-        self.optimizer.zero_grad()
-        student.eval()
-        lowest, best = float("inf"), torch.empty(0)
-        for _ in range(settings.steps):
-            images = inner(noise)
-            moved = random_crop_flip(images, PAD, True, self.draws)
-            normalised = (moved - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-            teacher_logits = teacher(normalised).logits
-            probability, prediction = teacher_logits.softmax(1).max(1)
-            phi = (1 - self.class_share[prediction]) * (1 - probability.detach()) ** MODULATION.gamma
-            task = (phi * F.cross_entropy(teacher_logits, targets, reduction="none")).mean()
-            student_logits = student(normalised).logits
-            agree = (student_logits.argmax(1) == prediction).float()
-            divergence = F.kl_div(student_logits.log_softmax(1), teacher_logits.softmax(1), reduction="none").sum(1)
-            adversarial = -(divergence * agree).mean()
-            loss = settings.bn * self.bn_loss(hooks) + settings.oh * task + settings.adv * adversarial
-            optimizer.zero_grad()
-            loss.backward()
-            for common, own in zip(self.generator.parameters(), inner.parameters(), strict=True):
-                common.grad = own.grad.clone() if common.grad is None else common.grad + own.grad
-            optimizer.step()
-            if loss.item() < lowest:
-                lowest, best = loss.item(), images.detach()
-        meta = torch.cat([parameter.grad.flatten() for parameter in self.generator.parameters()])
-        self.optimizer.step()
-        student.train()
-        momentum, before = settings.bn_momentum, self.past
-        self.past = [(hook.mean.detach(), hook.variance.detach()) for hook in hooks]
-        if before is not None:
-            self.past = [
-                (momentum * old[0] + (1 - momentum) * new[0], momentum * old[1] + (1 - momentum) * new[1])
-                for old, new in zip(before, self.past, strict=True)
-            ]
-        return best, lowest, meta
-
-
-class Folder(torch.utils.data.Dataset):
-    """PNG files with torchvision's transforms, opened when asked for."""
-
-    def __init__(self, folder: Path, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.files = sorted(folder.glob("*.png"))
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        with Image.open(self.files[number]) as image:
-            return self.transform(image.convert("RGB")), number
-
-
 # ------------------------------------------------------------------------------------------------------- measurement
-
-Seconds = list[tuple[float, float]]  # per round: A, B
-
-
-def alternate(fast: Callable[[], Any], slow: Callable[[], Any], rounds: int, fast_calls: int = 1) -> Seconds:
-    """CPU seconds of A and of B in each round, after one that is not counted.
-
-    A quick A is called several times in its turn, so that the clock's grain and the turn's cold start weigh less.
-    """
-
-    def timed(call: Callable[[], Any], calls: int) -> float:
-        start = time.process_time()
-        for _ in range(calls):
-            call()
-        return (time.process_time() - start) / calls
-
-    seconds = []
-    for round_ in range(-1, rounds):
-        if round_ % 2:
-            b, a = timed(slow, 1), timed(fast, fast_calls)
-        else:
-            a, b = timed(fast, fast_calls), timed(slow, 1)
-        seconds.append((a, b))
-    return seconds[1:]
-
-
-def close(what: str, a: Tensor, b: Tensor, tolerance: float = AGREEMENT) -> float:
-    """Relative distance of A from B; ends the benchmark where it is above the tolerance: it would compare nothing."""
-    distance = float((a - b).norm() / b.norm())
-    if not distance <= tolerance:
-        raise SystemExit(f"{what}: A and B differ by {distance:.1e}, allowed {tolerance:.0e}")
-    return distance
 
 
 def measure_forward(rounds: int) -> tuple[Seconds, dict[str, float]]:

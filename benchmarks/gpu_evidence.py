@@ -21,7 +21,6 @@ rounded weights from the start, so that a study gives the same numbers from a te
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import shutil
@@ -32,9 +31,7 @@ import tarfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,209 +39,24 @@ if find_spec("kd") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parent))
 
-import numpy as np
-import pandas as pd
 import travel
 import yaml
+from gpu_plan import Queue
+from gpu_rows import append_results, finished
+from gpu_teachers import rounded_metrics, take
+from gpu_verdicts import bars
 
 from kd.reports.plan import plan_figures
 from kd.reports.publish import publish
-from kd.reports.tables import collect
 from kd.runtime.files import read_json, write_atomically
 from kd.runtime.messages import ConfigError
-from kd.settings.merging import merge
-from kd.settings.run import Run
-from kd.studies.claims import interval
-from kd.studies.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVE_SECONDS = 30  # how often the state in --out is brought up to date while runs are at work
 GRACE_SECONDS = 40  # for workers to save their state before they are killed
-TEACHERS_AHEAD = 2  # trained beside the runs that are ready: the GPU is never without work, nor full of what comes late
 RECORD = ("run.json", "metrics.json", "history.csv")
 WHOLE = {"cifar10": 60_000, "cifar100": 60_000}  # images
 ENDINGS = (".webp", ".png")
-
-# A schedule for GPUs: 97 steps an epoch instead of 390. Predicted: 95.2 % and 76 % in about 150 s; measured: not yet.
-TEACHER = {"training": {"epochs": 120, "batch_size": 512, "lr": 0.4, "nesterov": True, "weight_decay": 0.0005}}
-WRN: dict[str, Any] = {"teacher": TEACHER, "training": TEACHER["training"]}
-RESNET = {**WRN, "precision": "bf16"}  # fills the GPU; its 16-20 PFLOP take minutes in float32
-
-
-@dataclass(frozen=True)
-class Section:
-    """Runs of one study that belong together: `given` as on the command line, `rows` of the study's table."""
-
-    title: str
-    study: str
-    rows: dict[str, Any]
-    given: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """Seconds that a run may take, of wall-clock time per run where several share the GPU; accuracy by data set."""
-
-    what: str
-    rows: dict[str, Any]
-    seconds: float
-    accuracy: dict[str, float] = field(default_factory=dict)
-
-
-def _pair(teacher: str, *students: str) -> dict[str, Any]:
-    return {"teacher": [teacher], "student": list(students)}
-
-
-AT_TEN = {"experiment": ["pairs"], "method": ["ssdkd", "fast10", "original"]}
-QUEUE = [
-    *(
-        Section(f"WRN-40-2 to WRN-16-1, {name}", name, {**AT_TEN, **_pair("wrn_40_2", "wrn_16_1")}, WRN)
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
-    ),
-    *(
-        Section(f"WRN-40-2 to other WRN, {name}", name, {**AT_TEN, **_pair("wrn_40_2", "wrn_16_2", "wrn_40_1")}, WRN)
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
-    ),
-    *(
-        Section(f"ResNet-34 to ResNet-18, {name}", name, {**AT_TEN, **_pair("resnet34", "resnet18")}, RESNET)
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
-    ),
-    Section(
-        "bf16 beside float32",
-        "ssdkd-cifar10",
-        {**AT_TEN, "method": ["ssdkd"], **_pair("wrn_40_2", "wrn_16_1")},
-        {**WRN, "precision": "bf16"},
-    ),
-    *(
-        Section(f"{title}, {name}", name, {"experiment": [experiment], **_pair("wrn_40_2", "wrn_16_1")}, WRN)
-        for title, experiment in (("Scales", "scale"), ("Modules", "modules"), ("Fast at 100 %", "full-scale"))
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
-    ),
-    Section(
-        "CRD, WRN-40-2 to WRN-16-2",
-        "crd-cifar100",
-        {"method": ["scratch", "kd", "crd", "crd-kd"], **_pair("wrn_40_2", "wrn_16_2")},
-    ),
-]
-SSDKD = {"method": ["ssdkd"], "ablation": ["full"], "scale": [0.1]}
-BARS = [
-    Bar("SSD-KD, WRN-40-2 to WRN-16-1", {**SSDKD, **_pair("wrn_40_2", "wrn_16_1")}, 60),
-    Bar("SSD-KD, ResNet-34 to ResNet-18", {**SSDKD, **_pair("resnet34", "resnet18")}, 120),
-    Bar(
-        "teacher WRN-40-2", {"method": ["teacher"], "student": ["wrn_40_2"]}, 180, {"cifar10": 94.87, "cifar100": 75.83}
-    ),
-]
-# Fang et al., AAAI 2022, with teachers of their own: teacher, student alone, Fast10, in %.
-PUBLISHED = {
-    ("cifar10", "wrn_40_2", "wrn_16_1"): (94.87, 91.12, 89.29),
-    ("cifar10", "wrn_40_2", "wrn_40_1"): (94.87, 93.94, 92.51),
-    ("cifar10", "wrn_40_2", "wrn_16_2"): (94.87, 93.95, 92.45),
-    ("cifar10", "resnet34", "resnet18"): (95.70, 95.20, 94.05),
-    ("cifar100", "wrn_40_2", "wrn_16_1"): (75.83, 65.31, 54.02),
-    ("cifar100", "wrn_40_2", "wrn_40_1"): (75.83, 72.19, 63.91),
-    ("cifar100", "wrn_40_2", "wrn_16_2"): (75.83, 73.56, 65.12),
-    ("cifar100", "resnet34", "resnet18"): (78.05, 77.10, 74.34),
-}
-# The same queue in minutes on a CPU: the digits in place of CIFAR, the smallest networks, single epochs.
-MINIATURE: dict[str, Any] = {
-    "dataset": {"name": "digits", "image_size": 8, "pad": 1, "flip": False},
-    "teacher": {
-        "training": {"epochs": 2, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": [], "nesterov": True}
-    },
-    "training": {"epochs": 1, "batch_size": 64, "lr": 0.1, "schedule": "cosine", "milestones": []},
-    "inversion": {"generator": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 1}},
-    "replay": {"full_size": 200},
-    "distillation": {"passes": 1.0, "training": {"epochs": 2, "batch_size": 16, "lr": 0.05}},
-}
-SMALL = {"wrn_40_2": "wrn_10_2", "wrn_16_2": "resnet14", "wrn_40_1": "wrn_16_1", "wrn_16_1": "wrn_10_1"}
-SMALL |= {"resnet34": "resnet20", "resnet18": "resnet8"}
-
-
-# --------------------------------------------------------------------------------------------------------- what to do
-
-
-class Queue:
-    """The runs of QUEUE in order, and the studies that they are rows of. A run that two sections name is made once."""
-
-    def __init__(self, results: Path, miniature: bool, titles: list[str] | None = None):
-        self.studies: dict[str, Study] = {}
-        self.sections: list[tuple[str, list[Run]]] = []
-        self.asked: dict[str, list[str]] = {}  # study's key -> paths of its runs
-        queue = [section for section in QUEUE if not titles or any(title in section.title for title in titles)]
-        if not queue:
-            raise ConfigError(f"--sections: none of {titles} is part of a title; there are {[s.title for s in QUEUE]}")
-        for section in queue:
-            key, study = self._study(section, results, miniature)
-            table = study.table[_matches(study.table, section.rows, miniature)]
-            runs = [study.runs[path] for path in dict.fromkeys(table.sort_values("seed", kind="stable")["path"])]
-            if not runs:
-                raise ConfigError(f"{section.study}: no run of section {section.title!r}; correct QUEUE")
-            known = {run.path for _, earlier in self.sections for run in earlier}
-            self.sections.append((section.title, [run for run in runs if run.path not in known]))
-            self.asked.setdefault(key, []).extend(run.path for run in runs)
-        students = [run for _, runs in self.sections for run in runs]
-        self.teachers = {teacher.path: teacher for run in students for teacher in run.teachers or ()}
-        self.runs = {run.path: run for run in students} | self.teachers
-
-    def _study(self, section: Section, results: Path, miniature: bool) -> tuple[str, Study]:
-        given: dict[str, Any] = {"study": section.study, "results": str(results), **section.given}
-        key = f"{section.study}-{given.get('precision', 'float32')}"
-        if key not in self.studies:
-            study = _load(given)
-            if miniature:
-                study = _load(merge(given, MINIATURE, {"study": str(_small(section.study, study))}))
-            self.studies[key] = study
-        return key, self.studies[key]
-
-    def next(self, done: set[str], datasets: set[str]) -> list[Run]:
-        """What to start now, most valuable first: all runs whose teachers are there, up to the first section that lacks
-        one; then teachers that the sections from there on lack. Where nothing else can start, the first teacher has the
-        GPU for itself: all the rest waits for it. Data sets that are not whole are left out."""
-        ready: list[Run] = []
-        lacking: dict[str, Run] = {}
-        for _, runs in self.sections:
-            runs = [run for run in runs if run.path not in done and run.dataset.name in datasets]
-            lacking |= {t.path: t for run in runs for t in run.teachers or () if t.path not in done}
-            if not lacking:
-                ready += runs
-        return ready + list(lacking.values())[: TEACHERS_AHEAD if ready else 1]
-
-    def left(self, done: set[str]) -> list[Run]:
-        """All runs that are not done, teachers of unfinished students included."""
-        students = [run for _, runs in self.sections for run in runs if run.path not in done]
-        teachers = {teacher.path: teacher for run in students for teacher in run.teachers or ()}
-        return [teacher for path, teacher in teachers.items() if path not in done] + students
-
-    def section_of(self, run: Run) -> str:
-        return next((title for title, runs in self.sections if run in runs), "teachers")
-
-
-def _matches(table: pd.DataFrame, rows: dict[str, Any], miniature: bool) -> pd.Series:
-    if miniature:
-        rows = {key: [SMALL.get(value, value) for value in values] for key, values in rows.items()}
-    return pd.concat([table[key].isin(values) for key, values in rows.items()], axis=1).all(axis=1)
-
-
-def _load(given: dict[str, Any]) -> Study:
-    return load_study(ROOT / "config/config.yaml", ROOT / "workflow/schemas", given)
-
-
-def _small(name: str, study: Study) -> Path:
-    """A study that extends another: small networks and banks, one seed, no experiment whose networks are not small."""
-    experiments: dict[str, Any] = {}
-    for experiment, rows in study.table.groupby("experiment"):
-        found = rows[["teacher", "student"]].drop_duplicates().itertuples(index=False)
-        pairs = [[SMALL[teacher], SMALL[student]] for teacher, student in found if {teacher, student} <= set(SMALL)]
-        fits = pairs and "fsp" not in set(rows["method"])  # which needs equal widths
-        experiments[experiment] = {"pairs": pairs, "seeds": [0]} if fits else None
-    content: dict[str, Any] = {"extends": str(ROOT / f"config/studies/{name}.yaml"), "claims": None}
-    bank = {"objective": {"crd": {"negatives": 64, "feat_dim": 16}}}
-    content |= {"experiments": experiments, "methods": {"crd": bank, "crd-kd": bank}}
-    file = study.root / f"miniature/{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(content))
-    return file
-
 
 # ------------------------------------------------------------------------------------------------------------ at work
 
@@ -285,7 +97,14 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
                 failed = workers.poll() not in (None, 0)
                 end(workers)
         if failed:
-            say("\n".join(["a worker ended with an error:", *tail(results / "work.log")]))
+            say(
+                "\n".join(
+                    [
+                        "a worker ended with an error:",
+                        *(results / "work.log").read_text(errors="replace").splitlines()[-40:],
+                    ]
+                )
+            )
         save(queue, options)
 
 
@@ -315,10 +134,6 @@ def attempt(step: Callable, *arguments: Any) -> Any:
         say(traceback.format_exc())
 
 
-def tail(file: Path, lines: int = 40) -> list[str]:
-    return file.read_text(errors="replace").splitlines()[-lines:]
-
-
 def measure_steps(options: argparse.Namespace, until: float, arguments: list[str]) -> None:
     """Meanwhile another process unpacks and prepares the data, so that neither waits for the other."""
     import gpu_steps
@@ -333,16 +148,6 @@ def measure_steps(options: argparse.Namespace, until: float, arguments: list[str
         other.wait()
 
 
-def finished(queue: Queue, results: Path) -> set[str]:
-    """Paths of runs whose record is there. A teacher counts when it is kept, too."""
-    return {
-        path
-        for path, run in queue.runs.items()
-        if (results / path / "run.json").exists() and (results / path / "metrics.json").exists()
-        if path not in queue.teachers or "taken_from" in read_json(results / path / "run.json")
-    }
-
-
 def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
     """Round each new teacher to half precision, score it as it is then, and keep it; its run takes it from there."""
     from kd.runs import kept_teachers as pretrained
@@ -351,35 +156,11 @@ def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
         folder, kept = options.results / path, options.teachers / f"{pretrained.name_of(run)}.pt"
         record = folder / "run.json"
         if record.exists() and not kept.exists() and (folder / "weights.pt").exists():
-            pretrained.keep(run, folder, _rounded_metrics(run, folder, options), options.teachers)
+            pretrained.keep(run, folder, rounded_metrics(run, folder, options), options.teachers)
         data = options.results / run.data_path
         if kept.exists() and data.exists() and not (record.exists() and "taken_from" in read_json(record)):
             folder.mkdir(parents=True, exist_ok=True)
-            say(f"teacher {kept.name}: {_take(run, options):.2f} %")
-
-
-def _take(run: Run, options: argparse.Namespace) -> float:
-    """Let the teacher's own run adopt what is kept."""
-    from kd.runs import kept_teachers as pretrained
-    from kd.runs.run import identity_of
-
-    identity = identity_of(run, options.results / run.data_path, [])
-    return pretrained.fill_from_kept(run, options.results / run.path, identity, options.teachers)["accuracy"]
-
-
-def _rounded_metrics(run: Run, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from kd.data.dataset import load
-    from kd.runs.kept_teachers import in_half_precision
-    from kd.training.evaluate import evaluate
-    from kd.training.networks import network
-
-    device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
-    data = load(options.results / run.data_path, run.dataset, device)
-    model = network(run, data, device)
-    model.load_state_dict(in_half_precision(torch.load(folder / "weights.pt", weights_only=True, map_location="cpu")))
-    return read_json(folder / "metrics.json") | evaluate(model, data.score, data.augment)[0]
+            say(f"teacher {kept.name}: {take(run, options):.2f} %")
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -427,56 +208,6 @@ def images_in(root: Path) -> int:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def append_results(queue: Queue, options: argparse.Namespace) -> bool:
-    """A row for each run that is finished and has none yet; gives whether there was one."""
-    file = options.out / "results.csv"
-    rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["path"])
-    without = finished(queue, options.results) - set(rows["path"])
-    new = [path for path in queue.runs if path in without]
-    if not new:
-        return False
-    found = [_row(queue, path, options.results) for path in new]
-    columns = list(rows) if len(rows) else list(COLUMNS)
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
-        if not len(rows):
-            writer.writeheader()
-        writer.writerows(found)
-    return True
-
-
-COLUMNS = [
-    *("section", "study", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "precision"),
-    *("accuracy", "teacher_accuracy", "agreement"),
-    *("seconds_total", "seconds_inversion", "seconds_distillation", "seconds_training"),
-    *("images", "generator_steps", "student_steps", "peak_memory_mb"),
-    *("started", "finished", "device", "commit", "path"),
-]
-
-
-def _row(queue: Queue, path: str, results: Path) -> dict[str, Any]:
-    run, record = queue.runs[path], read_json(results / path / "run.json")
-    names = {
-        "dataset": run.dataset.label,
-        "teacher": run.teacher_names,
-        "student": run.model,
-        "method": "teacher",
-        "ablation": "full",
-    }
-    for key, paths in queue.asked.items():
-        if path in paths:
-            table = queue.studies[key].table
-            names |= {
-                "study": key,
-                **table[table["path"] == path].iloc[0][["teacher", "student", "method", "ablation"]],
-            }
-            break
-    one = pd.DataFrame([{"path": path, "scale": run.scale, "seed": run.seed}])
-    times = {key: record.get(key) for key in ("started", "finished")}
-    rest = {"section": queue.section_of(run), "precision": run.precision, **times, **names}
-    return {**collect(one, results).iloc[0].to_dict(), **rest}
-
-
 def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
     """evidence.md: what is done, bars, and each study's tables as far as they go; if wanted, their figures."""
     done = finished(queue, options.results)
@@ -497,62 +228,6 @@ def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
         if options.figures:
             shutil.copytree(folder / "figures", options.out / "figures" / key, dirs_exist_ok=True)
     write_atomically(options.out / "evidence.md", lambda file: file.write("\n".join(lines).encode()))
-
-
-def bars(results: Path) -> list[str]:
-    """Each bar against the time of a run and its share of the time of all that ran at once; published beside ours."""
-    if not results.exists():
-        return []
-    rows = pd.read_csv(results)
-    lines = ["| bar | data | allowed | seconds of a run | share per run | accuracy % | runs | |", "|---" * 8 + "|"]
-    for _, of_device in rows.groupby("device"):
-        rows.loc[of_device.index, "share"] = _shares(of_device)
-    for bar in BARS:
-        chosen = rows[_matches(rows, bar.rows, False)]
-        for (dataset, device, precision), group in chosen.groupby(["dataset", "device", "precision"]):
-            apart, seconds, accuracy = (group[key].mean() for key in ("share", "seconds_total", "accuracy"))
-            wanted = bar.accuracy.get(dataset, 0.0)
-            met = "met" if min(apart, seconds) < bar.seconds and accuracy >= wanted else "MISSED"
-            allowed = f"{bar.seconds:g} s" + (f", {wanted} %" if wanted else "")
-            shown = f"{seconds:.1f} | {apart:.1f} | {accuracy:.2f} | {len(group)} | {met}, {device}"
-            lines.append(f"| {bar.what}, {precision} | {dataset} | {allowed} | {shown} |")
-    lines += [
-        "",
-        "| pair | teacher %, ours (published) | Fast10 % at 10 %, ours (published, at 100 %) |",
-        "|---|---|---|",
-    ]
-    at_ten = rows[(rows["scale"] == 0.1) & (rows["method"] == "fast10")]
-    for key, group in at_ten.groupby(["dataset", "teacher", "student"]):
-        if key in PUBLISHED:
-            teacher, _, fast = PUBLISHED[key]
-            ours = f"{group['teacher_accuracy'].mean():.2f} ({teacher}) | {group['accuracy'].mean():.2f} ({fast})"
-            lines.append(f"| {', '.join(key)} | {ours} |")
-    return [*lines, *precisions(rows)]
-
-
-def precisions(rows: pd.DataFrame) -> list[str]:
-    """bf16 beside float32, seed by seed: equal within noise where the 95 % interval of the mean difference holds 0."""
-    keys = ["dataset", "teacher", "student", "method", "ablation", "scale", "seed"]
-    both = rows[rows["precision"] == "bf16"].merge(rows[rows["precision"] == "float32"], on=keys)
-    lines = ["", "| bf16 minus float32 | accuracy, points (95 % interval) | seeds | |", "|---|---|---|---|"]
-    for key, group in both.groupby(keys[:-1], dropna=False):
-        found = interval(group["accuracy_x"] - group["accuracy_y"])
-        verdict = "not decided" if found.n < 2 else "equal within noise" if found.low <= 0 <= found.high else "DIFFERS"
-        shown = f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-        lines.append(f"| {', '.join(map(str, key))} | {shown} | {found.n} | {verdict} |")
-    return lines if len(both) else []
-
-
-def _shares(runs: pd.DataFrame) -> np.ndarray:
-    """Seconds of each run, of which n at once count as 1/n each; one gone on with counts as if it ran in one piece."""
-    origin = pd.Timestamp(0, tz="UTC")
-    start, end = ((pd.to_datetime(runs[name]) - origin).dt.total_seconds() for name in ("started", "finished"))
-    start, end = np.minimum(start, end - runs["seconds_total"]).to_numpy(), end.to_numpy()
-    shares, edges = np.zeros(len(runs)), np.unique([start, end])
-    for first, last in pairwise(edges):
-        running = (start <= first) & (end >= last)
-        shares[running] += (last - first) / max(1, running.sum())
-    return shares
 
 
 def pack(queue: Queue, options: argparse.Namespace) -> list[str]:

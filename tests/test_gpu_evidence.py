@@ -18,7 +18,6 @@ import torch
 from conftest import ROOT, execute, tiny_run
 
 from kd.runtime.checkpoint import Checkpoint, halved
-from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 
 SCRIPT = ROOT / "benchmarks/gpu_evidence.py"
@@ -136,8 +135,9 @@ def test_the_first_teacher_trains_alone_and_later_ones_beside_students(tmp_path:
     first = queue.next(set(), {"digits"})
     assert [run.path for run in first] == [queue.sections[0][1][0].teachers[0].path]
     later = queue.next({first[0].path}, {"digits"})
-    assert len(later) > script.TEACHERS_AHEAD
-    assert [run.path in queue.teachers for run in later[-script.TEACHERS_AHEAD - 1 :]] == [False, True, True]
+    plan = importlib.import_module("gpu_plan")
+    assert len(later) > plan.TEACHERS_AHEAD
+    assert [run.path in queue.teachers for run in later[-plan.TEACHERS_AHEAD - 1 :]] == [False, True, True]
 
 
 def test_a_worker_that_hangs_is_killed_with_its_children(script, monkeypatch) -> None:
@@ -321,9 +321,10 @@ def test_bars_are_judged_by_a_run_s_share_of_the_time(tmp_path: Path, script) ->
 
 
 def test_a_run_that_was_gone_on_with_counts_in_full(script) -> None:
+    verdicts = importlib.import_module("gpu_verdicts")
     """Its last attempt took ten seconds, all of it 90."""
     row = {"started": "2026-01-02T00:00:00Z", "finished": "2026-01-02T00:00:10Z", "seconds_total": 90.0}
-    assert script._shares(pd.DataFrame([row])) == 90
+    assert verdicts.shares(pd.DataFrame([row])) == 90
 
 
 @pytest.mark.parametrize(
@@ -333,23 +334,7 @@ def test_a_run_that_was_gone_on_with_counts_in_full(script) -> None:
 def test_bf16_is_judged_beside_float32_seed_by_seed(script, bf16: list[float], verdict: str) -> None:
     rows = [ROW | {"seed": seed, "accuracy": value} for seed, value in enumerate((90.0, 91.0, 90.2))]
     rows += [ROW | {"seed": seed, "accuracy": value, "precision": "bf16"} for seed, value in enumerate(bf16)]
-    *_, line = script.precisions(pd.DataFrame(rows))
+    verdicts = importlib.import_module("gpu_verdicts")
+    *_, line = verdicts.precisions(pd.DataFrame(rows))
     assert line.startswith("| cifar10, wrn_40_2, wrn_16_1, ssdkd, full, 0.1 |")
     assert line.endswith(f"| {len(bf16)} | {verdict} |")
-
-
-def test_steps_are_measured_once_each_and_go_on(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    steps = importlib.import_module("gpu_steps")
-    parts = [part for part in steps.PARTS if part.__name__ not in ("compiled", "sharing")]
-    monkeypatch.setattr(steps, "PARTS", parts)
-    steps.measure(tmp_path, time.monotonic() - 1, True, "cpu")
-    assert not (tmp_path / "steps.json").exists(), "no time, no part"
-    steps.measure(tmp_path, time.monotonic() + 300, True, "cpu")
-    text = steps.markdown(read_json(tmp_path / "steps.json"))
-    for part in parts:
-        assert f"**{part.__name__}** (cpu" in text
-    assert "failed" not in text
-    written = (tmp_path / "steps.json").stat().st_mtime_ns
-    steps.measure(tmp_path, time.monotonic() + 300, True, "cpu")
-    assert (tmp_path / "steps.json").stat().st_mtime_ns == written

@@ -1,0 +1,107 @@
+"""Verdicts of gpu_evidence.py: bars in seconds, published numbers next to ours, bf16 against float32."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+if find_spec("kd") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parent))
+
+import numpy as np
+import pandas as pd
+from gpu_plan import matches, pair
+
+from kd.studies.claims import interval
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Seconds that a run may take, of wall-clock time per run where several share the GPU; accuracy by data set."""
+
+    what: str
+    rows: dict[str, Any]
+    seconds: float
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+
+SSDKD = {"method": ["ssdkd"], "ablation": ["full"], "scale": [0.1]}
+BARS = [
+    Bar("SSD-KD, WRN-40-2 to WRN-16-1", {**SSDKD, **pair("wrn_40_2", "wrn_16_1")}, 60),
+    Bar("SSD-KD, ResNet-34 to ResNet-18", {**SSDKD, **pair("resnet34", "resnet18")}, 120),
+    Bar(
+        "teacher WRN-40-2", {"method": ["teacher"], "student": ["wrn_40_2"]}, 180, {"cifar10": 94.87, "cifar100": 75.83}
+    ),
+]
+# Fang et al., AAAI 2022, with teachers of their own: teacher, student alone, Fast10, in %.
+PUBLISHED = {
+    ("cifar10", "wrn_40_2", "wrn_16_1"): (94.87, 91.12, 89.29),
+    ("cifar10", "wrn_40_2", "wrn_40_1"): (94.87, 93.94, 92.51),
+    ("cifar10", "wrn_40_2", "wrn_16_2"): (94.87, 93.95, 92.45),
+    ("cifar10", "resnet34", "resnet18"): (95.70, 95.20, 94.05),
+    ("cifar100", "wrn_40_2", "wrn_16_1"): (75.83, 65.31, 54.02),
+    ("cifar100", "wrn_40_2", "wrn_40_1"): (75.83, 72.19, 63.91),
+    ("cifar100", "wrn_40_2", "wrn_16_2"): (75.83, 73.56, 65.12),
+    ("cifar100", "resnet34", "resnet18"): (78.05, 77.10, 74.34),
+}
+
+
+def bars(results: Path) -> list[str]:
+    """Each bar against the time of a run and its share of the time of all that ran at once; published beside ours."""
+    if not results.exists():
+        return []
+    rows = pd.read_csv(results)
+    lines = ["| bar | data | allowed | seconds of a run | share per run | accuracy % | runs | |", "|---" * 8 + "|"]
+    for _, of_device in rows.groupby("device"):
+        rows.loc[of_device.index, "share"] = shares(of_device)
+    for bar in BARS:
+        chosen = rows[matches(rows, bar.rows, False)]
+        for (dataset, device, precision), group in chosen.groupby(["dataset", "device", "precision"]):
+            apart, seconds, accuracy = (group[key].mean() for key in ("share", "seconds_total", "accuracy"))
+            wanted = bar.accuracy.get(dataset, 0.0)
+            met = "met" if min(apart, seconds) < bar.seconds and accuracy >= wanted else "MISSED"
+            allowed = f"{bar.seconds:g} s" + (f", {wanted} %" if wanted else "")
+            shown = f"{seconds:.1f} | {apart:.1f} | {accuracy:.2f} | {len(group)} | {met}, {device}"
+            lines.append(f"| {bar.what}, {precision} | {dataset} | {allowed} | {shown} |")
+    lines += [
+        "",
+        "| pair | teacher %, ours (published) | Fast10 % at 10 %, ours (published, at 100 %) |",
+        "|---|---|---|",
+    ]
+    at_ten = rows[(rows["scale"] == 0.1) & (rows["method"] == "fast10")]
+    for key, group in at_ten.groupby(["dataset", "teacher", "student"]):
+        if key in PUBLISHED:
+            teacher, _, fast = PUBLISHED[key]
+            ours = f"{group['teacher_accuracy'].mean():.2f} ({teacher}) | {group['accuracy'].mean():.2f} ({fast})"
+            lines.append(f"| {', '.join(key)} | {ours} |")
+    return [*lines, *precisions(rows)]
+
+
+def precisions(rows: pd.DataFrame) -> list[str]:
+    """bf16 beside float32, seed by seed: equal within noise where the 95 % interval of the mean difference holds 0."""
+    keys = ["dataset", "teacher", "student", "method", "ablation", "scale", "seed"]
+    both = rows[rows["precision"] == "bf16"].merge(rows[rows["precision"] == "float32"], on=keys)
+    lines = ["", "| bf16 minus float32 | accuracy, points (95 % interval) | seeds | |", "|---|---|---|---|"]
+    for key, group in both.groupby(keys[:-1], dropna=False):
+        found = interval(group["accuracy_x"] - group["accuracy_y"])
+        verdict = "not decided" if found.n < 2 else "equal within noise" if found.low <= 0 <= found.high else "DIFFERS"
+        shown = f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+        lines.append(f"| {', '.join(map(str, key))} | {shown} | {found.n} | {verdict} |")
+    return lines if len(both) else []
+
+
+def shares(runs: pd.DataFrame) -> np.ndarray:
+    """Seconds of each run, of which n at once count as 1/n each; one gone on with counts as if it ran in one piece."""
+    origin = pd.Timestamp(0, tz="UTC")
+    start, end = ((pd.to_datetime(runs[name]) - origin).dt.total_seconds() for name in ("started", "finished"))
+    start, end = np.minimum(start, end - runs["seconds_total"]).to_numpy(), end.to_numpy()
+    shares, edges = np.zeros(len(runs)), np.unique([start, end])
+    for first, last in pairwise(edges):
+        running = (start <= first) & (end >= last)
+        shares[running] += (last - first) / max(1, running.sum())
+    return shares
