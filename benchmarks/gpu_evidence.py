@@ -97,14 +97,8 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
                 failed = workers.poll() not in (None, 0)
                 end(workers)
         if failed:
-            say(
-                "\n".join(
-                    [
-                        "a worker ended with an error:",
-                        *(results / "work.log").read_text(errors="replace").splitlines()[-40:],
-                    ]
-                )
-            )
+            lines = (results / "work.log").read_text(errors="replace").splitlines()[-40:]
+            say("\n".join(["a worker ended with an error:", *lines]))
         save(queue, options)
 
 

@@ -31,6 +31,7 @@ from gpu_subjects import (
     World,
     as_runs_have_it,
     culprit,
+    epochs_per_second,
     flops,
     literal_epoch_of,
     milliseconds,
@@ -236,21 +237,6 @@ def sharing(size: Size, device: torch.device) -> dict[str, Any]:
     for found in answer.values():
         found["ratio"] /= alone
     return answer
-
-
-def epochs_per_second(size: Size, device: torch.device) -> float:
-    """In this process, from when it is told to go."""
-    world = World(size.pairs[0], size, device)
-    world.epoch()
-    wait(device)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < size.seconds:
-        world.epoch()
-        wait(device)
-        done += 1
-    return done / (time.perf_counter() - start)
 
 
 def utilisation(size: Size, device: torch.device) -> dict[str, Any]:

@@ -160,6 +160,21 @@ def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int, war
     return statistics.median(times)
 
 
+def epochs_per_second(size: Size, device: torch.device) -> float:
+    """In this process, from when it is told to go."""
+    world = World(size.pairs[0], size, device)
+    world.epoch()
+    wait(device)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < size.seconds:
+        world.epoch()
+        wait(device)
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
 def verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
