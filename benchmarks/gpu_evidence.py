@@ -43,7 +43,7 @@ import travel
 import yaml
 from gpu_plan import Queue
 from gpu_rows import append_results, finished
-from gpu_teachers import rounded_metrics, take
+from gpu_teachers import adopt, rounded_metrics
 from gpu_verdicts import bars
 
 from kd.reports.plan import plan_figures
@@ -144,17 +144,17 @@ def measure_steps(options: argparse.Namespace, until: float, arguments: list[str
 
 def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
     """Round each new teacher to half precision, score it as it is then, and keep it; its run takes it from there."""
-    from kd.runs import kept_teachers as pretrained
+    from kd.runs.kept_teachers import keep, name_of
 
     for path, run in queue.teachers.items():
-        folder, kept = options.results / path, options.teachers / f"{pretrained.name_of(run)}.pt"
+        folder, kept = options.results / path, options.teachers / f"{name_of(run)}.pt"
         record = folder / "run.json"
         if record.exists() and not kept.exists() and (folder / "weights.pt").exists():
-            pretrained.keep(run, folder, rounded_metrics(run, folder, options), options.teachers)
+            keep(run, folder, rounded_metrics(run, folder, options), options.teachers)
         data = options.results / run.data_path
         if kept.exists() and data.exists() and not (record.exists() and "taken_from" in read_json(record)):
             folder.mkdir(parents=True, exist_ok=True)
-            say(f"teacher {kept.name}: {take(run, options):.2f} %")
+            say(f"teacher {kept.name}: {adopt(run, options):.2f} %")
 
 
 # --------------------------------------------------------------------------------------------------------------- data
