@@ -96,7 +96,10 @@ def precisions(rows: pd.DataFrame) -> list[str]:
 
 
 def shares(runs: pd.DataFrame) -> np.ndarray:
-    """Seconds of each run, of which n at once count as 1/n each; one gone on with counts as if it ran in one piece."""
+    """Return the wall-clock share of each run: while n runs overlap, each is charged 1/n.
+
+    A resumed run is treated as one interval.
+    """
     origin = pd.Timestamp(0, tz="UTC")
     start, end = ((pd.to_datetime(runs[name]) - origin).dt.total_seconds() for name in ("started", "finished"))
     start, end = np.minimum(start, end - runs["seconds_total"]).to_numpy(), end.to_numpy()

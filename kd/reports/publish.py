@@ -15,7 +15,7 @@ from kd.reports.figures import OF_RUNS, VIEWS
 from kd.reports.figures.drawing import save
 from kd.reports.plan import PlannedFigure, plan_figures, plan_tables
 from kd.reports.tables import collect, markdown, study_markdown, summarise
-from kd.runs.folder import finished
+from kd.runs.folder import with_results
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
 from kd.studies.claims import claims_markdown, judge
@@ -27,7 +27,7 @@ def publish(study: Study, folder: Path, figures: bool = True) -> int:
 
     Raises ConfigError where there is none. Runs made by other code than today's count: the tables name their commits.
     """
-    done = {path for path in study.students if finished(study.root / path) is not None}
+    done = {path for path in study.students if with_results(study.root / path) is not None}
     if not done:
         raise ConfigError(f"{study.name}: no run is finished in {study.root}; `python -m kd status` says what is")
     folder.mkdir(parents=True, exist_ok=True)

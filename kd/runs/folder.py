@@ -1,7 +1,8 @@
 """The folder of a run: the names of its files, and whether the run is finished. Imports no torch.
 
-RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there;
-whether it is also *current* is a question of its identity or code (`is_current`).
+RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there.
+Whether it is also *current* is a question of its identity or code (`is_current`). Tables and estimates need only its
+*results*, which remain when weights and arrays have been removed or were left behind on another machine.
 """
 
 from __future__ import annotations
@@ -39,26 +40,33 @@ def array_file(name: str) -> str:
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """Return the record of a finished run; None where it is missing, partly done, or lacks today's fields."""
+    record = with_results(folder)
+    return record if record is not None and is_whole(folder, record) else None
+
+
+def is_whole(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether every file of the run's kind is there."""
+    return set(os.listdir(folder)).issuperset(files_of(record["settings"]["kind"]))
+
+
+def with_results(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a run that was finished once and still has its results, whatever became of its weights."""
     try:
-        names = set(os.listdir(folder))
-        if not names.issuperset(OF_ALL):
-            return None
-        record = read_json(folder / RECORD)
-        whole = names.issuperset(files_of(record["settings"]["kind"]))
-        return record if whole and "total" in record["seconds"] else None
+        record = read_json(folder / RECORD) if (folder / METRICS).exists() else None
+        return record if record["settings"]["kind"] in KINDS and "total" in record["seconds"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 class Records(dict[str, dict[str, Any] | None]):
-    """The records of finished runs by path below a results folder, each read once; None where a run is not finished."""
+    """The records of runs with results, by path below a results folder, each read once; None for any other."""
 
     def __init__(self, root: Path):
         super().__init__()
         self.root = root
 
     def __missing__(self, path: str) -> dict[str, Any] | None:
-        return self.setdefault(path, finished(self.root / path))
+        return self.setdefault(path, with_results(self.root / path))
 
 
 def is_current(record: dict[str, Any], run: Run) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.runs.folder import TRIAL, WEIGHTS, Records, ended, is_current
+from kd.runs.folder import TRIAL, WEIGHTS, Records, ended, is_current, is_whole
 from kd.runtime.run_lock import owner, peek
 from kd.settings.run import Run
 from kd.studies.estimates import Estimates
@@ -60,7 +60,7 @@ def _state(run: Run, records: Records, freeze_code: bool) -> State:
         return _part("running", lock, owner(lock))
     if lock is not None:
         return _part("waiting", lock, f"{owner(lock)} died; goes on from its checkpoint")
-    if (record := records[run.path]) is not None:
+    if (record := records[run.path]) is not None and is_whole(folder, record):
         if freeze_code or is_current(record, run):
             return State("done", record["seconds"]["total"], 1.0)
         return State("waiting", note="made by other code; will be made again")

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, tiny_run
 
 from kd.runs import folder as home
-from kd.runs.folder import Records, array_file, ended, files_of, finished, is_current, run_folders
+from kd.runs.folder import Records, array_file, ended, files_of, finished, is_current, run_folders, with_results
 from kd.runs.provenance import run_code
 
 NAMES = {name for kind in ("train", "distill", "datafree") for name in files_of(kind)}
@@ -45,6 +45,15 @@ def test_without_one_of_its_files_it_is_not(made: Path, missing: str) -> None:
 def test_a_record_that_is_torn_or_of_another_version_finishes_nothing(made: Path, text: str) -> None:
     (made / "run.json").write_text(text)
     assert finished(made) is None
+
+
+def test_results_remain_when_the_weights_are_removed(made: Path) -> None:
+    for name in ("weights.pt", "history.csv", array_file("synthetic")):
+        (made / name).unlink()
+    assert finished(made) is None
+    assert with_results(made)["identity"] == "x"
+    (made / "metrics.json").unlink()
+    assert with_results(made) is None
 
 
 def test_no_folder_is_no_run(tmp_path: Path) -> None:
