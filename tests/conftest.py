@@ -105,9 +105,9 @@ def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"{module}.read_yaml", read)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder with the data set and the teacher that all runs here share."""
+    """A results folder with the data set and the teacher that the tests of runs share; they add nothing to it."""
     results = tmp_path_factory.mktemp("results")
     run = tiny_run("kd")
     prepare(run.dataset, results / run.data_path, Source(None, results, download=False))
