@@ -78,7 +78,14 @@ QUEUE = [
 MINIATURE: dict[str, Any] = {
     "dataset": {"name": "digits", "image_size": 8, "pad": 1, "flip": False},
     "teacher": {
-        "training": {"epochs": 1, "batch_size": 128, "lr": 0.1, "schedule": "cosine", "milestones": [], "nesterov": True}
+        "training": {
+            "epochs": 1,
+            "batch_size": 128,
+            "lr": 0.1,
+            "schedule": "cosine",
+            "milestones": [],
+            "nesterov": True,
+        }
     },
     "training": {"epochs": 1, "batch_size": 256, "lr": 0.1, "schedule": "cosine", "milestones": []},
     "inversion": {"generator": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 1}},
