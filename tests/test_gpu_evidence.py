@@ -21,8 +21,8 @@ from kd.runtime.checkpoint import Checkpoint, halved
 from kd.runtime.messages import ConfigError
 
 SCRIPT = ROOT / "benchmarks/gpu_evidence.py"
-# One section of each kind: both precisions, scales, modules, and training with data.
-SECTIONS = ("WRN-40-2 to WRN-16-1, ssdkd-cifar100", "bf16", "Scales, ssdkd-cifar100", "Modules, ssdkd-cifar100", "CRD")
+# One section of each kind: pairs, scales, modules, and training with data (bf16 is slow on a CPU, and the same code).
+SECTIONS = ("WRN-40-2 to WRN-16-1, ssdkd-cifar100", "Scales, ssdkd-cifar100", "Modules, ssdkd-cifar100", "CRD")
 # As on a bare GPU machine: without the packages of the workflow.
 BARE = """
 import sys
@@ -65,7 +65,7 @@ def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path
     said, _ = whole.communicate(timeout=900)
     assert whole.returncode == 0, said
     expected = numbers(tmp_path / "whole")
-    assert len(expected) == expected["path"].nunique() == 21
+    assert len(expected) == expected["path"].nunique() == 19
 
     first = start(tmp_path / "first", part_mb=0.5, jobs=2)
     deadline = time.monotonic() + 600
