@@ -46,14 +46,18 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def is_whole(folder: Path, record: dict[str, Any]) -> bool:
     """Whether every file of the run's kind is there."""
-    return set(os.listdir(folder)).issuperset(files_of(record["settings"]["kind"]))
+    try:
+        return set(os.listdir(folder)).issuperset(files_of(record["settings"]["kind"]))
+    except OSError:  # removed in the meantime
+        return False
 
 
 def with_results(folder: Path) -> dict[str, Any] | None:
     """Return the record of a run that was finished once and still has its results, whatever became of its weights."""
     try:
-        record = read_json(folder / RECORD) if (folder / METRICS).exists() else None
-        return record if record["settings"]["kind"] in KINDS and "total" in record["seconds"] else None
+        record, numbers = read_json(folder / RECORD), metrics(folder)
+        known = record["settings"]["kind"] in KINDS and "total" in record["seconds"]
+        return record if known and isinstance(numbers, dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -21,6 +21,7 @@ def made(tmp_path: Path) -> Path:
     run = tiny_run("ssdkd")
     for name in files_of("datafree"):
         (tmp_path / name).touch()
+    (tmp_path / "metrics.json").write_text("{}")
     record = {"settings": run.as_dict(), "identity": "x", "code": run_code(run), "seconds": {"total": 1.0}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     return tmp_path
@@ -53,6 +54,13 @@ def test_results_remain_when_the_weights_are_removed(made: Path) -> None:
     assert finished(made) is None
     assert with_results(made)["identity"] == "x"
     (made / "metrics.json").unlink()
+    assert with_results(made) is None
+
+
+@pytest.mark.parametrize("text", ["", '{"accuracy": ', "null"])
+def test_without_readable_numbers_it_is_neither_finished_nor_in_a_table(made: Path, text: str) -> None:
+    (made / "metrics.json").write_text(text)
+    assert finished(made) is None
     assert with_results(made) is None
 
 
