@@ -28,7 +28,9 @@ def test_a_complete_run_is_not_repeated(made: Made, tmp_path: Path, monkeypatch:
     assert {path.name: state_of(path) for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("what", ["settings", "code", "teacher", "data", "no metrics", "torn record", "odd record"])
+@pytest.mark.parametrize(
+    "what", ["settings", "code", "teacher", "data", "no metrics", "torn metrics", "torn record", "odd record"]
+)
 def test_a_run_that_was_made_from_something_else_is_made_again(
     what: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +48,8 @@ def test_a_run_that_was_made_from_something_else_is_made_again(
         data.write_bytes(b"other images")
     elif what == "no metrics":
         (folder / "metrics.json").unlink()
+    elif what == "torn metrics":
+        (folder / "metrics.json").write_text('{"accuracy": ')
     else:
         (folder / "run.json").write_text('{"identity": "' if what == "torn record" else "[]")
     begun = []
