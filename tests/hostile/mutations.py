@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from conftest import PAIR, ROOT, TINY, read_once
-from hostile import CONFIG, Dumper
+from hostile import CONFIG, Dumper, told
 from odd_values import ODD, ODD_KEYS, ODD_YAML
 
 from kd.settings.merging import merge
@@ -220,3 +220,18 @@ def mutations(count: int, contents: list[dict[str, Any]]) -> Iterator[tuple[str,
         else:
             done, file = random.choice(TEXTUAL)(random, yaml.dump(content, Dumper=Dumper, sort_keys=False))
             yield f"{number}: {done}", file
+
+
+def outcomes(mutated: Iterator[tuple[str, bytes]], attempt: Callable[[bytes], object]) -> tuple[int, int, list[str]]:
+    """Return how many mutations `attempt` accepts and refuses (it returns None), and what it raises for the others."""
+    accepted, refused, wrong = 0, 0, []
+    for name, content in mutated:
+        try:
+            if attempt(content) is None:
+                refused += 1
+            else:
+                accepted += 1
+        except Exception as error:
+            wrong.append(told(name, error))
+    print(f"{accepted} accepted, {refused} refused, {len(wrong)} wrong")
+    return accepted, refused, wrong

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_run
-from hostile import Dumper, assert_readable, assert_round_trip, listing, told
-from mutations import mutations
+from hostile import Dumper, assert_readable, assert_round_trip, listing
+from mutations import mutations, outcomes
 
 from kd.__main__ import main
 from kd.settings.merging import merge
@@ -65,16 +65,7 @@ def run_files() -> list[dict[str, Any]]:
 
 
 def test_mutated_run_files_are_accepted_safely_or_refused_readably(by_hand: Callable) -> None:
-    accepted, refused, wrong = 0, 0, []
-    for name, content in mutations(RUN_MUTATIONS, run_files()):
-        try:
-            if by_hand(content) is None:
-                refused += 1
-            else:
-                accepted += 1
-        except Exception as error:
-            wrong.append(told(name, error))
-    print(f"{accepted} accepted, {refused} refused, {len(wrong)} wrong")
+    accepted, refused, wrong = outcomes(mutations(RUN_MUTATIONS, run_files()), by_hand)
     assert not wrong, f"{len(wrong)} of {RUN_MUTATIONS}:\n" + "\n".join(wrong)
     assert accepted >= 5
     assert refused >= 90

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from hostile import CONFIG, SCHEMAS, Dumper, assert_readable, dry_runs, listing, load, told
-from mutations import bases, mutations
+from mutations import bases, mutations, outcomes
 from odd_values import ODD, ODD_YAML
 
 from kd.settings.merging import merge
@@ -28,17 +28,12 @@ def test_mutated_studies_are_accepted_safely_or_refused_readably(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"
-    accepted, refused, wrong = 0, 0, []
-    for name, content in mutations(MUTATIONS, bases()):
+
+    def attempt(content: bytes) -> object:
         file.write_bytes(content)
-        try:
-            if load(file) is None:
-                refused += 1
-            else:
-                accepted += 1
-        except Exception as error:
-            wrong.append(told(name, error))
-    print(f"{accepted} accepted, {refused} refused, {len(wrong)} wrong")
+        return load(file)
+
+    accepted, refused, wrong = outcomes(mutations(MUTATIONS, bases()), attempt)
     assert not wrong, f"{len(wrong)} of {MUTATIONS}:\n" + "\n".join(wrong)
     assert accepted >= 60
     assert refused >= 300

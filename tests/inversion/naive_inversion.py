@@ -4,6 +4,7 @@ import copy
 from types import SimpleNamespace
 
 import torch
+from numbered_samples import SETTINGS as REPLAY
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ from kd.data.dataset import Data, Split
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import SourceContext
 from kd.inversion.sources.generator import MetaGenerator
-from kd.settings.shapes import Modulation, Replay
+from kd.settings.shapes import Modulation
 
 CLASSES, SIZE = 4, 8
 SETTINGS = {
@@ -75,18 +76,7 @@ class World:
         context = SourceContext(self.teacher, DATA, modulating, self.random, 20, seed)
         self.source = MetaGenerator(context, **vars(self.settings))
         self.generator = self.source.generator
-        replay = Replay(
-            full_size=None,
-            initial_priority="phi",
-            alpha=0.6,
-            beta=0.4,
-            final_beta=None,
-            eps=1e-6,
-            priority_feedback=True,
-            normalise_weights=True,
-            refresh="drawn",
-        )
-        self.buffer = ReplayBuffer(20, (1, SIZE, SIZE), CLASSES, replay, torch.device("cpu"))
+        self.buffer = ReplayBuffer(20, (1, SIZE, SIZE), CLASSES, REPLAY, torch.device("cpu"))
         classes = torch.tensor([0, 0, 1, 3, 3, 3, 3, 3])
         self.buffer.add(torch.zeros(8, 1, SIZE, SIZE, dtype=torch.uint8), classes, torch.ones(8), self.random)
 
