@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, finished
+from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, with_results
 from kd.runs.folder import metrics as run_metrics
 from kd.runtime.files import read_json, write_json
 
@@ -180,9 +180,9 @@ def sync(results: Path, say: Callable[[str], None] = print) -> int:
         if state["complete"] or state["uri"] in away or not (folder / METRICS).exists():
             continue  # METRICS is written shortly before the run is finished: without it there is nothing to report
         try:
-            if finished(folder) is None:
-                raise ValueError("the run is not finished")
-            history, _ = read_history(folder), run_metrics(folder)
+            if with_results(folder) is None:
+                raise ValueError("record or numbers cannot be read")
+            history = read_history(folder)
         except (OSError, ValueError) as error:
             say(f"{folder}: not sent to MLflow, its files are not whole ({type(error).__name__}: {error})")
             continue
