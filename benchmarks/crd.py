@@ -4,8 +4,8 @@ A is kd.losses.crd.CRD; B follows the equations to the letter: it gathers a [B, 
 takes a batched product and lets autograd do the rest. One step is the draw of the negatives, the loss, its backward
 and the update of the banks. Batch 64, K 16384, 128-d embeddings, banks of 50,000 rows, one thread.
 
-Then whole training steps of the paper's pair resnet32x4 -> resnet8x4, with CRD and with KD beside cross entropy; and
-the augmentation of a batch beside torchvision's transforms of PIL images that are in memory already.
+Then whole training steps of the paper's pair resnet32x4 -> resnet8x4, cross entropy plus CRD or plus KD; and
+the augmentation of a batch against torchvision's transforms of PIL images that are in memory already.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class InversionSetting:
 
 
 def agreement_of_inversion() -> dict[str, float]:
-    """Over two epochs, of which the second blends in the statistics of the first.
+    """Compare two epochs, the second of which blends in the statistics of the first.
 
     Adam makes a direction of the sign of any gradient, rounding included, so that trajectories part: here the steps
     are tiny, and the generators start the second epoch from the same weights.
@@ -256,7 +256,7 @@ def measure_draw(rounds: int) -> tuple[Seconds, dict[str, float]]:
 
 
 def buffer_bytes() -> int:
-    """Of all tensors of a buffer at CIFAR's full scale."""
+    """Return the MB of all tensors of a buffer at CIFAR's full scale."""
     buffer = ReplayBuffer(MEMORY_IMAGES, (3, SIZE, SIZE), CLASSES, REPLAY, CPU)
     return sum(value.nbytes for value in vars(buffer).values() if isinstance(value, Tensor))
 

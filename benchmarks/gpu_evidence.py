@@ -62,7 +62,7 @@ ENDINGS = (".webp", ".png")
 
 
 def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
-    """Start workers on what is next until all is done, the time is over, or no run can go on."""
+    """Start workers on the next runs until all are done, the time is over, or none can go on."""
     results, tried = options.results, set()
     while time.monotonic() < until:
         attempt(keep_teachers, queue, options)
@@ -71,10 +71,10 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
         if not todo:
             return
         tried |= {run.path for run in todo}
-        for run in todo:  # a teacher's folder may hold records alone
+        for run in todo:  # a teacher's folder may hold only records
             for teacher in run.teachers or ():
                 if not (results / teacher.path / "weights.pt").exists():
-                    (results / teacher.path / "run.json").unlink(missing_ok=True)  # taken anew from those that are kept
+                    (results / teacher.path / "run.json").unlink(missing_ok=True)  # filled again from the kept teachers
         say(f"{len(todo)} runs, first {todo[0].path}")
         settings = results / "next.yaml"
         write_atomically(
@@ -84,7 +84,7 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
         command = [sys.executable, "-P", "-m", "kd", "run", "--settings", str(settings), "--results", str(results)]
         command += ["--jobs", str(jobs), "--slots-per-gpu", str(jobs), "--device", options.device, "--no-download"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "KD_TEACHERS": str(options.teachers)}
-        with (results / "work.log").open("a") as log:  # a group of their own: killed together, if it comes to that
+        with (results / "work.log").open("a") as log:  # in their own process group, so that they can be killed together
             workers = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0)
             saved = time.monotonic()
             try:
@@ -103,7 +103,7 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
 
 
 def end(workers: subprocess.Popen) -> None:
-    """The clock, or a signal to this process: workers save their state; one that hangs does not hold up the rest."""
+    """Let workers save their state when the time is over or a signal came; one that hangs does not hold up the rest."""
     workers.send_signal(signal.SIGTERM)
     try:
         workers.wait(GRACE_SECONDS)
@@ -114,14 +114,14 @@ def end(workers: subprocess.Popen) -> None:
 
 
 def save(queue: Queue, options: argparse.Namespace) -> list[str]:
-    """Bring --out up to date, all but evidence.md; gives what there is to say about the state."""
+    """Bring --out up to date, except evidence.md; return what there is to say about the state."""
     attempt(keep_teachers, queue, options)
     append_results(queue, options)
     return attempt(pack, queue, options) or []
 
 
 def attempt(step: Callable, *arguments: Any) -> Any:
-    """What fails here must not keep the rest from being saved."""
+    """Run one part of the output; a failure in it must not keep the rest from being saved."""
     try:
         return step(*arguments)
     except Exception:
@@ -129,7 +129,7 @@ def attempt(step: Callable, *arguments: Any) -> Any:
 
 
 def measure_steps(options: argparse.Namespace, until: float, arguments: list[str]) -> None:
-    """Meanwhile another process unpacks and prepares the data, so that neither waits for the other."""
+    """Measure the steps while another process unpacks and prepares the data, so that neither waits for the other."""
     import gpu_steps
 
     other = subprocess.Popen([sys.executable, __file__, *arguments, "--only-data"])
@@ -143,7 +143,7 @@ def measure_steps(options: argparse.Namespace, until: float, arguments: list[str
 
 
 def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
-    """Round each new teacher to half precision, score it as it is then, and keep it; its run takes it from there."""
+    """Round each new teacher to half precision, score the rounded one and keep it; its run is filled from it."""
     from kd.runs.kept_teachers import keep, name_of
 
     for path, run in queue.teachers.items():
@@ -161,7 +161,7 @@ def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
 
 
 def unpack(archives: list[Path], data: Path) -> None:
-    """Each archive once, over what is there."""
+    """Unpack each archive once, over what is there."""
     for archive in archives:
         mark = data / f".{archive.name}.unpacked"
         if mark.exists():
@@ -177,12 +177,12 @@ def unpack(archives: list[Path], data: Path) -> None:
 
 
 def prepare(queue: Queue, options: argparse.Namespace, done: set[str]) -> set[str]:
-    """Prepare the data sets that are whole and needed; gives their names."""
+    """Prepare the data sets that are complete and needed; return their names."""
     from kd.data.prepare import prepare as prepare_data
     from kd.data.raw import Source
 
     names = set()
-    for data_path, run in {run.data_path: run for run in queue.left(done)}.items():  # to count files takes its time
+    for data_path, run in {run.data_path: run for run in queue.left(done)}.items():  # counting files takes time
         name, file = run.dataset.name, options.results / data_path
         root = options.data / name
         if name in WHOLE and not file.exists() and images_in(root) < WHOLE[name]:
@@ -203,7 +203,7 @@ def images_in(root: Path) -> int:
 
 
 def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
-    """evidence.md: what is done, bars, and each study's tables as far as they go; if wanted, their figures."""
+    """Write evidence.md: what is done, bars, and the tables of each study so far; draw their figures if wanted."""
     done = finished(queue, options.results)
     lines = ["# Evidence from a GPU", "", "| section | runs | done |", "|---|---|---|"]
     lines += [f"| {title} | {len(runs)} | {sum(run.path in done for run in runs)} |" for title, runs in queue.sections]
@@ -225,8 +225,8 @@ def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
 
 
 def pack(queue: Queue, options: argparse.Namespace) -> list[str]:
-    """state.NN in --out: records, then teachers, what figures show, and the state of unfinished runs, the most valuable
-    first."""
+    """Write state.NN in --out: records, then teachers, arrays for figures, and the state of unfinished runs, most
+    valuable first."""
     from kd.runs.kept_teachers import name_of
 
     results, done = options.results, finished(queue, options.results)
@@ -252,8 +252,8 @@ def shown(queue: Queue, results: Path, done: set[str]) -> list[tuple[Path, str]]
 
 
 def restore(options: argparse.Namespace) -> None:
-    """What an earlier call left on this machine, then what an earlier day left: its records and states to where they
-    were, its teachers to those that are kept."""
+    """Restore what an earlier call left on this machine, then what an earlier day left: records and states to where
+    they were, teachers to the kept ones."""
     kept, steps = options.results / "steps.json", options.out / "steps.json"
     if kept.exists() and not steps.exists():
         shutil.copyfile(kept, steps)
@@ -302,7 +302,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the queue is done, 3 while there is work left, 1 after a mistake or a failed run."""
+    """Return 0 when the queue is done, 3 while there is work left, 1 after a mistake or a failed run."""
     options = parsed(arguments)
     until = time.monotonic() + 60 * options.minutes
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -21,7 +21,7 @@ from kd.settings.run import Run
 from kd.studies.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-TEACHERS_AHEAD = 2  # trained beside the runs that are ready: the GPU is never without work, nor full of what comes late
+TEACHERS_AHEAD = 2  # next to runs that are ready: the GPU never idles, nor is full of what is needed late
 
 # A schedule for GPUs: 97 steps an epoch instead of 390. Predicted: 95.2 % and 76 % in about 150 s; measured: not yet.
 TEACHER = {"training": {"epochs": 120, "batch_size": 512, "lr": 0.4, "nesterov": True, "weight_decay": 0.0005}}
@@ -133,9 +133,12 @@ class Queue:
         return key, self.studies[key]
 
     def next(self, done: set[str], datasets: set[str]) -> list[Run]:
-        """What to start now, most valuable first: all runs whose teachers are there, up to the first section that lacks
-        one; then teachers that the sections from there on lack. Where nothing else can start, the first teacher has the
-        GPU for itself: all the rest waits for it. Data sets that are not whole are left out."""
+        """Return what to start now, most valuable first.
+
+        These are all runs up to the first section that lacks a teacher, then teachers that the sections from there on
+        lack. Where nothing else can start, the first teacher has the GPU for itself, because everything waits for it.
+        Data sets that are incomplete are left out.
+        """
         ready: list[Run] = []
         lacking: dict[str, Run] = {}
         for _, runs in self.sections:
@@ -146,7 +149,7 @@ class Queue:
         return ready + list(lacking.values())[: TEACHERS_AHEAD if ready else 1]
 
     def left(self, done: set[str]) -> list[Run]:
-        """All runs that are not done, teachers of unfinished students included."""
+        """Return all runs that are not done, teachers of unfinished students included."""
         students = [run for _, runs in self.sections for run in runs if run.path not in done]
         teachers = {teacher.path: teacher for run in students for teacher in run.teachers or ()}
         return [teacher for path, teacher in teachers.items() if path not in done] + students
@@ -166,7 +169,7 @@ def _load(given: dict[str, Any]) -> Study:
 
 
 def _small(name: str, study: Study) -> Path:
-    """A study that extends another: small networks and banks, one seed, no experiment whose networks are not small."""
+    """Write a study that extends another: small networks and banks, one seed, only experiments that fit them."""
     experiments: dict[str, Any] = {}
     for experiment, rows in study.table.groupby("experiment"):
         found = rows[["teacher", "student"]].drop_duplicates().itertuples(index=False)

@@ -21,7 +21,7 @@ from kd.runtime.files import read_json
 
 
 def finished(queue: Queue, results: Path) -> set[str]:
-    """Paths of runs whose record is there. A teacher counts when it is kept, too."""
+    """Return the paths of runs whose record is there; a teacher counts only when it is kept as well."""
     return {
         path
         for path, run in queue.runs.items()
@@ -31,7 +31,7 @@ def finished(queue: Queue, results: Path) -> set[str]:
 
 
 def append_results(queue: Queue, options: argparse.Namespace) -> bool:
-    """A row for each run that is finished and has none yet; gives whether there was one."""
+    """Append a row for each finished run that has none yet; return whether there was one."""
     file = options.out / "results.csv"
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["path"])
     without = finished(queue, options.results) - set(rows["path"])

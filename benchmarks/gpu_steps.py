@@ -99,7 +99,7 @@ def algorithms(size: Size, device: torch.device) -> dict[str, Any]:
 
 
 def memory_format(size: Size, device: torch.device) -> dict[str, Any]:
-    """channels_last beside contiguous, bf16 steps. Prediction: 1.3x for the ResNets, nothing for WRN."""
+    """channels_last against contiguous, bf16 steps. Prediction: 1.3x for the ResNets, nothing for WRN."""
     answer = {}
     for pair in size.pairs:
         for name, form in (("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)):
@@ -111,7 +111,7 @@ def memory_format(size: Size, device: torch.device) -> dict[str, Any]:
 
 
 def _in_format(augment: Augment, form: Any) -> Any:
-    """kd's augmentation gives channels_last itself."""
+    """Undo the channels_last of kd's augmentation."""
     return lambda images, generator: augment(images, generator).contiguous(memory_format=form)
 
 
@@ -128,7 +128,7 @@ def compiled(size: Size, device: torch.device) -> dict[str, Any]:
             world.student.compile()
             world.step("bf16")
             wait(device)
-        except Exception as error:  # of whatever kind: no compiler, an operator that it does not know
+        except Exception as error:  # any: no compiler, an operator that it does not know
             answer[" to ".join(pair)] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
             continue
         took = time.perf_counter() - start
@@ -169,7 +169,7 @@ def graphs(size: Size, device: torch.device) -> dict[str, Any]:
 
 
 def optimisers(size: Size, device: torch.device) -> dict[str, Any]:
-    """SGD's own step, fused beside foreach. Prediction: 2x, of a tenth of the step."""
+    """SGD's own step, fused against foreach. Prediction: 2x, of a tenth of the step."""
     world = World(size.pairs[0], size, device)
     world.step()
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -182,7 +182,7 @@ def optimisers(size: Size, device: torch.device) -> dict[str, Any]:
 
 
 def literal_epoch(size: Size, device: torch.device) -> dict[str, Any]:
-    """An epoch beside the reference's way: hooks in all passes, PNG files, a value to the host at each step.
+    """An epoch against the reference's way: hooks in all passes, PNG files, a value to the host at each step.
     Prediction: 6x. Bar: 5x."""
     pair = size.pairs[0]
     world = World(pair, size, device)
@@ -283,7 +283,7 @@ PARTS += (memory_format, algorithms, optimisers, compiled)
 
 
 def measure(out: Path, until: float, miniature: bool, device: str = "auto") -> None:
-    """All parts that steps.json does not have yet, while there is time."""
+    """Measure all parts that steps.json lacks, while there is time."""
     chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     as_runs_have_it()
     size, file = Size(miniature), out / "steps.json"

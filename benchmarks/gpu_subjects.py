@@ -114,7 +114,7 @@ class World:
 
 
 class Lesson:
-    """Training on labelled images, with a teacher by CRD, without by cross entropy: as kd.training.with_data does."""
+    """Training on labelled images as kd.training.with_data does: CRD with a teacher, cross entropy without."""
 
     def __init__(self, pair: tuple[str | None, str], batch: int, size: Size, device: torch.device):
         torch.manual_seed(0)
@@ -148,7 +148,7 @@ def wait(device: torch.device) -> None:
 
 
 def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int, warm_up: int = 3) -> float:
-    """Median of so many calls, after some that are not counted."""
+    """Return the median of `rounds` calls, after some that are not counted."""
     times = []
     for round_ in range(-warm_up, rounds):
         wait(device)
@@ -161,7 +161,7 @@ def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int, war
 
 
 def epochs_per_second(size: Size, device: torch.device) -> float:
-    """In this process, from when it is told to go."""
+    """Return the epochs per second of this process, from when it is told to start."""
     world = World(size.pairs[0], size, device)
     world.epoch()
     wait(device)
@@ -180,7 +180,7 @@ def verdict(met: bool) -> str:
 
 
 def flops(call: Callable[[], Any]) -> int:
-    """Of convolutions and matrix products, forward and backward."""
+    """Return the operations of convolutions and matrix products, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
@@ -223,14 +223,14 @@ def literal_epoch_of(world: World, folder: Path, device: torch.device) -> Callab
 
 
 def _literal_generator(world: World, device: torch.device) -> nn.Module:
-    """The literal form has the paper's sizes; another one stays as it is."""
+    """Return the literal generator at the paper's sizes, kd's own at others."""
     plain = world.source.generator.to(memory_format=torch.contiguous_format)
     return LiteralGenerator(plain).to(device) if (world.size.noise, world.size.width) == (256, 64) else plain
 
 
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
-    """A wait of the host for the device is an error inside."""
+    """Make a wait of the host for the device an error inside."""
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -241,7 +241,7 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 
 
 def culprit(error: BaseException) -> str:
-    """The last place in kd that an exception came by."""
+    """Return the last place in kd that an exception passed."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{ROOT}/kd/" in f.filename]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "torch"
 

@@ -22,7 +22,7 @@ from kd.studies.claims import interval
 
 @dataclass(frozen=True)
 class Bar:
-    """Seconds that a run may take, of wall-clock time per run where several share the GPU; accuracy by data set."""
+    """Bars of a run: seconds (its wall-clock share where several share the GPU), and accuracy by data set."""
 
     what: str
     rows: dict[str, Any]
@@ -38,7 +38,7 @@ BARS = [
         "teacher WRN-40-2", {"method": ["teacher"], "student": ["wrn_40_2"]}, 180, {"cifar10": 94.87, "cifar100": 75.83}
     ),
 ]
-# Fang et al., AAAI 2022, with teachers of their own: teacher, student alone, Fast10, in %.
+# Fang et al., AAAI 2022, with their own teachers: teacher, student from scratch, Fast10, in %.
 PUBLISHED = {
     ("cifar10", "wrn_40_2", "wrn_16_1"): (94.87, 91.12, 89.29),
     ("cifar10", "wrn_40_2", "wrn_40_1"): (94.87, 93.94, 92.51),
@@ -52,7 +52,7 @@ PUBLISHED = {
 
 
 def bars(results: Path) -> list[str]:
-    """Each bar against the time of a run and its share of the time of all that ran at once; published beside ours."""
+    """Return a table of each bar, a run's time and wall-clock share, and published next to our numbers."""
     if not results.exists():
         return []
     rows = pd.read_csv(results)
@@ -83,7 +83,7 @@ def bars(results: Path) -> list[str]:
 
 
 def precisions(rows: pd.DataFrame) -> list[str]:
-    """bf16 beside float32, seed by seed: equal within noise where the 95 % interval of the mean difference holds 0."""
+    """Compare bf16 with float32 by seed: equal within noise if the 95 % interval of the mean difference contains 0."""
     keys = ["dataset", "teacher", "student", "method", "ablation", "scale", "seed"]
     both = rows[rows["precision"] == "bf16"].merge(rows[rows["precision"] == "float32"], on=keys)
     lines = ["", "| bf16 minus float32 | accuracy, points (95 % interval) | seeds | |", "|---|---|---|---|"]

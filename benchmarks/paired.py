@@ -19,7 +19,7 @@ Seconds = list[tuple[float, float]]  # per round: A, B
 
 
 def alternate(fast: Callable[[], Any], slow: Callable[[], Any], rounds: int, fast_calls: int = 1) -> Seconds:
-    """CPU seconds of A and of B in each round, after one that is not counted.
+    """Return CPU seconds of A and of B in each round, after one that is not counted.
 
     A quick A is called several times in its turn, so that the clock's grain and the turn's cold start weigh less.
     """
@@ -41,7 +41,7 @@ def alternate(fast: Callable[[], Any], slow: Callable[[], Any], rounds: int, fas
 
 
 def close(what: str, a: Tensor, b: Tensor, tolerance: float = AGREEMENT) -> float:
-    """Relative distance of A from B; ends the benchmark where it is above the tolerance: it would compare nothing."""
+    """Return the relative distance of A from B; end the benchmark above the tolerance: it would compare nothing."""
     distance = float((a - b).norm() / b.norm())
     if not distance <= tolerance:
         raise SystemExit(f"{what}: A and B differ by {distance:.1e}, allowed {tolerance:.0e}")

@@ -1,7 +1,7 @@
 """What slow data-free methods would take where a study ran: python benchmarks/slow_baselines.py STUDY
 
 Extrapolated: seconds per step, measured here, times the steps that their names state, times the batches that make as
-many images as the study's 100 % scale; beside them the student's training of the study's Fast at 100 %.
+many images as the study's 100 % scale; for comparison the student's training of the study's Fast at 100 %.
 
 - DeepInversion, 2,000 steps (Yin et al., CVPR 2020): Adam on the pixels of a batch against BatchNorm prior, task loss,
   the adversarial term, total variation and the squared norm.
@@ -96,7 +96,7 @@ class Setting:
 
 
 def seconds_per_step(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Medians over rounds in which every one has its turn."""
+    """Return medians over rounds in which each call has its turn."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS + 1):
         for name, call in calls.items():

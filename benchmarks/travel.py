@@ -1,4 +1,4 @@
-"""State that goes from one machine to the next in files of a bearable size: for benchmarks/gpu_evidence.py."""
+"""State that travels from one machine to the next in files of limited size, for benchmarks/gpu_evidence.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Item = tuple[Path, str]  # a file, and its name on the way
 def pack(
     out: Path, needed: list[Item], wanted: list[Item], checkpoints: list[Item], part: int, limit: int
 ) -> list[str]:
-    """Fill state.00, state.01, ... of at most `part` bytes; gives what was left behind, or was rounded, in words.
+    """Fill state.00, state.01, ... of at most `part` bytes; return in words what was left behind or rounded.
 
     What is needed goes in any case, what is wanted as long as there are no more than `limit` bytes, in the order given;
     then checkpoints, in half precision where they do not fit in full.
@@ -58,7 +58,7 @@ def pack(
                     add(name, small)
                     said.append(f"{name} travels in half precision")
                 else:
-                    said.append(f"{name} stays behind: its run begins anew")
+                    said.append(f"{name} stays behind: its run starts again")
         parts.close()
         for number in range(parts.count):
             shutil.move(Path(folder, PART.format(number)), out / PART.format(number))
@@ -68,7 +68,7 @@ def pack(
 
 
 def unpack(state: Path, places: dict[str, Path], elsewhere: Path) -> int:
-    """Put everything to its place (by the first part of its name) unless something is there; gives the number of parts.
+    """Put everything in its place (by the first part of its name) unless one is there; return the number of parts.
 
     Raises ConfigError where the folder holds no state, or not all of it.
     """
@@ -91,7 +91,7 @@ def unpack(state: Path, places: dict[str, Path], elsewhere: Path) -> int:
 
 
 class Parts(io.RawIOBase):
-    """A stream cut into files."""
+    """A stream that is cut into files."""
 
     def __init__(self, folder: Path, part: int):
         self.folder, self.part = folder, part
