@@ -58,7 +58,7 @@ QUEUE = [
         for name in ("ssdkd-cifar10", "ssdkd-cifar100")
     ),
     Section(
-        "bf16 beside float32",
+        "bf16 against float32",
         "ssdkd-cifar10",
         {**AT_TEN, "method": ["ssdkd"], **pair("wrn_40_2", "wrn_16_1")},
         {**WRN, "precision": "bf16"},
