@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_rounded_or_stays_behind_and_is_named(tmp_path: Pat
     assert [line.partition(" ")[2] for line in said[:3]] == [
         "does not fit and stays behind",
         "travels in half precision",
-        "stays behind: its run begins anew",
+        "stays behind: its run starts again",
     ]
     sizes = [file.stat().st_size for file in sorted(out.glob("state.*"))]
     assert set(sizes[:-1]) == {100_000}

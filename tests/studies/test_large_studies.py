@@ -81,7 +81,7 @@ def test_a_look_at_a_thousand_finished_runs_takes_seconds(tmp_path: Path, name: 
 
 @pytest.mark.alone
 def test_a_list_of_a_thousand_runs_is_read_in_seconds(tmp_path: Path) -> None:
-    """Reading it was slow once: what all runs are checked against was read anew for each."""
+    """Reading it was slow once: what all runs are checked against was read again for each."""
     file, study = large(tmp_path, "product")
     todo = tmp_path / "todo.yaml"
     start = time.process_time()

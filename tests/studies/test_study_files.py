@@ -153,7 +153,7 @@ def test_a_study_that_extends_another_changes_it(load):
         load({"quick": True}, extends="base", title="Child", quick=None, **kept)
     grandchild = load(name="grandchild", extends="mine", experiments={"c": experiment(seeds=[9])}, title=..., **kept)
     assert grandchild.title == "Child"
-    assert list(grandchild.experiments) == ["a", "b", "c"], "mine was written anew since, with both"
+    assert list(grandchild.experiments) == ["a", "b", "c"], "mine was written again since then, with both"
 
 
 def test_in_settings_null_is_a_value(load):
