@@ -178,8 +178,8 @@ def unpack(archives: list[Path], data: Path) -> None:
 
 def prepare(queue: Queue, options: argparse.Namespace, done: set[str]) -> set[str]:
     """Prepare the data sets that are complete and needed; return their names."""
-    from kd.data.prepare import prepare as prepare_data
     from kd.data.raw import Source
+    from kd.runs.prepared_data import prepare_step
 
     names = set()
     for data_path, run in {run.data_path: run for run in queue.left(done)}.items():  # counting files takes time
@@ -189,7 +189,7 @@ def prepare(queue: Queue, options: argparse.Namespace, done: set[str]) -> set[st
             continue
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            prepare_data(run.dataset, file, Source(root if name in WHOLE else None, options.data, False))
+            prepare_step(run.dataset, file, Source(root if name in WHOLE else None, options.data, False))
             say(f"{name} prepared")
         names.add(name)
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -57,6 +58,7 @@ def fake_finished(study: Study, run: Run, phases: dict[str, float] | None = None
     written = {
         "settings": run.as_dict(),
         "digest": run.digest,
+        "identity": fake_identity(run, record.get("code")),
         "code": run_code(run),
         "seconds": {**phases, "total": sum(phases.values())},
         "counts": {},
@@ -66,10 +68,16 @@ def fake_finished(study: Study, run: Run, phases: dict[str, float] | None = None
     (folder / "run.json").write_text(json.dumps(written | record))
     (folder / "metrics.json").write_text(json.dumps({"accuracy": 50.0}))
     written_so_far = sum((folder / name).stat().st_size for name in ("run.json", "metrics.json"))
-    (folder / "weights.pt").write_bytes(bytes(max(0, size - written_so_far)))
-    for name in set(files_of(run.kind)) - {"run.json", "metrics.json", "weights.pt"}:
+    (folder / "history.csv").write_bytes(bytes(max(0, size - written_so_far)))
+    for name in set(files_of(run.kind)) - {"run.json", "metrics.json", "history.csv"}:
         (folder / name).touch()
     return folder
+
+
+def fake_identity(run: Run, code: str | None = None) -> str:
+    """The identity of a run whose data and teachers' weights are empty files."""
+    empty = hashlib.sha256().hexdigest()[:16]
+    return "-".join([run.digest, str(run.seed), code or run_code(run), empty, *(empty for _ in run.teachers or ())])
 
 
 def fake_lock(study: Study, run: Run, *, number: int = 1, age: float = 0.0, **changed: Any) -> Path:

@@ -185,7 +185,7 @@ def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, scri
     assert script.prepare(queue, options, set()) == set()
     assert len(counted) == 1, "once for all runs: there are tens of thousands of files"
     asked = []
-    monkeypatch.setattr("kd.data.prepare.prepare", lambda dataset, file, source: asked.append(source.root))
+    monkeypatch.setattr("kd.runs.prepared_data.prepare_step", lambda dataset, file, source: asked.append(source.root))
     script.unpack([tmp_path / "part1.tar.gz", tmp_path / "part2.tar.gz"], data)
     assert script.prepare(queue, options, set()) == {"cifar10"}
     assert asked == [data / "cifar10"]

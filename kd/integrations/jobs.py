@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kd.data.raw import Source
-from kd.runtime.files import write_atomically
+from kd.runs.folder import files_of
+from kd.runtime.files import stamp_now_if_later, write_atomically
 from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
@@ -73,6 +74,8 @@ def source_of(snakemake: Any) -> Source:
 def open_study(study: Study, say: Callable[[str], None]) -> None:
     """List the study's runs and create a local MLflow store before the first job, since parallel jobs cannot.
 
+    Files that are stamped in the future (copied from a machine whose clock is wrong) are stamped now: Snakemake would
+    throw away what is made of them.
     A store that cannot be made is reported; the study goes on without it. Raises ConfigError where the results folder
     cannot be written.
     """
@@ -82,6 +85,8 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
         write_atomically(folder / "runs.csv", lambda file: study.table.to_csv(file, index=False))
     except OSError as error:
         raise ConfigError(f"results: got {str(study.root)!r}; {disk_fault(error) or error}") from None
+    made = [f"{path}/{name}" for path, run in study.runs.items() for name in files_of(run.kind)]
+    stamp_now_if_later(study.root / path for path in (*study.datasets, *made))
     if study.tracking["enabled"]:
         from kd.integrations.tracking import create_local_store, store_uri
 

@@ -12,10 +12,14 @@ import pandas as pd
 
 from kd.reports.figures import OF_RUNS, VIEW_CAPTION
 from kd.runs.folder import RECORD
+from kd.runs.provenance import report_code
+from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
+from kd.settings.run import digest
 from kd.studies.study import Study
 
 PANELS = 24  # most panels in a figure with one run per panel
+MADE_OF = "report.json"  # next to results.csv: what the tables and figures were made of
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,21 @@ class PlannedTable:
     def files(self) -> list[str]:
         endings = ("csv", "tex") if self.by_pair else ("csv",)
         return [f"{self.name}.{ending}" for ending in endings]
+
+
+def made_of(study: Study) -> str:
+    """Return a digest of what tables and figures depend on apart from the runs' files: the study's text, and code."""
+    text = [study.table.to_csv(index=False), study.title, study.experiments, study.claims, report_code()]
+    return digest(text)
+
+
+def outdated_report(study: Study) -> bool:
+    """Whether the study's tables are there, but made of another text or by other code."""
+    folder = study.root / "studies" / study.name
+    try:
+        return (folder / "results.csv").exists() and read_json(folder / MADE_OF) != made_of(study)
+    except (OSError, ValueError):
+        return True
 
 
 def plan_figures(study: Study, finished: set[str] | None = None) -> list[PlannedFigure]:

@@ -1,8 +1,8 @@
 """The folder of a run: the names of its files, and whether the run is finished. Imports no torch.
 
 RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there.
-Whether it is also *current* is a question of its identity or code (`is_current`). Tables and estimates need only its
-*results*, which remain when weights and arrays have been removed or were left behind on another machine.
+Whether it is also up to date is a question of its identity (`kd.runs.provenance.outdated`). Tables and estimates need
+only its *results*, which remain when weights and arrays have been removed or were left behind on another machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from kd.registry.kinds import KINDS
-from kd.runs.provenance import run_code
 from kd.runtime.files import read_json
 from kd.settings.run import Run
 
@@ -36,6 +35,11 @@ def files_of(kind: str) -> tuple[str, ...]:
 def array_file(name: str) -> str:
     """Return the file of the arrays that a loop returns under this name: correlations, synthetic."""
     return f"{name}.npz"
+
+
+def inputs_of(run: Run, root: Path) -> tuple[Path, list[Path]]:
+    """Return the data file and the teachers' weights that a run is made from, in the results folder `root`."""
+    return root / run.data_path, [root / teacher.path / WEIGHTS for teacher in run.teachers or ()]
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -71,11 +75,6 @@ class Records(dict[str, dict[str, Any] | None]):
 
     def __missing__(self, path: str) -> dict[str, Any] | None:
         return self.setdefault(path, with_results(self.root / path))
-
-
-def is_current(record: dict[str, Any], run: Run) -> bool:
-    """Whether today's code made this finished run."""
-    return record.get("code") == run_code(run)
 
 
 def metrics(folder: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where a number comes from: digests of the code, the commit, the environment. Imports no torch."""
+"""Where a number comes from: its run's identity, digests of the code, the commit, the environment. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kd.registry import models
 from kd.registry.datasets import DATASETS
 from kd.registry.kinds import KINDS
 from kd.registry.losses import LOSSES
+from kd.runtime.files import file_digest
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 
@@ -38,6 +40,42 @@ def run_code(run: Run) -> str:
     modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
     chosen = parts + [models.built_from(name) for name in networks]
     return _digest_modules(frozenset(modules), tuple(chosen))
+
+
+def identity_of(run: Run, data_file: Path, teacher_weights: list[Path]) -> str:
+    """Identify a run by settings, seed, code, data and teachers; results with another identity are ignored."""
+    made_from = "-".join(file_digest(path) for path in (data_file, *teacher_weights))
+    return f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
+
+
+def outdated(
+    record: dict[str, Any], run: Run, data_file: Path, teacher_weights: list[Path], freeze_code: bool = False
+) -> str:
+    """Say what has changed since a finished run was made; empty where nothing has, so that it need not be made again.
+
+    Contents are compared, never time stamps. A file that is gone counts as unchanged. This is the one place that knows:
+    runs, `kd status` and the workflow all ask here.
+    """
+    try:
+        settings, seed, code, data, *teachers = record["identity"].split("-")
+    except (KeyError, ValueError, AttributeError):
+        return "made by another version of kd"
+    if (settings, seed) != (run.digest, str(run.seed)):
+        return "made with other settings"
+    if code != run_code(run) and not freeze_code:
+        return "made by other code"
+    if _differs(data_file, data):
+        return "made from other data"
+    if len(teachers) != len(teacher_weights) or any(map(_differs, teacher_weights, teachers)):
+        return "made with another teacher"
+    return ""
+
+
+def _differs(file: Path, digest: str) -> bool:
+    try:
+        return file_digest(file) != digest
+    except FileNotFoundError:
+        return False
 
 
 def report_code() -> str:

@@ -20,9 +20,9 @@ from kd.runs import devices
 from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.kept_teachers import fill_from_kept
-from kd.runs.provenance import environment, git_state, run_code
+from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import file_digest, write_atomically, write_json
+from kd.runtime.files import write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
 from kd.runtime.progress import Progress
 from kd.runtime.run_lock import RunLock, TakenOver
@@ -53,9 +53,15 @@ def run_step(
         closing(Progress(run.path, log)) as progress,
         RunLock(folder, progress.say, lambda: progress.position, wait) as lock,
     ):
-        identity = identity_of(run, data_file, teacher_weights)
+        record = finished(folder)
+        done = record is not None and not outdated(record, run, data_file, teacher_weights, compute.freeze_code)
+        identity = record["identity"] if done else identity_of(run, data_file, teacher_weights)
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lock.check)
-        if (metrics := _made_before(run, folder, identity, compute.pretrained, progress)) is None:
+        if done:
+            metrics = _announced(metrics_of(folder), "already complete", progress)
+        elif compute.pretrained and (kept := fill_from_kept(run, folder, identity)) is not None:
+            metrics = _announced(kept, "taken from the teachers that are kept", progress)
+        else:
             with (
                 _end_noted(folder, progress),
                 devices.reserved_device(compute, progress.say) as device,
@@ -69,24 +75,9 @@ def run_step(
     return metrics
 
 
-def identity_of(run: Run, data_file: Path, teacher_weights: list[Path]) -> str:
-    """Identify a run by settings, seed, code, data and teachers; results with another identity are ignored."""
-    made_from = "-".join(file_digest(path) for path in (data_file, *teacher_weights))
-    return f"{run.digest}-{run.seed}-{run_code(run)}-{made_from}"
-
-
-def _made_before(
-    run: Run, folder: Path, identity: str, pretrained: bool, progress: Progress
-) -> dict[str, float] | None:
-    """Return the metrics of a run that need not be trained: finished with this identity, or a kept teacher's."""
-    record = finished(folder)
-    if record is not None and record.get("identity") == identity:
-        metrics, where = metrics_of(folder), "already complete"
-    elif pretrained and (metrics := fill_from_kept(run, folder, identity)) is not None:
-        where = "taken from the teachers that are kept"
-    else:
-        return None
-    progress.say(f"{where}: accuracy {metrics['accuracy']:.2f} %")
+def _announced(metrics: dict[str, float], where_from: str, progress: Progress) -> dict[str, float]:
+    """Say that a run need not be trained, and return its metrics."""
+    progress.say(f"{where_from}: accuracy {metrics['accuracy']:.2f} %")
     return metrics
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from kd.data.prepare import prepare
 from kd.data.raw import Source
-from kd.runs.folder import ENDED, WEIGHTS, ended
+from kd.runs.folder import ENDED, ended, inputs_of
+from kd.runs.prepared_data import outdated_data, prepare_step
 from kd.runs.run import run_step
 from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.run_lock import Busy, RunLock, TakenOver
@@ -75,13 +75,12 @@ def _gpu_is_lost() -> bool:
 
 def make(run: Run, results: Path, compute: Compute, source: Source) -> dict[str, float]:
     """Make one run whose teacher is there; prepare its data set if it is missing. Raises as run_step, and Busy."""
-    data = results / run.data_path
-    if not data.exists():
+    data, teachers = inputs_of(run, results)
+    if not data.exists() or outdated_data(run.dataset, data):
         data.parent.mkdir(parents=True, exist_ok=True)
         with RunLock(data.parent, say=lambda text: None, name=data.stem):
-            if not data.exists():
-                prepare(run.dataset, data, source)
-    teachers = [results / teacher.path / WEIGHTS for teacher in run.teachers or ()]
+            if not data.exists() or outdated_data(run.dataset, data):
+                prepare_step(run.dataset, data, source)
     return run_step(run, results / run.path, data, teachers, compute, wait=False)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def stamp_now_if_later(files: Iterable[Path]) -> None:
+    """Give the files that are there and stamped in the future the present time; nothing where that is not allowed."""
+    now = time.time()
+    for file in files:
+        with contextlib.suppress(OSError):
+            if file.stat().st_mtime > now:
+                os.utime(file)
 
 
 def file_digest(path: Path) -> str:

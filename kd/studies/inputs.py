@@ -8,6 +8,7 @@ from kd.registry.datasets import CONTENTS, DOWNLOADED, INSTALLED
 from kd.runs.folder import finished
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Dataset
+from kd.studies.status import needs_preparing
 from kd.studies.study import Study
 
 
@@ -27,19 +28,22 @@ def require_data(study: Study) -> None:
     """
     faults = []
     for path, dataset in study.datasets.items():
-        if (study.root / path).exists() or not _is_needed(study, path):
+        if not needs_preparing(study, path, dataset) or not _is_needed(study, path):
             continue
         root, downloads = study.roots[path], study.root / "data/downloads"
         if fault := _missing(dataset, root, downloads, study.compute.download):
-            faults.append(f"study {study.name}: {fault}")
+            there = (study.root / path).exists()
+            why = f"; {path} was prepared by other code, compute.freeze_code: true keeps it" if there else ""
+            faults.append(f"study {study.name}: {fault}{why}")
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
 
 
 def _is_needed(study: Study, data_path: str) -> bool:
-    """Return whether a run or a search that reads a data set is not finished."""
+    """Return whether a run or a search that reads a data set is to be made; all are where it is prepared again."""
     runs = (path for path, run in study.runs.items() if run.data_path == data_path)
-    return bool(study.tunings) or any(finished(study.root / path) is None for path in runs)
+    again = bool(study.tunings) or (study.root / data_path).exists()
+    return again or any(finished(study.root / path) is None for path in runs)
 
 
 def _missing(dataset: Dataset, root: str | None, downloads: Path, download: bool) -> str:

@@ -6,17 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kd.runs.folder import TRIAL, WEIGHTS, Records, ended, is_current, is_whole
+from kd.runs.folder import TRIAL, WEIGHTS, Records, ended, finished, inputs_of, is_whole
+from kd.runs.prepared_data import changed_folder, outdated_data
+from kd.runs.provenance import outdated, run_code
+from kd.runtime.files import read_json
 from kd.runtime.run_lock import owner, peek
 from kd.settings.run import Run
+from kd.settings.shapes import Dataset
 from kd.studies.estimates import Estimates
 from kd.studies.search import Tuning
 from kd.studies.study import Study
 
+AGAIN = "will be made again"
 STATES = ("done", "running", "failed", "waiting")
 
 
@@ -27,18 +33,19 @@ class State:
     name: str  # one of STATES
     seconds: float = 0.0  # spent so far
     share: float = 0.0  # of its epochs that are done
-    note: str = ""  # why it failed, who runs it, or that other code made it
+    note: str = ""  # why it failed, who runs it, or why it will be made again
 
 
-def states(study: Study, records: Records | None = None) -> dict[str, State]:
-    """Return the state of every run of a study by path, teachers included, except for those that only searches need.
+def states(study: Study, records: Records | None = None, with_searches: bool = False) -> dict[str, State]:
+    """Return the state of every run of a study by path, teachers included; those of searches only if wanted.
 
-    A run whose code has changed since, or whose teacher will be made again, waits: it will be made again, too.
+    A run waits when what it was made from has changed since, or when its teacher or its data will be made again.
     """
     records = Records(study.root) if records is None else records
     compared = {path: study.runs[path] for path in study.students}
     teachers = {teacher.path: teacher for run in compared.values() for teacher in run.teachers or ()}
-    found = {path: _state(run, records, study.compute.freeze_code) for path, run in (teachers | compared).items()}
+    needed = study.runs if with_searches else teachers | compared
+    found = {path: _state(study, run, records) for path, run in needed.items()}
     wanted = {
         teacher.path for path, run in compared.items() if found[path].name != "done" for teacher in run.teachers or ()
     }
@@ -48,27 +55,53 @@ def states(study: Study, records: Records | None = None) -> dict[str, State]:
     for path, run in compared.items():
         teachers = [found[teacher.path] for teacher in run.teachers or () if teacher.path in found]
         if found[path].name == "done" and any(teacher.name != "done" for teacher in teachers):
-            found[path] = State("waiting", note="its teacher will be made again")
+            found[path] = State("waiting", note=f"its teacher {AGAIN}")
     return found
 
 
-def _state(run: Run, records: Records, freeze_code: bool) -> State:
+def _state(study: Study, run: Run, records: Records) -> State:
     """Return the state of one run by the files in its folder."""
-    folder = records.root / run.path
+    folder, reason = records.root / run.path, ""
     lock, alive = peek(folder)
     if lock is not None and alive:
         return _part("running", lock, owner(lock))
     if lock is not None:
         return _part("waiting", lock, f"{owner(lock)} died; goes on from its checkpoint")
     if (record := records[run.path]) is not None and is_whole(folder, record):
-        if freeze_code or is_current(record, run):
+        reason = _outdated(study, run, record)
+        if not reason:
             return State("done", record["seconds"]["total"], 1.0)
-        return State("waiting", note="made by other code; will be made again")
     if (note := ended(folder)) is None:
-        return State("waiting")
+        return State("waiting", note=reason)
     if note["error"] is None:
         return _part("waiting", note, "stopped; goes on from its checkpoint")
     return _part("failed", note, note["error"])
+
+
+def _outdated(study: Study, run: Run, record: dict[str, Any]) -> str:
+    """Say why a finished run will be made again; empty where it will not."""
+    (data, teachers), freeze = inputs_of(run, study.root), study.compute.freeze_code
+    if reason := outdated(record, run, data, teachers, freeze):
+        return f"{reason}; {AGAIN}"
+    return f"its data {AGAIN}" if outdated_data(run.dataset, data, freeze) else ""
+
+
+def trials_done(study: Study, tuning: Tuning) -> set[int]:
+    """Return the numbers of a search's trials that need not be run again."""
+    folder = study.root / "studies" / study.name / "tune" / tuning.folder
+    return {number for number in range(tuning.trials) if _trial_is_done(study, tuning, folder / f"trial{number}")}
+
+
+def _trial_is_done(study: Study, tuning: Tuning, folder: Path) -> bool:
+    """Whether a trial is finished and made from what would make it today; of a diverged one only the code is known."""
+    try:
+        result = read_json(folder / TRIAL)
+        run = tuning.run(result["params"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    if (record := finished(folder / "run")) is not None:
+        return not _outdated(study, run, record)
+    return study.compute.freeze_code or result.get("code") == run_code(run)
 
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
@@ -96,12 +129,30 @@ def status(study: Study) -> str:
     ]
     lines = [f"{study.title} ({study.name})", "", _table(rows)]
     for name, tuning in study.tunings.items():
-        lines += ["", f"search {name}: {_trials_done(study, tuning)} of {tuning.trials} trials done"]
+        lines += ["", f"search {name}: {len(trials_done(study, tuning))} of {tuning.trials} trials done"]
     for state in STATES[1:]:
         noted = [(path, item) for path, item in found.items() if item.name == state and item.note]
         lines += ["", f"{state}:"] if noted else []
         lines += [f"  {path}: {f'{100 * item.share:.0f} %, ' if item.share else ''}{item.note}" for path, item in noted]
+    if hints := data_hints(study):
+        lines += ["", *hints]
     return "\n".join(lines)
+
+
+def again_hints(found: dict[str, State]) -> list[str]:
+    """Return a line per reason for which finished runs will be made again."""
+    reasons = Counter(state.note for state in found.values() if state.name == "waiting" and state.note.endswith(AGAIN))
+    return [f"{count} finished runs: {reason}" for reason, count in reasons.items()]
+
+
+def data_hints(study: Study) -> list[str]:
+    """Return a line per prepared data set whose folder has other files now."""
+    hints = []
+    for path, dataset in study.datasets.items():
+        root, file = study.roots[path], study.root / path
+        if root and file.exists() and changed_folder(dataset, file, Path(root).expanduser()):
+            hints.append(f"{root} has changed since it was prepared; delete {file}, and its runs are made again")
+    return hints
 
 
 def plan(study: Study) -> str:
@@ -120,10 +171,11 @@ def plan(study: Study) -> str:
     ]
     todo = to_do(study, found)
     jobs = Counter(run.kind for run in todo)
-    searches = [tuning.run({}) for tuning in study.tunings.values() if _trials_done(study, tuning) < tuning.trials]
-    needed = {run.data_path for run in [*todo, *searches]}
-    jobs["prepare_data"] = sum(not (study.root / path).exists() for path in needed)
-    jobs["trial (`snakemake tune`)"] = sum(t.trials - _trials_done(study, t) for t in study.tunings.values())
+    trials = {name: tuning.trials - len(trials_done(study, tuning)) for name, tuning in study.tunings.items()}
+    searches = [study.tunings[name].run({}) for name, left in trials.items() if left]
+    needed = {run.data_path: run.dataset for run in [*todo, *searches]}
+    jobs["prepare_data"] = sum(needs_preparing(study, path, dataset) for path, dataset in needed.items())
+    jobs["trial (`snakemake tune`)"] = sum(trials.values())
     sizes = [estimates.bytes(run) for run in todo]
     disk = f"{sum(size for size in sizes if size is not None) / 1e6:,.1f} MB"
     summary = {
@@ -134,6 +186,12 @@ def plan(study: Study) -> str:
     }
     lines = [f"{study.title} ({study.name})", "", _table(rows), ""]
     return "\n".join([*lines, *(f"{name:<9} {text}" for name, text in summary.items())])
+
+
+def needs_preparing(study: Study, path: str, dataset: Dataset) -> bool:
+    """Whether a data set is not prepared, or was prepared by other code."""
+    file = study.root / path
+    return not file.exists() or bool(outdated_data(dataset, file, study.compute.freeze_code))
 
 
 def to_do(study: Study, found: dict[str, State] | None = None) -> list[Run]:
@@ -160,11 +218,6 @@ def _left(study: Study, found: dict[str, State], estimates: Estimates) -> dict[s
         own_pace = state.seconds * (1 - state.share) / state.share if state.share else None
         left[path] = estimates.seconds(study.runs[path]) if own_pace is None else own_pace
     return left
-
-
-def _trials_done(study: Study, tuning: Tuning) -> int:
-    folder = study.root / "studies" / study.name / "tune" / tuning.folder
-    return sum((folder / f"trial{number}/{TRIAL}").exists() for number in range(tuning.trials))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

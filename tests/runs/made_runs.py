@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import COMPUTE, tiny_run
 
-from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.runs import worker
+from kd.runs.prepared_data import prepare_step
 from kd.runs.worker import work_through
 from kd.runtime.checkpoint import Checkpoint
 
@@ -39,10 +39,10 @@ def made_by_one_process(results: Path) -> Made:
 
     def counted(dataset: Any, path: Path, source: Source) -> None:
         prepared.append(path)
-        prepare(dataset, path, source)
+        prepare_step(dataset, path, source)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(worker, "prepare", counted)
+        patched.setattr(worker, "prepare_step", counted)
         failed = work_through([KD, SCRATCH], results, COMPUTE, source(results), said.append)
     assert failed == {}
     return Made(results, said, prepared)

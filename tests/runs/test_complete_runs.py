@@ -9,6 +9,7 @@ import pytest
 from conftest import COMPUTE, execute, tiny_run
 from made_runs import KD, SCRATCH, Made, made_by_one_process, state_of
 
+from kd.runs import provenance
 from kd.runs import run as run_module
 from kd.runs.run import run_step
 from kd.runtime.files import read_json
@@ -40,7 +41,7 @@ def test_a_run_that_was_made_from_something_else_is_made_again(
     if what == "settings":
         run = tiny_run("kd", training__lr=0.2)
     elif what == "code":
-        monkeypatch.setattr(run_module, "run_code", lambda run: "0123456789")
+        monkeypatch.setattr(provenance, "run_code", lambda run: "0123456789")
     elif what == "teacher":
         teacher = made.results / SCRATCH.path / "weights.pt"
     elif what == "data":

@@ -62,7 +62,7 @@ def test_processes_that_need_the_same_data_at_the_same_time_prepare_it_once(
         time.sleep(0.3)
         path.write_bytes(b"images")
 
-    monkeypatch.setattr(worker, "prepare", slow)
+    monkeypatch.setattr(worker, "prepare_step", slow)
     monkeypatch.setattr(
         worker, "run_step", lambda run, folder, data, *_, **__: started.append(data.read_bytes()) or {"accuracy": 1.0}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ from fake_results import (
     state_of,
 )
 
+from kd.runs.provenance import run_code
 from kd.runtime.run_lock import RunLock
 from kd.studies import status as state
 from kd.studies.study import Study, load_study
@@ -238,11 +240,13 @@ def test_trials_done_are_counted(tmp_path: Path) -> None:
     search = {"pair": PAIR, "method": "ssdkd", "scale": 0.3, "seed": 0, "trials": 5, "validation": 0.2}
     study = loaded(tmp_path, tune={"phi": {**search, "space": {"replay.alpha": {"low": 0.0, "high": 1.0}}}})
     folder = study.root / "studies/watched/tune" / study.tunings["phi"].folder
-    for number in (0, 3):
+    diverged = {"params": {"replay.alpha": 0.5}, "accuracy": None}
+    code = run_code(study.tunings["phi"].run(diverged["params"]))
+    for number, of in ((0, code), (2, "0123456789"), (3, code)):
         (folder / f"trial{number}").mkdir(parents=True)
-        (folder / f"trial{number}/trial.json").write_text("{}")
+        (folder / f"trial{number}/trial.json").write_text(json.dumps(diverged | {"code": of}))
     (folder / "trial1").mkdir()  # under way
     (folder / "trial7").mkdir()  # of a longer search
-    (folder / "trial7/trial.json").write_text("{}")
+    (folder / "trial7/trial.json").write_text(json.dumps(diverged | {"code": code}))
     assert "search phi: 2 of 5 trials done" in state.status(study)
     assert "3 trial" in state.plan(study)

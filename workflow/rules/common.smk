@@ -5,19 +5,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from kd.integrations.jobs import close_study, open_study
-from kd.reports.plan import plan_figures, plan_tables
+from kd.reports.plan import made_of, outdated_report, plan_figures, plan_tables
 from kd.runs import gpu_slots
-from kd.runs.folder import METRICS, RECORD, TRIAL, WEIGHTS, files_of, finished
-from kd.runs.provenance import data_code, report_code, run_code
+from kd.runs.folder import METRICS, RECORD, TRIAL, files_of, inputs_of
+from kd.runs.provenance import report_code
 from kd.runtime.messages import ConfigError
 from kd.settings.merging import run_of
 from kd.studies.command_line import require_one_config
 from kd.studies.inputs import require_data, require_results_folder
+from kd.studies.status import again_hints, data_hints, needs_preparing, states, trials_done
 from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
+# Of a job that failed, Snakemake says for each file that there was no earlier one to restore.
+logger.addFilter(lambda record: not str(record.msg).startswith("Cannot restore "))
 # A large DAG stays alive as a whole: searching it for garbage again and again took a tenth of a dry run.
 gc.set_threshold(200_000, 20, 100)
 
@@ -39,6 +43,34 @@ RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
 DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
+# kd decides what is made again, by content (kd.runs.provenance.outdated). Snakemake's time stamps and metadata get lost.
+STATES = states(STUDY, with_searches=True) if workflow.is_main_process else {}  # a job's own process only makes its job
+for hint in (*again_hints(STATES), *data_hints(STUDY)) if STATES else ():
+    print(hint, file=sys.stderr)
+DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY)
+TRIALS_DONE = {name: trials_done(STUDY, tuning) if STATES else set() for name, tuning in STUDY.tunings.items()}
+
+
+def job_inputs(run, done, *outputs):
+    """Return the data and teachers of a run's job: where the run is done, as inputs that decide nothing.
+
+    outputs: the job's own file, and the one that is made of it.
+    """
+    data, teachers = inputs_of(run, STUDY.root)
+    if done:
+        return [ancient(file.as_posix()) for file in (data, *teachers) if file.exists()]
+    make_again(*outputs)
+    return [file.as_posix() for file in (data, *teachers)]
+
+
+def make_again(output, above=None):
+    """Let the job that makes `output` run although that file or the one `above` it is there.
+
+    Snakemake has no public way to say so. By itself it makes no missing file whose own product is there.
+    """
+    if workflow.is_main_process and any(Path(file).exists() for file in filter(None, (output, above))):
+        workflow.dag.forcefiles.add(output)
+
 
 def run_at(wildcards):
     """Return the run that a rule's wildcard names."""
@@ -46,12 +78,6 @@ def run_at(wildcards):
         return RUNS[f"runs/{wildcards.run}"]
     except KeyError:
         raise WorkflowError(f"runs/{wildcards.run} is no run of study {STUDY.name}; see {FOLDER}/runs.csv") from None
-
-
-def code_of(run, folder):
-    """Return the digest of a run's code; of a finished run under compute.freeze_code, the digest that it was made with."""
-    record = finished(Path(folder)) if STUDY.compute.freeze_code else None
-    return record["code"] if record else run_code(run)
 
 
 def runtime(wildcards, attempt):
@@ -63,20 +89,22 @@ def dataset_settings(wildcards):
     return DATASETS[f"data/{wildcards.data}.pt"].prepared
 
 
-def data_file(wildcards):
-    return f"{ROOT}/{run_at(wildcards).data_path}"
+def dataset_inputs(wildcards):
+    """Return nothing: what is read is not Snakemake's business. Only other code prepares a data set again."""
+    path = f"data/{wildcards.data}.pt"
+    if needs_preparing(STUDY, path, DATASETS[path]):
+        make_again(f"{ROOT}/{path}")
+    return []
 
 
-def teacher_weights(wildcards):
-    return [f"{ROOT}/{teacher.path}/{WEIGHTS}" for teacher in run_at(wildcards).teachers]
+def run_inputs(wildcards):
+    path = f"runs/{wildcards.run}"
+    done = path in STATES and STATES[path].name == "done"
+    return job_inputs(run_at(wildcards), done, f"{ROOT}/{path}/{RECORD}", f"{FOLDER}/results.csv")
 
 
 def run_settings(wildcards):
     return run_at(wildcards).identity
-
-
-def run_code_digest(wildcards):
-    return code_of(run_at(wildcards), f"{ROOT}/runs/{wildcards.run}")
 
 
 def report_files():
@@ -84,18 +112,22 @@ def report_files():
     return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *(f"figures/{name}.png" for name in FIGURES))]
 
 
+def collect_inputs(wildcards):
+    if DRAW_AGAIN:
+        make_again(f"{FOLDER}/results.csv")
+    return [f"{ROOT}/{path}/{name}" for name in (METRICS, RECORD) for path in STUDY.students]
+
+
 def figure_inputs(wildcards):
     figure = FIGURES[wildcards.figure]
+    if DRAW_AGAIN:
+        make_again(f"{FOLDER}/figures/{figure.name}.png")
     return [f"{FOLDER}/results.csv"] if figure.experiment else [f"{ROOT}/{file}" for file in figure.inputs]
 
 
 def files_of_run(kind):
-    """Return the output files of a run of this kind."""
-    return [f"{ROOT}/runs/{{run}}/{name}" for name in files_of(kind)]
-
-
-def run_outputs(name):
-    return [f"{ROOT}/{path}/{name}" for path in STUDY.students]
+    """Return the output files of a run of this kind. Snakemake keeps them until others are there (`update`)."""
+    return [update(f"{ROOT}/runs/{{run}}/{name}") for name in files_of(kind)]
 
 
 def tuning_folder(name):
@@ -113,9 +145,10 @@ def trial_files(wildcards):
 
 def trial_inputs(wildcards):
     """Return the data and the teacher, if the method has one; neither depends on what is searched."""
-    run = run_of(tuning_at(wildcards).settings, tuning_at(wildcards).seed)
-    teachers = [f"{ROOT}/{teacher.path}/{WEIGHTS}" for teacher in run.teachers or ()]
-    return {"data": f"{ROOT}/{run.data_path}", "teachers": teachers}
+    tuning, number = tuning_at(wildcards), int(wildcards.number)
+    folder = f"{FOLDER}/tune/{wildcards.tuning}"
+    run, done = run_of(tuning.settings, tuning.seed), number in TRIALS_DONE[tuning.name]
+    return job_inputs(run, done, f"{folder}/trial{number}/{TRIAL}", f"{folder}/best.yaml")
 
 
 def check_gpus():

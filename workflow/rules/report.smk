@@ -4,8 +4,7 @@
 rule collect:
     """One tidy table of all runs."""
     input:
-        run_outputs(METRICS),
-        run_outputs(RECORD),
+        collect_inputs,
     output:
         results=report(f"{FOLDER}/results.csv", caption="../report/results.rst", category="Tables"),
     log:
@@ -14,7 +13,7 @@ rule collect:
         "../../environment.yml"
     params:
         table=STUDY.table.to_dict("list"),
-        code=report_code(),
+        made_of=made_of(STUDY),
     script:
         "../scripts/collect.py"
 

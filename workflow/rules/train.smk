@@ -9,7 +9,7 @@ RUN_KIND = {
 rule train:
     """Train on labels only: a teacher, or a student from scratch."""
     input:
-        data=data_file,
+        run_inputs,
     output:
         files_of_run("train"),
     log:
@@ -25,15 +25,11 @@ rule train:
         runtime=runtime,
     params:
         settings=run_settings,
-        code=run_code_digest,
     script:
         "../scripts/run.py"
 
 
 use rule train as distill with:
-    input:
-        data=data_file,
-        teachers=teacher_weights,
     output:
         files_of_run("distill"),
     wildcard_constraints:

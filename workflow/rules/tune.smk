@@ -2,9 +2,9 @@
 rule trial:
     """Train with settings that Optuna suggests; score on the validation split."""
     input:
-        unpack(trial_inputs),
+        trial_inputs,
     output:
-        f"{FOLDER}/tune/{{tuning}}/trial{{number}}/{TRIAL}",
+        update(f"{FOLDER}/tune/{{tuning}}/trial{{number}}/{TRIAL}"),
     log:
         f"{ROOT}/logs/tune/{STUDY.name}/{{tuning}}/trial{{number}}.txt",
     conda:
@@ -16,7 +16,6 @@ rule trial:
         runtime=runtime,
     params:
         tuning=lambda wildcards: tuning_at(wildcards).identity,
-        code=lambda wildcards: run_code(run_of(tuning_at(wildcards).settings, tuning_at(wildcards).seed)),
     script:
         "../scripts/trial.py"
 

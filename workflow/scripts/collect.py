@@ -3,9 +3,12 @@ from pathlib import Path
 import pandas as pd
 
 from kd.integrations.jobs import job, results_of
+from kd.reports.plan import MADE_OF
 from kd.reports.tables import collect
-from kd.runtime.files import write_atomically
+from kd.runtime.files import write_atomically, write_json
 
 with job(snakemake.log[0]):
     results = collect(pd.DataFrame(snakemake.params.table), results_of(snakemake))
-    write_atomically(Path(snakemake.output.results), lambda file: results.to_csv(file, index=False))
+    output = Path(snakemake.output.results)
+    write_atomically(output, lambda file: results.to_csv(file, index=False))
+    write_json(output.with_name(MADE_OF), snakemake.params.made_of)

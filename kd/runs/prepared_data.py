@@ -1,0 +1,52 @@
+"""The prepared file of a data set and, next to it, the record of what was read. Imports no torch when loaded.
+
+The record says which code prepared the file and what the user's folder held. Without a record (it was left behind on
+another machine) the file counts as up to date: it may be all that there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd.runs.provenance import data_code
+from kd.runtime.files import read_json, write_json
+from kd.settings.shapes import Dataset
+
+if TYPE_CHECKING:
+    from kd.data.raw import Source
+
+
+def prepare_step(dataset: Dataset, path: Path, source: Source, say: Callable[[str], None] = print) -> None:
+    """Prepare a data set into the file `path` and write its record. Raises as kd.data.prepare.prepare."""
+    from kd.data.prepare import prepare
+
+    read = prepare(dataset, path, source, say)
+    write_json(_record_file(path), {"code": data_code(dataset), "dataset": dataset.prepared, "read": read})
+
+
+def outdated_data(dataset: Dataset, path: Path, freeze_code: bool = False) -> str:
+    """Say why a data set that is there has to be prepared again; empty where it need not be."""
+    other = _record(path).get("code", data_code(dataset)) != data_code(dataset)
+    return "prepared by other code" if other and not freeze_code else ""
+
+
+def changed_folder(dataset: Dataset, path: Path, root: Path | None) -> bool:
+    """Whether the user's folder holds other files than when its data set was prepared; False where nobody can tell."""
+    from kd.data.listing import listing
+
+    before = (_record(path).get("read") or {}).get("listing")
+    return bool(before) and root is not None and root.is_dir() and listing(root) != before
+
+
+def _record_file(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = read_json(_record_file(path))
+        return record if isinstance(record, dict) else {}
+    except (OSError, ValueError):
+        return {}
