@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd.batch import Batch
 from kd.data.augment import Augment
+from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Dataset
 
 VALIDATION_SEED = 0  # the validation split belongs to the data set, not to a run
@@ -53,7 +54,10 @@ class Data:
 
 
 def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
-    """Return a prepared file's data on a device; without the test images if a validation split is held out."""
+    """Return a prepared file's data on a device; without the test images if a validation split is held out.
+
+    Raises ConfigError for a validation split that would hold out every image of a class.
+    """
     content = torch.load(path, weights_only=True, mmap=True)
     train = Split(content["train_images"], content["train_labels"])
     full_size = len(train)
@@ -61,6 +65,7 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
         held_out = stratified(train.labels, dataset.validation, VALIDATION_SEED)
         rest = torch.ones(full_size, dtype=torch.bool)
         rest[held_out] = False
+        _require_every_class(train.labels[rest], train.labels, content["classes"], dataset.validation)
         score, train = train.subset(held_out), train.subset(rest.nonzero()[:, 0])
     else:
         score = Split(content["test_images"], content["test_labels"])
@@ -68,6 +73,17 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
     on_device = (Split(split.images.to(device), split.labels.to(device)) for split in (train, score))
     scored = "validation" if dataset.validation else "test"
     return Data(*on_device, scored, full_size, content["classes"], augment)
+
+
+def _require_every_class(left: Tensor, labels: Tensor, classes: list[str], validation: float) -> None:
+    """Raise ConfigError where a class that has images has none left."""
+    before, after = (values.bincount(minlength=len(classes)) for values in (labels, left))
+    if empty := ((before > 0) & (after == 0)).nonzero()[:, 0].tolist():
+        others = f" and of {len(empty) - 1} more classes" if len(empty) > 1 else ""
+        raise ConfigError(
+            f"dataset.validation: got {validation}, which holds out all training images of class {classes[empty[0]]!r} "
+            f"({before[empty[0]]}){others}; lower it, or give each class at least two images"
+        )
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -88,9 +104,15 @@ class Loader:
     """Endless batches of a split in a new random order each epoch; the last, smaller batch of an epoch is dropped.
 
     If the split is smaller than the batch, a batch is the whole split. Order and position are part of a checkpoint.
+    Raises ConfigError for fewer than two images.
     """
 
     def __init__(self, split: Split, augment: Augment, batch_size: int, generator: torch.Generator):
+        if len(split) < 2:
+            raise ConfigError(
+                f"dataset: training images: got {len(split)}; batch normalisation needs two or more: raise scale, "
+                "lower dataset.validation, or add images"
+            )
         self.split, self.augment, self.generator = split, augment, generator
         self.batch_size = min(batch_size, len(split))
         self.steps_per_epoch = len(split) // self.batch_size

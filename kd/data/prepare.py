@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd.data.found import found
 from kd.data.raw import Source, subset
 from kd.registry.datasets import DATASETS
 from kd.runtime.files import write_atomically
 from kd.settings.shapes import Dataset
 
 
-def prepare(dataset: Dataset, path: Path, source: Source) -> None:
+def on_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], None] = on_stderr) -> dict[str, Any]:
     """Load the data set, resize it, and write images [N, C, S, S] uint8, labels, class names, mean and std to `path`.
 
-    Mean and std are per channel over the training images, in units of the full range [0, 1]. Raises ConfigError if the
-    data is missing or has another shape.
+    Mean and std are per channel over the training images, in units of the full range [0, 1]; the std of a channel that
+    never changes is 1. Returns what was read, as JSON holds it: `train` and `test`, each with its images (`used`) and
+    how many of them repeat another (`duplicates`); `test_in_train`, the test images that are training images, too;
+    `constant_channels`; of a folder the files `skipped`, by reason, and its `listing`, else {} and None; `lines`, which
+    said the same.
+
+    Raises ConfigError if the data is missing or has another shape.
     """
     module, function = DATASETS[dataset.name].split(":")
     raw = subset(getattr(importlib.import_module(module), function)(dataset, source), dataset.classes)
@@ -34,10 +47,14 @@ def prepare(dataset: Dataset, path: Path, source: Source) -> None:
         "test_labels": torch.from_numpy(raw.test_labels),
         "classes": raw.classes,
         "mean": mean.float(),
-        "std": std.float(),
+        "std": std.where(std > 0, 1).float(),
     }
+    record = found(dataset.label, len(raw.classes), train, test, std, raw.tree)
+    for line in record["lines"]:
+        say(line)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(content, file))
+    return record
 
 
 def _mean_std(images: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:

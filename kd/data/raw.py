@@ -8,7 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kd.data.listing import Skipped
 from kd.runtime.messages import ConfigError, suggest
+
+
+class Tree(NamedTuple):
+    """What was found in a folder of images."""
+
+    root: Path
+    train_files: list[Path]  # one per image, in their order
+    test_files: list[Path]
+    skipped: Skipped
+    listing: str  # as kd.data.listing.listing returned it before the files were read
 
 
 class RawData(NamedTuple):
@@ -19,6 +30,7 @@ class RawData(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: list[str]
+    tree: Tree | None = None  # where each image is a file of the user's
 
 
 class Source(NamedTuple):

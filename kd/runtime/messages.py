@@ -17,10 +17,11 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__("\n".join(_bearable(line) for line in message.split("\n")))
+        super().__init__("\n".join(bearable(line) for line in message.split("\n")))
 
 
-def _bearable(line: str) -> str:
+def bearable(line: str) -> str:
+    """Return a line whose characters are printable, cut where it is too long to read."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     return line if len(line) <= 900 else f"{line[:600]} ... {line[-280:]}"
 

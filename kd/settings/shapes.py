@@ -10,7 +10,7 @@ nothing: there it is left out of a run's identity, so that old results stay what
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from kd.registry.setting import Setting
@@ -50,7 +50,7 @@ class Dataset:
     """Where the images come from, and how they are augmented.
 
     `root` belongs to a run's identity for `folder` only: other data sets are the same everywhere, and `run_of` leaves
-    out where they were found.
+    out where they were found. It is kept as typed, but imgs/ and ./imgs are imgs.
     """
 
     name: str = setting(
@@ -59,7 +59,7 @@ class Dataset:
     )
     root: str | None = setting(
         None,
-        "where the data lies, for folder: root/{train,test}/<class>/*.png, .jpg, .webp; null: found or downloaded",
+        "where the data lies, for folder: root/{train,test}/<class>/*.png, .jpg, .tif, ...; null: found or downloaded",
         pattern="",
     )
     classes: int | tuple[str, ...] | None = setting(
@@ -77,11 +77,15 @@ class Dataset:
     pad: int = setting(2, "augmentation: random crop after padding by this many pixels", at_least=0)
     flip: bool = setting(False, "augmentation: random horizontal flip")
 
+    def __post_init__(self) -> None:
+        if self.root is not None:
+            object.__setattr__(self, "root", str(PurePosixPath(self.root)))  # a link's `..` leads elsewhere: it stays
+
     @property
     def label(self) -> str:
         """Name for paths and tables: cifar100, cifar100-20 (a subset of its classes), folder-flowers."""
         count = len(self.classes) if isinstance(self.classes, tuple) else self.classes
-        return "-".join(filter(None, [self.name, PurePath(self.root or "").name, str(count or "")]))
+        return "-".join(filter(None, [self.name, PurePosixPath(self.root or "").name, str(count or "")]))
 
     @property
     def prepared(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from kd.losses.kd import kl_divergence
 from kd.losses.objective import Objective
 from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
+from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
 from kd.training.diagnosis import require_learning, require_sound_loss, require_varied_images
 from kd.training.evaluate import Result, evaluate, predict
@@ -45,8 +46,14 @@ def compute(
 
 
 def capacity(run: Run, full_size: int) -> int:
-    """Return the number of images in a full buffer: the data scale of the paper."""
-    return max(1, round(run.scale * (run.replay.full_size or full_size)))
+    """Return the number of images in a full buffer, the paper's data scale. Raises ConfigError for fewer than two."""
+    of = run.replay.full_size or full_size
+    if (size := round(run.scale * of)) < 2:
+        raise ConfigError(
+            f"scale: got {run.scale:g}, which leaves {size} of {of:,} images for the buffer; needed: two or more; "
+            "raise scale or replay.full_size"
+        )
+    return size
 
 
 def distil(

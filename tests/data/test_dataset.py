@@ -1,6 +1,7 @@
 """Preparing, loading and splitting a data set, and the batches made from it."""
 
 import io
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +16,7 @@ from kd.data.augment import Augment
 from kd.data.dataset import Loader, Split, load, stratified
 from kd.data.prepare import prepare
 from kd.data.raw import Source
+from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Dataset
 
 DIGITS = Dataset(name="digits", root=None, classes=None, image_size=8, validation=0.0, pad=1, flip=False)
@@ -131,6 +133,25 @@ def test_validation_split_is_cut_from_the_training_images_alone(prepared):
     assert torch.equal(again.score.images, data.score.images)
 
 
+@pytest.mark.parametrize(
+    ("labels", "validation", "named"),
+    [
+        ([0, 0, 0, 2], 0.5, "class 'c' (1);"),  # a class of one image, and one that has none anyway
+        ([0, 1], 0.1, "class 'a' (1) and of 1 more classes;"),  # everything
+        ([0] * 8 + [1] * 2 + [2] * 2, 0.8, "class 'b' (2) and of 1 more classes;"),
+    ],
+)
+def test_a_validation_split_that_takes_every_image_of_a_class_is_refused(tmp_path, labels, validation, named):
+    images = torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
+    content = {"classes": ["a", "b", "c"], "mean": torch.zeros(1), "std": torch.ones(1)}
+    for part in PARTS:
+        content |= {f"{part}_images": images, f"{part}_labels": torch.tensor(labels)}
+    torch.save(content, tmp_path / "d.pt")
+    with pytest.raises(ConfigError, match=rf"^dataset.validation: got {validation}, .*{re.escape(named)}[^\n]+\Z"):
+        load(tmp_path / "d.pt", replace(DIGITS, validation=validation), CPU)
+    assert len(load(tmp_path / "d.pt", DIGITS, CPU).train) == len(labels)
+
+
 # --- stratified fractions ---
 
 LABELS = torch.randint(0, 5, (400,), generator=generator()).pow(2)  # unequal gaps between the class names
@@ -189,6 +210,12 @@ def test_an_epoch_visits_each_sample_at_most_once_in_a_new_order(count, batch_si
         assert len(order) == len(set(order)) == steps * size
     assert all(before != after for before, after in pairwise(orders))
     assert set().union(*orders) == set(range(count))  # the dropped samples change
+
+
+def test_one_image_makes_no_batch_for_batch_normalisation():
+    with pytest.raises(ConfigError, match=r"^dataset: training images: got 1; batch normalisation needs two"):
+        loader(1, 6)
+    assert loader(2, 6).batch_size == 2
 
 
 def test_a_batch_holds_the_images_and_labels_of_its_index():
