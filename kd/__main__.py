@@ -48,13 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     tables.add_argument(
         "--out", type=Path, metavar="FOLDER", help="folder to write to (default: results/studies/<study>/so-far)"
     )
-    sync = commands.add_parser("sync", help="send to MLflow what it missed while it was away")
+    sync = commands.add_parser("sync", help="send to MLflow what it lacks: a study's runs and tables, or all runs")
     for command in (run, sync):
         command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
-    for command in (plan, status, tables):
-        command.add_argument(
-            "study", nargs="?", help="name or path, as --config study=...; default: as config.yaml says"
-        )
+    for command in (plan, status, tables, sync):
+        default = "all runs of --results" if command is sync else "as config.yaml says"
+        command.add_argument("study", nargs="?", help=f"name or path, as --config study=...; default: {default}")
         command.add_argument(
             "--config", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="as Snakemake's --config"
         )
@@ -189,9 +188,19 @@ def _project() -> Path:
 
 
 def _sync(given: argparse.Namespace) -> int:
-    from kd.integrations.tracking import sync
+    from kd.integrations.jobs import close_study
+    from kd.integrations.store import Store
+    from kd.integrations.tracking import TRACKED, sync
 
-    print(f"{sync(given.results)} runs sent")
+    if given.study or given.config:
+        if given.results != Path("results"):
+            given.config.append(f"results={given.results}")
+        sent = close_study(_study(given), print)
+    else:
+        settings = read_yaml(_project() / "config/config.yaml").get("tracking") or {"uri": None}
+        folders = (file.parent for file in sorted(given.results.glob(f"**/{TRACKED}")))
+        sent = sync(folders, Store(settings, given.results))
+    print(f"{sent} runs sent")
     return 0
 
 

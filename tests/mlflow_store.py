@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from kd.integrations.tracking import Tracker
+from pathlib import Path
+
+from kd.integrations import store as stores
+from kd.integrations.tracking import Tracker, flatten, sync
 from kd.runtime.files import write_json
 
 AWAY = "http://127.0.0.1:9"
 ROWS = [{"epoch": 1.0, "loss": 2.5}, {"epoch": 2.0, "loss": 1.5, "accuracy": 50.0}, {"epoch": 3.0, "loss": 0.5}]
 PARAMS = {"kind": "train", "training": {"lr": 0.1, "milestones": [1, 2], "schedule": None}}
 TAGS = {"method": "kd", "teacher": "", "seed": "0"}
+
+
+def described(name, experiment):
+    return {"experiment": experiment, "name": name, "tags": TAGS, "params": flatten(PARAMS)}
 
 
 class Said(list):
@@ -19,15 +26,18 @@ class Said(list):
 class Store:
     """A store in a folder, its client, and runs below it."""
 
-    def __init__(self, results, uri):
-        from mlflow import MlflowClient
-
-        self.results, self.uri, self.client = results, uri, MlflowClient(tracking_uri=uri)
+    def __init__(self, results, uri=None):
+        self.results, self.store = results, stores.Store({"uri": uri}, results)
+        self.client = self.store.client()
 
     def tracker(self, folder, experiment, say=None, uri=None):
         folder.mkdir(parents=True, exist_ok=True)
-        say = Said() if say is None else say
-        return Tracker(folder, uri or self.uri, experiment, self.results, folder.name, TAGS, PARAMS, say)
+        store = stores.Store({"uri": uri}, self.results) if uri else self.store
+        return Tracker(folder, store, described(folder.name, experiment), Said() if say is None else say)
+
+    def sync(self, folder, say=print):
+        """Send everything below a folder."""
+        return sync(sorted(file.parent for file in Path(folder).glob("**/mlflow.json")), self.store, say)
 
     def runs(self, experiment):
         found = self.client.get_experiment_by_name(experiment)

@@ -6,22 +6,27 @@ through its `config`, because a changed param would run everything again.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd.data.raw import Source
-from kd.runs.folder import files_of
-from kd.runtime.files import stamp_now_if_later, write_atomically
+from kd.runs.folder import METRICS, TRACKED, files_of, finished
+from kd.runtime.files import stamp_now_if_later, write_atomically, write_json
 from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
+from kd.studies.status import trials_done
 from kd.studies.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -88,26 +93,58 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
     made = [f"{path}/{name}" for path, run in study.runs.items() for name in files_of(run.kind)]
     stamp_now_if_later(study.root / path for path in (*study.datasets, *made))
     if study.tracking["enabled"]:
-        from kd.integrations.tracking import create_local_store, store_uri
+        from kd.integrations.store import Store
 
-        uri = store_uri(study.tracking, study.root)
+        store = Store(study.tracking, study.root)
         try:
-            create_local_store(uri, study.name, study.root)
+            store.open(study.name)
         except Exception as error:
-            say(f"MLflow store {uri} cannot be made ({type(error).__name__}); `python -m kd sync` sends all runs later")
+            say(f"{store.trouble(error)}; the study goes on, `{sync_command(study.settings)}` sends all runs later")
 
 
-def close_study(study: Study, say: Callable[[str], None]) -> None:
-    """Send to MLflow, after the last job, what it does not have yet, and the study's tables and figures."""
-    if study.tracking["enabled"]:
-        from kd.integrations.tracking import log_study, store_uri, sync
+def close_study(study: Study, say: Callable[[str], None]) -> int:
+    """Send to MLflow what it does not have yet of the study's runs, and the study's tables and figures.
 
-        folder = study.root / "studies" / study.name
+    Runs that were made by hand are sent, too. Returns the number of runs brought up to date.
+    """
+    if not study.tracking["enabled"]:
+        return 0
+    from kd.integrations.store import Store
+    from kd.integrations.tracking import log_study, read_state, sync
+
+    store, later, folders = Store(study.tracking, study.root), sync_command(study.settings), []
+    for path, run in _tracked_runs(study):
+        folder = study.root / path
+        if (folder / METRICS).exists():
+            folders.append(folder)
+            if not read_state(folder):
+                write_json(folder / TRACKED, {**description(study.name, study.table, run, path), "sent": {}})
+    said: list[str] = []
+    sent = sync(folders, store, said.append, later)
+    if not any(later in text for text in said):
         try:
-            sync(study.root, say)
-            log_study(store_uri(study.tracking, study.root), study.name, study.root, folder)
+            log_study(store, study.name, study.root / "studies" / study.name)
         except Exception as error:
-            say(f"tables and figures not sent to MLflow ({type(error).__name__})")
+            said.append(f"{store.trouble(error)}; `{later}` sends tables and figures later")
+    for text in said:
+        say(text)
+    return sent
+
+
+def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
+    """Yield the paths of a study's runs below the results folder, those of finished trials included."""
+    yield from study.runs.items()
+    for tuning in study.tunings.values():
+        for number in sorted(trials_done(study, tuning)):
+            path = f"studies/{study.name}/tune/{tuning.folder}/trial{number}/run"
+            if (record := finished(study.root / path)) is not None:
+                yield path, Run.from_dict(record["settings"])
+
+
+def sync_command(settings: dict[str, Any]) -> str:
+    """Return the command that sends a study's runs to MLflow."""
+    results = "" if settings["results"] == "results" else f" --config results={shlex.quote(settings['results'])}"
+    return f"python -m kd sync {shlex.quote(settings['study'])}{results}"
 
 
 def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None]) -> AbstractContextManager:
@@ -117,10 +154,19 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
         return nullcontext()
     import pandas as pd
 
-    from kd.integrations.tracking import Tracker, store_uri
+    from kd.integrations.store import Store
+    from kd.integrations.tracking import Tracker
 
     results, study = results_of(snakemake), snakemake.config["study_name"]
     table = pd.read_csv(results / "studies" / study / "runs.csv", keep_default_na=False)
+    said = description(study, table, run, folder.relative_to(results).as_posix())
+    return Tracker(folder, Store(tracking, results), said, say, sync_command(snakemake.config))
+
+
+def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[str, Any]:
+    """Return how MLflow shows a run, as Tracker takes it: tagged with the study's names for it."""
+    from kd.integrations.tracking import flatten
+
     names = table[table["path"] == run.path]
     aliases = {key: ", ".join(dict.fromkeys(names[key])) for key in ("experiment", "method", "ablation")}
     tags = {
@@ -131,8 +177,8 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
         "scale": str(run.scale),
         "seed": str(run.seed),
         "kind": run.kind,
-        "path": folder.as_posix(),
+        "path": path,
         "digest": run.digest,
     }
-    name = "/".join(folder.parts[-4:])
-    return Tracker(folder, store_uri(tracking, results), study, results, name, tags, run.as_dict(), say)
+    name = "/".join(path.split("/")[-4:])
+    return {"experiment": study, "name": name, "tags": tags, "params": flatten(run.as_dict())}

@@ -1,21 +1,22 @@
-"""MLflow as a view of a run's files. The only module that imports mlflow.
+"""MLflow as a view of a run's files.
 
 The store is brought up to date from a run's files: for long runs during the run and at its end; for short runs when the
 study ends, because opening MLflow takes seconds; or later by `python -m kd sync`. When the store is away, one line says
 so, training goes on, and nothing is lost.
+
+mlflow.json in the run's folder says what is sent (`experiment`, `name`, `tags`, `params`) and, by store, how much has
+arrived there. It names no place on this machine, so that a copied results folder is a project of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from kd.integrations.store import Store, quiet
 from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, with_results
 from kd.runs.folder import metrics as run_metrics
 from kd.runtime.files import read_json, write_json
@@ -23,65 +24,34 @@ from kd.runtime.files import read_json, write_json
 OPEN_AFTER_SECONDS = 60.0  # shorter runs are sent at the end of the study
 SEND_EVERY_SECONDS = 15.0
 METRICS_PER_BATCH = 1000  # the largest batch that MLflow accepts
-
-SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens at the runs, not at chat traces
-
-# A store that is away must not hang a run for minutes; these are MLflow's own settings, unless the user chose others.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-
-
-def store_uri(settings: dict[str, Any], results: Path) -> str:
-    """Return tracking.uri, else $MLFLOW_TRACKING_URI, else the URI of an SQLite file in the results folder."""
-    local = f"sqlite:///{(results / 'mlflow.db').resolve()}"
-    return settings["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local
-
-
-def create_local_store(uri: str, experiment: str, results: Path) -> None:
-    """Create the tables of a missing SQLite store, before parallel jobs would all try to."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        with _quiet():
-            _experiment(_client(uri), experiment, results)
+NOTHING = {"run_id": None, "described": False, "rows": 0, "complete": False}  # has arrived
 
 
 class Tracker:
     """Context manager around one run; entering returns the journal's sink.
 
+    description: experiment, name, tags and params of the MLflow run; later: the command that sends what is missing.
     Nothing here raises because of the store: a failure is reported through `say`, and what it concerned is sent later.
     """
 
     def __init__(
         self,
         folder: Path,
-        uri: str,
-        experiment: str,
-        results: Path,
-        name: str,
-        tags: dict[str, str],
-        params: dict[str, Any],
+        store: Store,
+        description: dict[str, Any],
         say: Callable[[str], None] = print,
+        later: str = "python -m kd sync",
     ):
-        self.folder, self.uri, self.say = folder, uri, say
-        self.state = {
-            "uri": uri,
-            "experiment": experiment,
-            "results": str(results),
-            "name": name,
-            "tags": tags,
-            "params": flatten(params),
-            "run_id": None,
-            "described": False,
-            "rows": 0,
-            "complete": False,
-        }
+        self.folder, self.store, self.say, self.later = folder, store, say, later
+        self.arrived = dict(NOTHING)
+        self.state = {**description, "sent": {store.name: self.arrived}}  # of another training nothing counts
         self._away = False
         self._next = time.monotonic() + OPEN_AFTER_SECONDS
 
     def __enter__(self) -> Callable[[list[dict[str, float]]], None]:
-        before = self.folder / TRACKED
-        if before.exists() and (old := read_json(before))["uri"] == self.uri and not old["complete"]:
-            self.state |= {key: old[key] for key in ("run_id", "described", "rows")}
+        before = arrived(read_state(self.folder), self.store)
+        if not before["complete"]:
+            self.arrived.update(before)
         return self._sink
 
     def _sink(self, history: list[dict[str, float]]) -> None:
@@ -90,48 +60,77 @@ class Tracker:
             self._next = time.monotonic() + SEND_EVERY_SECONDS
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        if self.state["run_id"] and kind is None:
+        if self.arrived["run_id"] and kind is None:
             self._send(read_history(self.folder), "FINISHED")
-        elif self.state["run_id"]:
+        elif self.arrived["run_id"]:
             self._send([], "KILLED")
-        write_json(self.folder / TRACKED, self.state)
+        self._note()
 
     def _send(self, history: list[dict[str, float]], status: str) -> None:
         try:
-            send(self.folder, self.state, history, status)
+            send(self.folder, self.store, self.state, self.arrived, history, status)
         except Exception as error:
             if not self._away:
-                self.say(
-                    f"MLflow store {self.uri} is away ({type(error).__name__}); the run goes on, "
-                    "`python -m kd sync` sends the rest later"
-                )
+                self.say(f"{self.store.trouble(error)}; the run goes on, `{self.later}` sends the rest later")
             self._away = True
         finally:
+            self._note()
+
+    def _note(self) -> None:
+        try:
             write_json(self.folder / TRACKED, self.state)
+        except OSError as error:  # a full disk: what only informs ends no run
+            self.say(f"{TRACKED} not written ({error}); the run goes on")
 
 
-def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], status: str) -> None:
-    """Bring the MLflow run that `state` names up to date with the rows and, when finished, the files.
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return what mlflow.json of a run says; {} where it is missing, torn or of another version."""
+    try:
+        state = read_json(folder / TRACKED)
+        return state if {"experiment", "name", "tags", "params", "sent"} <= set(state) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
 
-    Records in `state` at once what has arrived, so that nothing is sent twice. Raises what MLflow raises.
+
+def arrived(state: dict[str, Any], store: Store, known: set[str] | None = None) -> dict[str, Any]:
+    """Return what has arrived in a store; nothing if its run is not among the `known` ones (None: all are)."""
+    found = NOTHING | state.get("sent", {}).get(store.name, {})
+    return dict(found if known is None or found["run_id"] in known else NOTHING)
+
+
+def send(
+    folder: Path,
+    store: Store,
+    description: dict[str, Any],
+    arrived: dict[str, Any],
+    history: list[dict[str, float]],
+    status: str,
+) -> None:
+    """Bring a run in the store up to date with the rows and, when finished, the files.
+
+    Records in `arrived` at once what has arrived, so that nothing is sent twice. Raises what MLflow raises, and
+    StoreFault.
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    with _quiet():
-        client = _client(state["uri"])
-        if state["run_id"] is None:
-            experiment = _experiment(client, state["experiment"], Path(state["results"]))
-            state["run_id"] = client.create_run(experiment, run_name=state["name"], tags=state["tags"]).info.run_id
-        run_id = state["run_id"]
-        if not state["described"]:
-            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in state["params"].items()])
-            state["described"] = True
+    with quiet():
+        client = store.client()
+        if arrived["run_id"] and not _is_there(client, arrived["run_id"]):
+            arrived.update(NOTHING)
+        if arrived["run_id"] is None:
+            experiment = store.experiment(client, description["experiment"])
+            run = client.create_run(experiment, run_name=description["name"], tags=description["tags"])
+            arrived["run_id"] = run.info.run_id
+        run_id = arrived["run_id"]
+        if not arrived["described"]:
+            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in description["params"].items()])
+            arrived["described"] = True
         now = int(time.time() * 1000)
-        while rows := history[state["rows"] : state["rows"] + _rows_per_batch(history)]:
+        while rows := history[arrived["rows"] : arrived["rows"] + _rows_per_batch(history)]:
             values = [(int(row["epoch"]), *item) for row in rows for item in row.items() if item[0] != "epoch"]
             metrics = [Metric(name, value, now, epoch) for epoch, name, value in values if math.isfinite(value)]
             client.log_batch(run_id, metrics=metrics)
-            state["rows"] += len(rows)
+            arrived["rows"] += len(rows)
         if status == "FINISHED":
             final, record = run_metrics(folder), read_json(folder / RECORD)
             numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
@@ -146,20 +145,32 @@ def send(folder: Path, state: dict[str, Any], history: list[dict[str, float]], s
             client.update_run(run_id, status="RUNNING")
         else:
             client.set_terminated(run_id, status=status)
-        state["complete"] = status == "FINISHED"
+        arrived["complete"] = status == "FINISHED"
+
+
+def _is_there(client: Any, run_id: str) -> bool:
+    """Whether the store still has a run: a server may have been set up again, a run may have been deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def _rows_per_batch(history: list[dict[str, float]]) -> int:
     return max(1, METRICS_PER_BATCH // max(map(len, history), default=1))
 
 
-def log_study(uri: str, experiment: str, results: Path, folder: Path) -> None:
+def log_study(store: Store, experiment: str, folder: Path) -> None:
     """Store the study's tables and figures as artifacts of one MLflow run named after it, over earlier ones."""
-    with _quiet():
-        client = _client(uri)
-        experiment_id = _experiment(client, experiment, results)
-        found = client.search_runs([experiment_id], filter_string="tags.kind = 'study'", max_results=1)
-        run = found[0] if found else client.create_run(experiment_id, run_name=experiment, tags={"kind": "study"})
+    with quiet():
+        client = store.client()
+        number = store.experiment(client, experiment)
+        found = client.search_runs([number], filter_string="tags.kind = 'study'", max_results=1)
+        run = found[0] if found else client.create_run(number, run_name=experiment, tags={"kind": "study"})
         for name in ("table.md", "results.csv", "runs.csv"):
             if (folder / name).exists():
                 client.log_artifact(run.info.run_id, str(folder / name))
@@ -169,15 +180,24 @@ def log_study(uri: str, experiment: str, results: Path, folder: Path) -> None:
         client.set_terminated(run.info.run_id)
 
 
-def sync(results: Path, say: Callable[[str], None] = print) -> int:
-    """Send what the store lacks of every finished run below `results`; return the number of runs brought up to date.
+def sync(
+    folders: Iterable[Path], store: Store, say: Callable[[str], None] = print, later: str = "python -m kd sync"
+) -> int:
+    """Send what the store lacks of the runs in `folders` that have results; return how many were brought up to date.
 
-    A store that is away is tried and reported only once.
+    A store that fails is tried and reported once; `later` is the command that goes on.
     """
-    sent, away = 0, set()
-    for file in sorted(results.glob(f"**/{TRACKED}")):
-        state, folder = read_json(file), file.parent
-        if state["complete"] or state["uri"] in away or not (folder / METRICS).exists():
+    sent = 0
+    try:
+        store.settle()
+        known = store.runs()
+    except Exception as error:
+        say(f"{store.trouble(error)}; `{later}` tries again")
+        return 0
+    for folder in folders:
+        state = read_state(folder)
+        has = arrived(state, store, known)
+        if not state or has["complete"] or not (folder / METRICS).exists():
             continue  # METRICS is written shortly before the run is finished: without it there is nothing to report
         try:
             if with_results(folder) is None:
@@ -187,12 +207,13 @@ def sync(results: Path, say: Callable[[str], None] = print) -> int:
             say(f"{folder}: not sent to MLflow, its files are not whole ({type(error).__name__}: {error})")
             continue
         try:
-            send(folder, state, history, "FINISHED")
+            send(folder, store, state, has, history, "FINISHED")
             sent += 1
         except Exception as error:
-            away.add(state["uri"])
-            say(f"MLflow store {state['uri']} is away ({type(error).__name__}); `python -m kd sync` tries again")
-        write_json(file, state)
+            say(f"{store.trouble(error)}; `{later}` tries again")
+            break
+        finally:
+            write_json(folder / TRACKED, state | {"sent": state["sent"] | {store.name: has}})
     return sent
 
 
@@ -210,39 +231,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _experiment(client: Any, name: str, results: Path) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    local = client.tracking_uri.startswith("sqlite:")  # a server keeps artifacts where it likes
-    place = (results / "mlartifacts" / name).resolve().as_uri() if local else None
-    try:
-        return client.create_experiment(name, artifact_location=place, tags=SHOWN_AS)
-    except MlflowException:  # another job was faster
-        return client.get_experiment_by_name(name).experiment_id
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the lines that Alembic and MLflow print about tables and migrations."""
-    import mlflow  # noqa: F401  (its import sets the levels of its loggers)
-
-    names = ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

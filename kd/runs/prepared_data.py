@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd.data.listing import listing
 from kd.runs.provenance import data_code
 from kd.runtime.files import read_json, write_json
 from kd.settings.shapes import Dataset
@@ -32,12 +33,11 @@ def outdated_data(dataset: Dataset, path: Path, freeze_code: bool = False) -> st
     return "prepared by other code" if other and not freeze_code else ""
 
 
-def changed_folder(dataset: Dataset, path: Path, root: Path | None) -> bool:
+def changed_folder(path: Path, root: Path) -> bool:
     """Whether the user's folder holds other files than when its data set was prepared; False where nobody can tell."""
-    from kd.data.listing import listing
-
     before = (_record(path).get("read") or {}).get("listing")
-    return bool(before) and root is not None and root.is_dir() and listing(root) != before
+    now = listing(root) if before else ""
+    return now != "" and now != before
 
 
 def _record_file(path: Path) -> Path:

@@ -6,6 +6,7 @@ import ast
 import difflib
 import errno
 import os
+import re
 from functools import cache
 from typing import Any
 
@@ -84,6 +85,15 @@ def shown(value: Any) -> str:
     """Write a value in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def masked(text: str) -> str:
+    """Return a text without what may be secret in its URIs: user and password, and parameters named like one."""
+    text = re.sub(r"(\b[A-Za-z][\w+.-]*://)(?!/)[^\s'\"]*@", r"\1***@", text)
+    return re.sub(rf"([?&;][\w-]*(?:{_SECRET})[\w-]*=)[^\s&;'\"]+", r"\1***", text, flags=re.IGNORECASE)
+
+
+_SECRET = "pass|pwd|token|secret|key|auth"
 
 
 def disk_fault(error: BaseException) -> str:

@@ -148,9 +148,9 @@ def again_hints(found: dict[str, State]) -> list[str]:
 def data_hints(study: Study) -> list[str]:
     """Return a line per prepared data set whose folder has other files now."""
     hints = []
-    for path, dataset in study.datasets.items():
+    for path in study.datasets:
         root, file = study.roots[path], study.root / path
-        if root and file.exists() and changed_folder(dataset, file, Path(root).expanduser()):
+        if root and file.exists() and changed_folder(file, Path(root).expanduser()):
             hints.append(f"{root} has changed since it was prepared; delete {file}, and its runs are made again")
     return hints
 

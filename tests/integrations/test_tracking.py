@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, send_at_once, write_files
 
-from kd.integrations import tracking
-from kd.integrations.tracking import (
-    TRACKED,
-    create_local_store,
-    flatten,
-    log_study,
-    read_history,
-    store_uri,
-    sync,
-)
+from kd.integrations.store import Store as KdStore
+from kd.integrations.tracking import TRACKED, flatten, log_study, read_history
 from kd.runtime.files import read_json
 
 
@@ -25,18 +17,17 @@ from kd.runtime.files import read_json
 def made(tmp_path_factory):
     """A fresh store, made as the workflow makes it: by a process of its own."""
     results = tmp_path_factory.mktemp("results")
-    uri = store_uri({"uri": None}, results)
-    program = "import sys; from pathlib import Path; from kd.integrations.tracking import create_local_store\n"
-    program += "create_local_store(sys.argv[1], 'first', Path(sys.argv[2]))"
-    done = subprocess.run([sys.executable, "-c", program, uri, str(results)], capture_output=True, text=True)
-    return results, uri, done
+    program = "import sys; from pathlib import Path; from kd.integrations.store import Store\n"
+    program += "Store({'uri': None}, Path(sys.argv[1])).open('first')"
+    done = subprocess.run([sys.executable, "-c", program, str(results)], capture_output=True, text=True)
+    return results, done
 
 
 @pytest.fixture(scope="module")
 def store(made):
-    results, uri, done = made
+    results, done = made
     assert done.returncode == 0, done.stderr
-    return Store(results, uri)
+    return Store(results)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +45,7 @@ def folder(store, request):
 
 def test_the_store_is_made_without_a_word(made):
     """Alembic and MLflow would print twenty lines about tables."""
-    _, _, done = made
+    _, done = made
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -92,7 +83,8 @@ def test_everything_of_a_run_arrives(store, folder):
     copy = store.client.download_artifacts(run.info.run_id, "metrics.json")
     assert json.loads(Path(copy).read_text()) == read_json(folder / "metrics.json")
     assert run.info.artifact_uri.startswith((store.results / "mlartifacts").as_uri())
-    assert read_json(folder / TRACKED)["complete"]
+    [has] = read_json(folder / TRACKED)["sent"].values()
+    assert has == {"run_id": run.info.run_id, "described": True, "rows": 3, "complete": True}
 
 
 def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):
@@ -124,7 +116,7 @@ def test_long_histories_and_gaps_arrive(store, folder, monkeypatch):
     rows[3]["loss"] = float("nan")
     with store.tracker(folder, "long"):
         write_files(folder, rows)
-    sync(folder)
+    store.sync(folder)
     assert max(sizes) <= 1000
     curve = store.curve(store.the_run("long"), "loss")
     assert curve == [(int(row["epoch"]), row["loss"]) for row in rows if row["epoch"] != 4.0]
@@ -137,29 +129,31 @@ def test_a_short_run_waits_for_the_end_of_the_study(store, folder):
         write_files(folder)
     assert store.runs("short") == []
     said = Said()
-    assert (sync(folder, said), said) == (1, [])
+    assert (store.sync(folder, said), said) == (1, [])
     assert store.curve(store.the_run("short"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
 
 
-def test_names_of_the_store(tmp_path, monkeypatch):
-    assert store_uri({"uri": None}, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+def test_which_store(tmp_path, monkeypatch):
+    assert KdStore({"uri": None}, tmp_path).uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert KdStore({"uri": None}, tmp_path).name == "sqlite:mlflow.db", "also where the folder is moved to"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
-    assert store_uri({"uri": None}, tmp_path) == "http://server"
-    assert store_uri({"uri": "http://mine"}, tmp_path) == "http://mine"
+    assert KdStore({"uri": None}, tmp_path).uri == "http://server"
+    mine = KdStore({"uri": "http://me:secret@mine"}, tmp_path)
+    assert (mine.uri, mine.name) == ("http://me:secret@mine", "http://***@mine")
 
 
-def test_only_a_local_store_that_is_missing_is_made(store, tmp_path, monkeypatch):
+def test_only_a_local_store_that_is_missing_is_made(store, monkeypatch):
     assert store.client.get_experiment_by_name("first") is not None
-    monkeypatch.setattr(tracking, "_client", lambda uri: pytest.fail("nothing is to be done"))
-    for uri in (store.uri, AWAY, "postgresql://server/base"):
-        create_local_store(uri, "other", tmp_path)
+    monkeypatch.setattr(KdStore, "client", lambda self: pytest.fail("nothing is to be done"))
+    for uri in (None, AWAY, "postgresql://server/base"):
+        KdStore({"uri": uri}, store.results).open("other")
     assert store.client.get_experiment_by_name("other") is None
 
 
 def test_a_studys_tables_are_one_run_that_is_replaced(store, tmp_path):
     for text in ("old", "new"):
         (tmp_path / "table.md").write_text(text)
-        log_study(store.uri, "tables", store.results, tmp_path)
+        log_study(store.store, "tables", tmp_path)
     run = store.the_run("tables")
     assert run.data.tags["kind"] == "study"
     assert Path(store.client.download_artifacts(run.info.run_id, "table.md")).read_text() == "new"

@@ -6,16 +6,16 @@ import pytest
 from mlflow_store import AWAY, ROWS, Said, Store, finished, send_at_once, write_files
 
 from kd.integrations import tracking
-from kd.integrations.tracking import TRACKED, create_local_store, store_uri, sync
+from kd.integrations.store import Store as KdStore
+from kd.integrations.tracking import TRACKED
 from kd.runtime.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    uri = store_uri({"uri": None}, results)
-    create_local_store(uri, "first", results)
-    return Store(results, uri)
+    KdStore({"uri": None}, results).open("first")
+    return Store(results)
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,10 @@ def environment(monkeypatch):
 @pytest.fixture
 def folder(store, request):
     return store.results / "runs" / request.node.name.replace("[", "-").strip("]")
+
+
+def arrived_in(store, folder):
+    return tracking.arrived(tracking.read_state(folder), store.store)
 
 
 # ----------------------------------------------------------------------------------------------------- killed, resumed
@@ -47,7 +51,7 @@ def test_an_exception_passes_and_the_run_is_marked_killed(store, folder, error):
     run = store.the_run(experiment)
     assert run.info.status == "KILLED"
     assert store.curve(run, "loss") == [(1, 2.5)]
-    assert not read_json(folder / TRACKED)["complete"]
+    assert not arrived_in(store, folder)["complete"]
 
 
 def test_a_resumed_run_is_the_same_run_and_sends_no_row_twice(store, folder):
@@ -98,11 +102,9 @@ def test_a_store_that_is_away_is_said_once_and_costs_seconds(store, folder):
     assert len(said) == 1
     assert AWAY in said[0]
     assert "python -m kd sync" in said[0]
-    state = read_json(folder / TRACKED)
-    assert (state["rows"], state["complete"], state["run_id"]) == (0, False, None)
-    # the store comes back
-    write_json(folder / TRACKED, {**state, "uri": store.uri})
-    assert sync(folder, said) == 1
+    assert read_json(folder / TRACKED)["sent"] == {AWAY: tracking.NOTHING}
+    # another store is there
+    assert store.sync(folder, said) == 1
     assert len(said) == 1
     run = store.the_run("away")
     assert run.info.status == "FINISHED"
@@ -111,7 +113,7 @@ def test_a_store_that_is_away_is_said_once_and_costs_seconds(store, folder):
     assert store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
     assert run.data.metrics["final_accuracy"] == 87.5
     assert "metrics.json" in {file.path for file in store.client.list_artifacts(run.info.run_id)}
-    assert sync(folder, said) == 0
+    assert store.sync(folder, said) == 0
     assert len(store.runs("away")) == 1
 
 
@@ -152,12 +154,12 @@ def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, 
     said, client = Said(), Flaky(store.client, method, number)
     with store.tracker(folder, experiment, said):
         write_files(folder, rows)
-    monkeypatch.setattr(tracking, "_client", lambda uri: client)
-    assert sync(folder, said) == 0
+    monkeypatch.setattr(store.store, "client", lambda: client)
+    assert store.sync(folder, said) == 0
     assert len(said) == 1
-    assert "ConnectionError" in said[0]
+    assert "is away (gone)" in said[0]
     time.sleep(0.002)  # a row sent again has another time
-    assert sync(folder, said) == 1
+    assert store.sync(folder, said) == 1
     assert len(said) == 1
     run = store.the_run(experiment)
     assert run.info.status == "FINISHED"
@@ -167,28 +169,27 @@ def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, 
     assert store.curve(run, "loss") == [(int(row["epoch"]), row["loss"]) for row in rows]
 
 
-def test_sync_leaves_unfinished_runs_alone_and_tries_a_store_that_is_away_once(tmp_path, store, monkeypatch):
-    tried, send = [], tracking.send
+def test_sync_leaves_unfinished_runs_and_tries_a_store_that_is_away_once(tmp_path, store, monkeypatch):
+    tried = []
 
-    def failing(folder, *arguments):
+    def failing(folder, *_):
         tried.append(folder.name)
-        if folder.name.startswith("away"):
-            raise ConnectionError("gone")
-        return send(folder, *arguments)
+        raise ConnectionError("gone")
 
-    monkeypatch.setattr(tracking, "send", failing)
-    for name in ("away-1", "away-2", "good", "unfinished"):
+    for name in ("one", "two", "unfinished"):
         folder = tmp_path / "runs/x" / name
-        uri = AWAY if name.startswith("away") else store.uri
-        write_json(folder / TRACKED, store.tracker(folder, "sync", uri=uri).state)
+        write_json(folder / TRACKED, store.tracker(folder, "sync").state)
         if name != "unfinished":
             write_files(folder)
     said = Said()
-    assert sync(tmp_path, said) == 1
-    assert tried == ["away-1", "good"]
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "send", failing)
+        assert store.sync(tmp_path, said) == 0
+    assert tried == ["one"]
     assert len(said) == 1
-    assert AWAY in said[0]
-    assert [run.info.run_name for run in store.runs("sync")] == ["good"]
+    assert "sqlite:mlflow.db is away (gone); `python -m kd sync` tries again" in said[0]
+    assert store.sync(tmp_path, said) == 2
+    assert {run.info.run_name for run in store.runs("sync")} == {"one", "two"}
 
 
 def test_a_run_with_a_damaged_file_does_not_hold_up_the_others(tmp_path, store):
@@ -198,6 +199,6 @@ def test_a_run_with_a_damaged_file_does_not_hold_up_the_others(tmp_path, store):
         write_files(folder)
     (tmp_path / "runs/x/damaged/run.json").unlink()
     said = Said()
-    assert sync(tmp_path, said) == 1
+    assert store.sync(tmp_path, said) == 1
     assert len(said) == 1
     assert str(tmp_path / "runs/x/damaged") in said[0]

@@ -1,5 +1,6 @@
 # Read and check the study once per start; look settings up by path. No torch here: every job reads this file.
 import gc
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,9 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
 config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
+if STUDY.tracking["uri"]:  # may hold a password, and Snakemake writes its config into files: jobs inherit this instead
+    os.environ["MLFLOW_TRACKING_URI"] = STUDY.tracking["uri"]
+    config["tracking"] = {**STUDY.tracking, "uri": None}
 config.update(roots=STUDY.roots, study_name=STUDY.name)
 ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run

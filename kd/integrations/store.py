@@ -1,0 +1,142 @@
+"""Which MLflow store is used, where a local one keeps its files, and what to do about one that refuses.
+
+Where results are sent is decided at every start. What lies in the results folder is named relative to it, so that a
+copy of the folder is a project of its own. No password is kept or shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from kd.runtime.messages import masked
+
+ARTIFACTS = "mlartifacts"  # next to the file of an SQLite store, a folder per experiment
+SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens at the runs, not at chat traces
+DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> package, where the names differ
+SCHEMES = "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
+
+# A store that is away must not hang a run for minutes; these are MLflow's own settings, unless the user chose others.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
+class StoreFault(RuntimeError):
+    """A store that answers, but cannot take what is sent; the text says what to do."""
+
+
+class Store:
+    """One MLflow store. `uri` may hold a password; `name` does not, and is what files and messages say."""
+
+    def __init__(self, settings: dict[str, Any], results: Path):
+        """Take tracking.uri, else $MLFLOW_TRACKING_URI, else an SQLite file in the results folder."""
+        local = f"sqlite:///{(results / 'mlflow.db').resolve()}"
+        self.uri: str = settings["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local
+        self.file = Path(self.uri.removeprefix("sqlite:///")).resolve() if self.uri.startswith("sqlite:///") else None
+        self.name = masked(self.uri)
+        if self.file is not None and self.file.is_relative_to(results.resolve()):
+            self.name = f"sqlite:{self.file.relative_to(results.resolve()).as_posix()}"
+
+    def open(self, experiment: str) -> None:
+        """Create a missing SQLite store, before parallel jobs would all try to, and settle one that was moved."""
+        if self.file is None:
+            return
+        if self.file.exists():
+            self.settle()
+        else:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with quiet():
+                self.experiment(self.client(), experiment)
+
+    def settle(self) -> None:
+        """Let kd's experiments in an SQLite store keep their files next to it, also after it was moved or copied.
+
+        MLflow stores absolute paths; those of a copy would lead into the folder that it was copied from.
+        """
+        if self.file is None or not self.file.exists():
+            return
+        with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database, database:
+            found = database.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
+            for number, name, old in found:
+                new = self._place(name)
+                if old == new or not re.fullmatch(rf"file://.*/{ARTIFACTS}/{re.escape(quote(name))}", old or ""):
+                    continue  # settled, or none of kd's
+                database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
+                database.execute(
+                    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                    "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                    (new, len(old) + 1, number, len(old) + 1, f"{old}/"),
+                )
+
+    def runs(self) -> set[str] | None:
+        """Return the ids of all runs in an SQLite store, deleted ones included; None for a server, which is trusted."""
+        if self.file is None:
+            return None
+        if not self.file.exists():
+            return set()
+        with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
+            return {row[0] for row in database.execute("SELECT run_uuid FROM runs")}
+
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def experiment(self, client: Any, name: str) -> str:
+        """Return the id of an experiment, made if it is missing. Raises StoreFault for one that was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        if (found := client.get_experiment_by_name(name)) is None:
+            place = self._place(name) if self.file else None  # a server keeps artifacts where it likes
+            try:
+                return client.create_experiment(name, artifact_location=place, tags=SHOWN_AS)
+            except MlflowException:  # another job was faster
+                found = client.get_experiment_by_name(name)
+        if found.lifecycle_stage == "deleted":
+            raise StoreFault(
+                f"experiment {name!r} was deleted there; bring it back with `mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`"
+            )
+        return found.experiment_id
+
+    def _place(self, experiment: str) -> str:
+        return (self.file.parent / ARTIFACTS / experiment).as_uri()
+
+    def trouble(self, error: Exception) -> str:
+        """Say in a line what is wrong with the store and what to do."""
+        text, store = masked(" ".join(str(error).split())), f"MLflow store {self.name}"
+        if isinstance(error, StoreFault):
+            return f"{store}: {text}"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = DRIVERS.get(error.name, error.name)
+            return f"{store} needs Python's module {error.name}; install it with `pip install {package}`"
+        if any(words in text for words in ("unsupported URI", "filesystem tracking backend", "Invalid SQLite URL")):
+            return f"{store} is of no kind that can be used; write tracking.uri or $MLFLOW_TRACKING_URI with {SCHEMES}"
+        if "failed with exception" in text or isinstance(error, ConnectionError):
+            reason = re.search(r"\[Errno -?\d+\] ([\w ]+)|timed out", text)
+            return f"{store} is away ({(reason[1] or reason[0]) if reason else text[:200]})"
+        hint = "look at tracking.uri and $MLFLOW_TRACKING_URI, at your rights and at the store's own log"
+        return f"{store} refuses ({type(error).__name__}: {text[:300]}); {hint}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the lines that Alembic and MLflow print about tables and migrations."""
+    import mlflow  # noqa: F401  (its import sets the levels of its loggers)
+
+    names = ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
