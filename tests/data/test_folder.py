@@ -68,6 +68,13 @@ def test_every_kind_of_image_becomes_upright_rgb(tmp_path, name):
     assert_images(images[1:2], [np.asarray(Image.open(file)) if seen is None else seen])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparent_colours_gives_its_colours_without_a_warning(tmp_path):
+    root = small_tree(tmp_path / "data")
+    PALETTE.save(root / "train/00/x.png", transparency=bytes([0, 128] + 14 * [255]))
+    assert_images(prepared(tmp_path, dataset("folder"), root)["train_images"][1:2], [KINDS["palette.png"][2]])
+
+
 @pytest.mark.parametrize("ending", ["gif", "tif", "webp", "png", "jpg"])
 def test_the_first_of_many_frames_is_read(tmp_path, ending):
     frames = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (255, 0)]

@@ -27,6 +27,7 @@ from image_files import (
     prepared,
     random_data,
     refusal,
+    small_tree,
     write_tree,
 )
 
@@ -221,6 +222,30 @@ def test_classes_belong_to_every_identity_and_root_to_that_of_a_folder(name):
     assert [len(set(values)) for values in zip(*runs, strict=True)] == [5] * 4
     same = [a == b for a, b in zip(runs[0], identities(name=name, root="/b/x"), strict=True)]
     assert same == [name != "folder"] * 4
+
+
+@pytest.mark.parametrize("other", ["imgs/", "./imgs", ".//imgs/.", "imgs//"])
+def test_one_folder_is_one_data_set_however_its_path_is_typed(other):
+    assert identities(name="folder", root=other) == identities(name="folder", root="imgs")
+    by_hand = tiny_run("kd", dataset__name="folder", dataset__root="imgs").as_dict()
+    by_hand["dataset"]["root"] = by_hand["teachers"][0]["dataset"]["root"] = other
+    assert Run.from_dict(by_hand).path == identities(name="folder", root="imgs")[1]
+    assert dataset("folder", root=other).label == "folder-imgs"
+    assert Dataset.from_prepared({**dataset("folder", root="imgs").prepared, "root": other}).prepared["root"] == "imgs"
+
+
+@pytest.mark.parametrize(
+    "root", ["imgs", "/a/b", "../x", "~/imgs", "~", "a b", ".", "/", "link/../imgs", "C:\\d", None]
+)
+def test_a_plain_path_stays_as_typed(root):
+    assert dataset("folder", root=root).prepared["root"] == root
+
+
+def test_a_home_folder_is_found_and_one_of_nobody_is_missing(tmp_path, monkeypatch):
+    small_tree(tmp_path / "imgs")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(prepared(tmp_path, dataset("folder", root="~/imgs"))["train_labels"]) == 2
+    assert "~nobody-here/imgs" in refusal(tmp_path, dataset("folder", root="~nobody-here/imgs"))
 
 
 def test_label_says_which_data_and_how_many_classes():

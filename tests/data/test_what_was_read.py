@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from image_files import dataset, noise, random_data, small_tree, write, write_tree
 from PIL import Image
 
@@ -55,6 +56,11 @@ def test_every_file_is_used_or_named_as_skipped(tmp_path):
     assert "2 in deeper folders (" in line
     assert f"1 hidden ({root}/train/01/.DS_Store)" in line
     assert f"1 outside of class folders ({root}/test/loose.png)" in line
+
+
+def test_the_page_names_every_ending():
+    page = (ROOT / "docs/add-a-dataset.md").read_text()
+    assert [ending for ending in ENDINGS if ending not in page] == []
 
 
 def test_a_class_of_skipped_files_only_is_refused_with_what_is_there(tmp_path):
