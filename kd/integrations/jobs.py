@@ -148,6 +148,13 @@ def sync_command(settings: dict[str, Any]) -> str:
     return f"python -m kd sync {shlex.quote(settings['study'])}{results}"
 
 
+def without_secret(tracking: dict[str, Any]) -> dict[str, Any]:
+    """Return tracking's settings as Snakemake may write them into its files: jobs inherit the URI by environment."""
+    if tracking["uri"]:
+        os.environ["MLFLOW_TRACKING_URI"] = tracking["uri"]
+    return {**tracking, "uri": None}
+
+
 def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None]) -> AbstractContextManager:
     """Return the MLflow tracker of a run, tagged with the study's names for it; a null context with tracking off."""
     tracking = snakemake.config["tracking"]

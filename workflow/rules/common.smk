@@ -1,6 +1,5 @@
 # Read and check the study once per start; look settings up by path. No torch here: every job reads this file.
 import gc
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from kd.integrations.jobs import close_study, open_study
+from kd.integrations.jobs import close_study, open_study, without_secret
 from kd.reports.plan import made_of, outdated_report, plan_figures, plan_tables
 from kd.runs import gpu_slots
 from kd.runs.folder import METRICS, RECORD, TRIAL, files_of, inputs_of
@@ -38,10 +37,7 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
 config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
-if STUDY.tracking["uri"]:  # may hold a password, and Snakemake writes its config into files: jobs inherit this instead
-    os.environ["MLFLOW_TRACKING_URI"] = STUDY.tracking["uri"]
-    config["tracking"] = {**STUDY.tracking, "uri": None}
-config.update(roots=STUDY.roots, study_name=STUDY.name)
+config.update(roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking))
 ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
