@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from kd.integrations.store import Store, quiet
-from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, with_results
+from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, ended, with_results
 from kd.runs.folder import metrics as run_metrics
 from kd.runtime.files import read_json, write_json
+from kd.runtime.run_lock import peek
 
 OPEN_AFTER_SECONDS = 60.0  # shorter runs are sent at the end of the study
 SEND_EVERY_SECONDS = 15.0
@@ -60,11 +61,10 @@ class Tracker:
             self._next = time.monotonic() + SEND_EVERY_SECONDS
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        if self.arrived["run_id"] and kind is None:
-            self._send(read_history(self.folder), "FINISHED")
-        elif self.arrived["run_id"]:
-            self._send([], "KILLED")
-        self._note()
+        if self.arrived["run_id"]:
+            self._send(*((read_history(self.folder), "FINISHED") if kind is None else ([], "KILLED")))
+        elif kind is None:  # else what was noted of an earlier training stays, as its results do
+            self._note()
 
     def _send(self, history: list[dict[str, float]], status: str) -> None:
         try:
@@ -183,7 +183,7 @@ def log_study(store: Store, experiment: str, folder: Path) -> None:
 def sync(
     folders: Iterable[Path], store: Store, say: Callable[[str], None] = print, later: str = "python -m kd sync"
 ) -> int:
-    """Send what the store lacks of the runs in `folders` that have results; return how many were brought up to date.
+    """Send what the store lacks of the finished runs in `folders`; return how many were brought up to date.
 
     A store that fails is tried and reported once; `later` is the command that goes on.
     """
@@ -199,6 +199,8 @@ def sync(
         has = arrived(state, store, known)
         if not state or has["complete"] or not (folder / METRICS).exists():
             continue  # METRICS is written shortly before the run is finished: without it there is nothing to report
+        if ended(folder) is not None or peek(folder)[0] is not None:
+            continue  # what is there is of an earlier training, and what was noted of the one that did not finish
         try:
             if with_results(folder) is None:
                 raise ValueError("record or numbers cannot be read")

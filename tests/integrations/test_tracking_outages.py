@@ -1,5 +1,7 @@
 """MLflow as a view: runs that are killed and stores that are away lose nothing and send nothing twice."""
 
+import re
+import shutil
 import time
 
 import pytest
@@ -9,6 +11,7 @@ from kd.integrations import tracking
 from kd.integrations.store import Store as KdStore
 from kd.integrations.tracking import TRACKED
 from kd.runtime.files import read_json, write_json
+from kd.runtime.run_lock import RunLock
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +205,79 @@ def test_a_run_with_a_damaged_file_does_not_hold_up_the_others(tmp_path, store):
     assert store.sync(tmp_path, said) == 1
     assert len(said) == 1
     assert str(tmp_path / "runs/x/damaged") in said[0]
+
+
+def test_results_of_an_earlier_training_are_not_sent_as_those_of_one_that_failed(store, folder):
+    """The files of a run stay until there are others."""
+    finished(store, folder, "earlier")
+    with pytest.raises(FloatingPointError):
+        interrupted(store.tracker(folder, "earlier"), ROWS[:1], FloatingPointError("nan"))
+    write_json(folder / "ended.json", {"error": "nan"})
+    assert store.sync(folder) == 0
+    assert {run.info.status for run in store.runs("earlier")} == {"FINISHED", "KILLED"}
+    (folder / "ended.json").unlink()
+    with RunLock(folder):
+        assert store.sync(folder) == 0
+    finished(store, folder, "earlier")
+    assert [run.info.status for run in store.runs("earlier")] == ["FINISHED", "FINISHED"]
+
+
+def test_a_run_that_the_store_has_lost_is_sent_again(store, folder):
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(store.tracker(folder, "lost"), ROWS[:2], KeyboardInterrupt())
+    store.client.delete_run(store.the_run("lost").info.run_id)
+    finished(store, folder, "lost")
+    assert store.curve(store.the_run("lost"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
+
+
+# --------------------------------------------------------------------------------------------------- stores that refuse
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        (
+            "htpp://me:secret@host",
+            r"htpp://\*\*\*@host is of no kind that can be used; write tracking.uri or .* http://",
+        ),
+        ("server:5000", "server:5000 is of no kind that can be used"),
+        ("sqlite://x.db", "sqlite://x.db is of no kind that can be used"),
+        ("postgresql://me:secret@host/base", r"postgresql://\*\*\*@host/base needs .* `pip install psycopg2-binary`"),
+        ("http://me:secret@127.0.0.1:9", r"http://\*\*\*@127.0.0.1:9 is away \(Connection refused\)"),
+        ("sqlite:////proc/no/mlflow.db", r"refuses \(FileNotFoundError: .*look at tracking.uri"),
+        ("deleted", "experiment 'gone' was deleted there; bring it back with `mlflow experiments restore"),
+    ],
+)
+def test_a_store_that_refuses_says_why_and_what_to_do(store, folder, uri, expected):
+    if uri == "deleted":
+        uri = None
+        store.client.delete_experiment(store.store.experiment(store.client, "gone"))
+    said = Said()
+    tracker = store.tracker(folder, "gone", said, uri)
+    with tracker as sink:
+        send_at_once(tracker)
+        sink(ROWS)
+        write_files(folder)
+    [line] = said
+    assert re.search(expected, line), line
+    assert "the run goes on, `python -m kd sync` sends the rest later" in line
+    assert "\n" not in line
+    assert "secret" not in line + (folder / TRACKED).read_text()
+
+
+# -------------------------------------------------------------------------------------------------------- moved, copied
+
+
+def test_a_copied_store_keeps_its_files_next_to_it_and_leaves_other_experiments_alone(store, folder, tmp_path):
+    finished(store, folder, "copied (100 %)")
+    own = store.client.create_experiment("of the user", artifact_location=(tmp_path / "own").as_uri())
+    copy = Store(shutil.copytree(store.results, tmp_path / "results"))
+    copy.store.open("any")
+    run = copy.the_run("copied (100 %)")
+    assert run.info.artifact_uri.startswith((tmp_path / "results/mlartifacts").as_uri())
+    assert "run.json" in {file.path for file in copy.client.list_artifacts(run.info.run_id)}
+    assert {file.path for file in copy.client.list_artifacts(copy.the_run("copied (100 %)").info.run_id)} >= {
+        "run.json"
+    }
+    assert copy.client.get_experiment(own).artifact_location == (tmp_path / "own").as_uri()
+    assert copy.sync(tmp_path / "results") == 0, "all is there"
