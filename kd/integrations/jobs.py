@@ -16,7 +16,7 @@ from typing import Any
 
 from kd.data.raw import Source
 from kd.runtime.files import write_atomically
-from kd.runtime.messages import ConfigError, disk_fault
+from kd.runtime.messages import ConfigError, disk_fault, inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
@@ -33,7 +33,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
     path = Path(log)
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr)
+        inform(text)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:

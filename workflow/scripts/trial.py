@@ -15,4 +15,5 @@ with job(snakemake.log[0]) as say:
         log = Path(snakemake.log[0])
         return run_step(run, where, data, teachers, compute_of(snakemake), tracker, log)["accuracy"]
 
-    trial(folder.parent / "optuna.log", tuning.name, tuning.space, int(snakemake.wildcards.number), folder, objective)
+    journal, number = folder.parent / "optuna.log", int(snakemake.wildcards.number)
+    trial(journal, tuning.name, tuning.space, number, folder, objective, say)
