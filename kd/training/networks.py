@@ -36,8 +36,8 @@ def student_and_teacher(
             fill(teachers[-1], read_state(weights))
         except ValueError as error:
             raise ConfigError(
-                f"{weights}: no weights of the teacher {described.model}: {error}; put the right file there, or delete "
-                "this one: the teacher is then trained again"
+                f"{weights}: cannot be used as weights of the teacher {described.model}: {error}; put the right file "
+                "there, or delete this one: the teacher is then made again"
             ) from None
     teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
     if teacher is not None:
