@@ -155,9 +155,7 @@ def _mend(journal: Path, say: Callable[[str], Any]) -> None:
             write_atomically(journal, lambda file: file.write(mended.encode("latin-1")))
             whole = set(records)
             torn = sum(line.strip() != "" and line not in whole for line in found.split("\n"))
-            say(
-                f"{journal}: {torn} lines were torn; its {len(records)} whole records are kept, and all as {aside.name}"
-            )
+            say(f"{journal}: {torn} torn lines left out, {len(records)} records kept; as it was: {aside.name}")
     finally:
         lock.release()
 
