@@ -65,7 +65,7 @@ def fill_from_kept(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> 
         state = read_state(weights, record["sha256"])
         history = pd.DataFrame(record.pop("history"))
         metrics = record.pop("metrics")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{weights}: cannot be used ({error}); restore it, or set compute.pretrained: false"
         ) from None

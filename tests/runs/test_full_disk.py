@@ -78,11 +78,11 @@ def test_the_note_of_an_end_hides_no_error(made: Made, tmp_path: Path, monkeypat
         execute(SCRATCH, made.results, tmp_path)
 
 
-def test_checkpoints_that_cannot_be_removed_end_no_complete_run(made: Made, tmp_path: Path, monkeypatch) -> None:
+def test_what_cannot_be_removed_at_the_end_ends_no_complete_run(made: Made, tmp_path: Path, monkeypatch) -> None:
     unlink = Path.unlink
 
     def stays(self: Path, missing_ok: bool = False) -> None:
-        if self.name.startswith("checkpoint"):
+        if self.name.startswith(("checkpoint", "lock.")):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         unlink(self, missing_ok)
 

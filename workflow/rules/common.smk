@@ -11,7 +11,7 @@ from kd.reports.plan import plan_figures, plan_tables
 from kd.runs import gpu_slots
 from kd.runs.folder import METRICS, RECORD, TRIAL, WEIGHTS, files_of, finished
 from kd.runs.provenance import data_code, report_code, run_code
-from kd.runtime.messages import ConfigError
+from kd.runtime.messages import ConfigError, inform
 from kd.settings.merging import run_of
 from kd.studies.command_line import require_one_config
 from kd.studies.inputs import require_data, require_results_folder
@@ -123,7 +123,7 @@ def check_gpus():
     limit = workflow.global_resources.get("gpu")
     try:
         if hint := gpu_slots.check(STUDY.compute, None if limit is None else limit.value):
-            print(hint, file=sys.stderr)
+            inform(hint)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
@@ -133,14 +133,14 @@ onstart:
     if workflow.local_exec:
         check_gpus()
     try:
-        open_study(STUDY, lambda text: print(text, file=sys.stderr))
+        open_study(STUDY, inform)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
 
 onsuccess:
-    close_study(STUDY, lambda text: print(text, file=sys.stderr))
+    close_study(STUDY, inform)
 
 
 onerror:
-    close_study(STUDY, lambda text: print(text, file=sys.stderr))
+    close_study(STUDY, inform)
