@@ -63,10 +63,8 @@ class Suspects(NamedTuple):
         members = self.teacher.members if isinstance(self.teacher, Ensemble) else [self.teacher]
         for described, member in zip(self.run.teachers or (), members, strict=False):
             if not self._answers(member):
-                file = f"{described.path}/weights.pt"
-                return (
-                    f"the logits of the teacher {described.model} are not finite; delete its {file}: it is made again"
-                )
+                remedy = f"delete its weights in {described.path}, which are then made again"
+                return f"the logits of the teacher {described.model} are not finite; {remedy}"
         if name := not_finite(self.student.state_dict()):
             return f"the student's weights are not finite (first: {name}); {self.remedy}"
         if self.objective is not None and (name := not_finite(self.objective.state_dict())):

@@ -83,10 +83,8 @@ def test_a_teacher_whose_logits_are_not_finite_is_named(method: str, store: Path
     torch.save(state, file)
     with pytest.raises(Unhealthy) as stopped:
         execute(run, own, tmp_path / "run")
-    words = (
-        f"the logits of the teacher resnet8 are not finite; delete its {run.teacher.path}/weights.pt: it is made again"
-    )
-    assert words in str(stopped.value)
+    words = "the logits of the teacher resnet8 are not finite; delete its weights in "
+    assert f"{words}{run.teacher.path}, which are then made again" in str(stopped.value)
     assert "lr" not in str(stopped.value)
 
 
