@@ -219,8 +219,8 @@ def _reason(error: Exception) -> str:
         return str(error)
     told = " ".join(str(error).split())[:150]
     return (
-        f"cannot be loaded here ({type(error).__name__}: {told}): another device may have made it, where it fits once "
-        "it is renamed back, or an older kd"
+        f"cannot be loaded here ({type(error).__name__}: {told}): it is of another device, where it goes on once it is "
+        "renamed back, or of an older kd"
     )
 
 

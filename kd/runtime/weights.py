@@ -32,8 +32,12 @@ def read_state(file: Path, digest: str | None = None) -> dict[str, Tensor]:
     except Exception as error:  # torch names neither the file nor what is wrong with it
         whole = zipfile.is_zipfile(file)
         raise ValueError(f"it holds more than tensors; {SAVE}" if whole else "it is truncated or damaged") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        held = f"holds {', '.join(map(str, state))}" if isinstance(state, dict) else f"is a {type(state).__name__}"
+    if not isinstance(state, dict) or {type(name) for name in state} != {str} or not _all_tensors(state):
+        held = (
+            f"holds {', '.join(map(str, state)) or 'nothing'}"
+            if isinstance(state, dict)
+            else f"is a {type(state).__name__}"
+        )
         raise ValueError(f"it {held}; {SAVE}")
     if name := not_finite(state):
         raise ValueError(f"its numbers are not finite (first: {name})")
@@ -61,6 +65,10 @@ def fill(network: nn.Module, state: dict[str, Tensor]) -> None:
 def not_finite(state: dict[str, Tensor]) -> str:
     """Return the first name whose numbers are not all finite; empty where all are."""
     return next((name for name, value in state.items() if not value.isfinite().all()), "")
+
+
+def _all_tensors(state: dict[str, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in state.values())
 
 
 def _few(names: Iterable[Any]) -> str:

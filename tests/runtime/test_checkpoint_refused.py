@@ -104,7 +104,7 @@ def test_the_one_before_it_is_used_and_what_was_put_aside_goes_on_elsewhere(tmp_
     assert again.steps(3) == expected
     assert names(tmp_path) == ["checkpoint.previous.pt", "checkpoint.unusable.pt"]
     assert said[0].startswith("checkpoint.pt cannot be loaded here (")
-    assert "where it fits once it is renamed back" in said[0]
+    assert "where it goes on once it is renamed back" in said[0]
     assert said[0].endswith("put aside as checkpoint.unusable.pt; the one before it is tried")
     assert said[1:] == ["resumed from checkpoint.previous.pt"]
     rewrite(tmp_path / "checkpoint.unusable.pt", lambda content: content["state"].update(random=of_a_cpu(whole)))

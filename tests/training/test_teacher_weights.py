@@ -57,6 +57,8 @@ WRONG = {
     "text": (lambda file: file.write_text("Not Found\r\n"), "it is text"),
     "module": (lambda file: torch.save(torch.nn.Linear(2, 3), file), "it holds more than tensors; save only"),
     "tensor": (lambda file: torch.save(torch.zeros(3), file), "it is a Tensor; save only model.state_dict"),
+    "numbers": (lambda file: torch.save({0: torch.zeros(3)}, file), "it holds 0; save only model.state_dict"),
+    "nothing": (lambda file: torch.save({}, file), "it holds nothing; save only model.state_dict"),
     "checkpoint": (
         lambda file: torch.save({"model": good(file), "epoch": 3}, file),
         "it holds model, epoch; save only",
