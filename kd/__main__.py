@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from kd.runs.provenance import ROOT
-from kd.runtime.messages import ConfigError, disk_fault, inform, kind_of
+from kd.runtime.messages import ConfigError, disk_fault, kind_of
+from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Run
 from kd.settings.shapes import Compute

@@ -16,7 +16,8 @@ from typing import Any
 
 from kd.data.raw import Source
 from kd.runtime.files import write_atomically
-from kd.runtime.messages import ConfigError, disk_fault, inform
+from kd.runtime.messages import ConfigError, disk_fault
+from kd.runtime.progress import inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute

@@ -13,7 +13,8 @@ import yaml
 
 from kd.runs.folder import SUGGESTION, TRIAL
 from kd.runtime.files import read_json, write_atomically, write_json
-from kd.runtime.messages import ConfigError, inform
+from kd.runtime.messages import ConfigError
+from kd.runtime.progress import inform
 from kd.studies.search import nested
 
 METRIC = "accuracy"  # on the validation split

@@ -15,7 +15,8 @@ from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.runs.folder import ENDED, WEIGHTS, ended
 from kd.runs.run import run_step
-from kd.runtime.messages import ConfigError, disk_fault, inform
+from kd.runtime.messages import ConfigError, disk_fault
+from kd.runtime.progress import inform
 from kd.runtime.run_lock import Busy, RunLock, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute

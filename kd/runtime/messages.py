@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import errno
 import os
-import sys
 from functools import cache
-from typing import Any, TextIO
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -20,17 +18,6 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str):
         super().__init__("\n".join(_bearable(line) for line in message.split("\n")))
-
-
-QUIETLY = contextlib.suppress(OSError, ValueError)  # a disk or terminal that fails; a stream that is closed
-
-
-def inform(text: str, stream: TextIO | None = None) -> bool:
-    """Write a line to a stream, stderr by default; False where it cannot be written: that ends no run."""
-    with QUIETLY:
-        print(text, file=stream or sys.stderr, flush=True)
-        return True
-    return False
 
 
 def _bearable(line: str) -> str:

@@ -1,15 +1,25 @@
-"""How far a run is, for people: a bar on a terminal, lines in a log file."""
+"""How far a run is, for people: a bar on a terminal, lines in a log file. Nothing here ends a run."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
 from typing import TextIO
 
-from kd.runtime.messages import QUIETLY, inform
-
 LINE_EVERY_SECONDS = 10.0
+
+
+QUIETLY = contextlib.suppress(OSError, ValueError)  # a disk or terminal that fails; a stream that is closed
+
+
+def inform(text: str, stream: TextIO | None = None) -> bool:
+    """Write a line to a stream, stderr by default; False where it cannot be written: that ends no run."""
+    with QUIETLY:
+        print(text, file=stream or sys.stderr, flush=True)
+        return True
+    return False
 
 
 class Progress:

@@ -11,7 +11,8 @@ from kd.reports.plan import plan_figures, plan_tables
 from kd.runs import gpu_slots
 from kd.runs.folder import METRICS, RECORD, TRIAL, WEIGHTS, files_of, finished
 from kd.runs.provenance import data_code, report_code, run_code
-from kd.runtime.messages import ConfigError, inform
+from kd.runtime.messages import ConfigError
+from kd.runtime.progress import inform
 from kd.settings.merging import run_of
 from kd.studies.command_line import require_one_config
 from kd.studies.inputs import require_data, require_results_folder
