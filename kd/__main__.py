@@ -15,6 +15,7 @@ import yaml
 
 from kd.runs.provenance import ROOT
 from kd.runtime.messages import ConfigError, disk_fault, kind_of
+from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
@@ -99,7 +100,7 @@ def _run(given: argparse.Namespace) -> int:
     source = Source(given.root, given.results / "data/downloads", not given.no_download)
     failed = work_through(runs, given.results, compute, source)
     for path, message in failed.items():
-        print(f"error: {path}: {message}", file=sys.stderr)
+        inform(f"error: {path}: {message}")
     return 1 if failed else 0
 
 

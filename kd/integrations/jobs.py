@@ -20,6 +20,7 @@ from kd.data.raw import Source
 from kd.runs.folder import METRICS, TRACKED, files_of, finished
 from kd.runtime.files import stamp_now_if_later, write_atomically, write_json
 from kd.runtime.messages import ConfigError, disk_fault
+from kd.runtime.progress import inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
@@ -40,7 +41,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
     path = Path(log)
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr)
+        inform(text)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ import yaml
 from kd.runs.folder import SUGGESTION, TRIAL
 from kd.runtime.files import read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
+from kd.runtime.progress import inform
 from kd.studies.search import nested
 
 METRIC = "accuracy"  # on the validation split
+RECORD_BEGINS = '{"op_code":'  # in Optuna's journal, a line each
 RANDOM_TRIALS = 4  # drawn at random before the sampler learns from finished ones
 
 
@@ -24,45 +29,75 @@ def trial(
     number: int,
     folder: Path,
     objective: Callable[[dict], float],
+    say: Callable[[str], Any] = inform,
 ) -> dict[str, Any]:
     """Run the `number`-th trial of a search and write trial.json into `folder`.
 
     Optuna is asked for parameters once; they are kept in suggestion.json, so that a killed trial goes on with them.
     Each trial's sampler is seeded with its number. `objective` maps {dotted setting: value} to the validation accuracy.
-    Returns the content of trial.json; its accuracy is None where the run diverged.
+    Returns the content of trial.json; its accuracy is None where the run diverged or its accuracy is not finite. A
+    journal or suggestion that cannot be read is put aside, which `say` is told.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    study = _study(journal, name, seed=number)
-    noted = folder / SUGGESTION
-    if noted.exists():
-        suggestion = read_json(noted)
-    else:
-        asked = study.ask()
-        params = {key: _suggest(asked, key, values) for key, values in space.items()}
-        suggestion = {"optuna_trial": asked.number, "params": params}
-        write_json(noted, suggestion)
+    distributions = {key: _distribution(values) for key, values in space.items()}
+    suggestion = _suggested(folder / SUGGESTION, space, say)
+    if suggestion is None:
+        asked = _study(journal, name, number, say).ask(distributions)
+        suggestion = {"optuna_trial": asked.number, "params": asked.params}
+        write_json(folder / SUGGESTION, suggestion)
     try:
         value, note = objective(suggestion["params"]), ""
-        study.tell(suggestion["optuna_trial"], value, skip_if_finished=True)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{METRIC} is {value}")
     except FloatingPointError as error:  # that settings diverge is a result, too
         value, note = None, str(error)
-        study.tell(suggestion["optuna_trial"], state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    _tell(_study(journal, name, number, say), suggestion, value, distributions)  # read again, hours later
     result = {**suggestion, "number": number, METRIC: value, "note": note}
     write_json(folder / TRIAL, result)
     return result
 
 
+def _suggested(file: Path, space: dict[str, Any], say: Callable[[str], Any]) -> dict[str, Any] | None:
+    """Return what an earlier start of the trial was given; None where there was none or it cannot be read."""
+    try:
+        suggestion = read_json(file)
+        if suggestion["params"].keys() == space.keys() and isinstance(suggestion["optuna_trial"], int):
+            return suggestion
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    aside = file.with_suffix(".unusable.json")
+    file.rename(aside)
+    say(f"{file} cannot be read; put aside as {aside.name}; the trial begins again with new values")
+    return None
+
+
+def _tell(study: Any, suggestion: dict[str, Any], value: float | None, distributions: dict[str, Any]) -> None:
+    """Write a trial's end into the journal: under its number, or as a new one where the journal has lost it."""
+    from optuna.trial import TrialState, create_trial
+
+    number, params = suggestion["optuna_trial"], suggestion["params"]
+    state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    same = [trial.number for trial in study.get_trials(deepcopy=False) if trial.params == params]
+    if same:
+        study.tell(number if number in same else same[0], value, state, skip_if_finished=True)
+    else:
+        study.add_trial(create_trial(state=state, value=value, params=params, distributions=distributions))
+
+
 def best(trials: list[Path], output: Path, table: Path) -> dict[str, Any]:
     """Write the best trial's settings (YAML that an ablation may name) and the table of all trials (CSV).
 
-    Returns the best trial; of equal ones the first. Raises ConfigError when every trial diverged.
+    Returns the best trial; of equal ones the first. Raises ConfigError when every trial diverged, or where a trial's
+    file cannot be read.
     """
     import pandas as pd
 
-    results = sorted((read_json(path) for path in trials), key=lambda result: result["number"])
+    results = sorted(map(_result, trials), key=lambda result: result["number"])
     finished = [result for result in results if result[METRIC] is not None]
     if not finished:
         note = results[0]["note"]
@@ -76,12 +111,23 @@ def best(trials: list[Path], output: Path, table: Path) -> dict[str, Any]:
     return winner
 
 
-def _study(journal: Path, name: str, seed: int) -> Any:
+def _result(file: Path) -> dict[str, Any]:
+    try:
+        result = read_json(file)
+        if {"number", "params", "note", METRIC} <= set(result):
+            return result
+    except (ValueError, TypeError):
+        pass
+    raise ConfigError(f"{file}: cannot be read; delete it: the trial's run is complete and gives it again")
+
+
+def _study(journal: Path, name: str, seed: int, say: Callable[[str], Any]) -> Any:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     journal.parent.mkdir(parents=True, exist_ok=True)
+    _mend(journal, say)
     return optuna.create_study(
         study_name=name,
         storage=JournalStorage(JournalFileBackend(str(journal))),
@@ -91,9 +137,46 @@ def _study(journal: Path, name: str, seed: int) -> Any:
     )
 
 
-def _suggest(asked: Any, key: str, values: dict[str, Any]) -> Any:
+def _mend(journal: Path, say: Callable[[str], Any]) -> None:
+    """Leave only whole records in a journal: one torn by a kill or a full disk fails all readers that come after it.
+
+    The file as it was stays next to it. Appending processes hold the same lock, so that nobody's record is lost.
+    """
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        found = journal.read_bytes().decode("latin-1") if journal.exists() else ""  # any byte is a character
+        records = list(_records(found))
+        mended = "".join(f"{record}\n" for record in records)
+        if mended != found:
+            aside = journal.with_name(f"{journal.name}.damaged-{time.time_ns()}")
+            write_atomically(aside, lambda file: file.write(found.encode("latin-1")))
+            write_atomically(journal, lambda file: file.write(mended.encode("latin-1")))
+            whole = set(records)
+            torn = sum(line.strip() != "" and line not in whole for line in found.split("\n"))
+            say(f"{journal}: {torn} torn lines left out, {len(records)} records kept; as it was: {aside.name}")
+    finally:
+        lock.release()
+
+
+def _records(text: str) -> Iterator[str]:
+    """Yield the whole records in a journal, also those that were appended to a torn one."""
+    decoder, start = json.JSONDecoder(), text.find(RECORD_BEGINS)
+    while start >= 0:
+        try:
+            end = decoder.raw_decode(text, start)[1]
+            yield text[start:end]
+        except ValueError:
+            end = start + 1
+        start = text.find(RECORD_BEGINS, end)
+
+
+def _distribution(values: dict[str, Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     if "choices" in values:
-        return asked.suggest_categorical(key, values["choices"])
-    if values["integer"]:
-        return asked.suggest_int(key, values["low"], values["high"], log=values.get("log", False))
-    return asked.suggest_float(key, values["low"], values["high"], log=values.get("log", False))
+        return CategoricalDistribution(values["choices"])
+    kind = IntDistribution if values["integer"] else FloatDistribution
+    return kind(values["low"], values["high"], log=values.get("log", False))

@@ -18,6 +18,7 @@ from kd.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, array_file
 from kd.runs.provenance import ROOT, run_code
 from kd.runtime.files import file_digest, read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
+from kd.runtime.weights import read_state
 from kd.settings.run import Run, slug
 
 KEPT = Path(os.environ.get("KD_TEACHERS", ROOT / "results/reference/teachers"))
@@ -40,7 +41,7 @@ def in_half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def keep(run: Run, folder: Path, metrics: dict[str, Any], to: Path = KEPT) -> Path:
     """Keep the finished run in `folder`; return the file of its weights. `metrics` are those of the rounded weights."""
     record = read_json(folder / RECORD)
-    state = in_half_precision(torch.load(folder / WEIGHTS, weights_only=True, map_location="cpu"))
+    state = in_half_precision(read_state(folder / WEIGHTS))
     to.mkdir(parents=True, exist_ok=True)
     weights = to / f"{name_of(run)}.pt"
     write_atomically(weights, lambda file: torch.save(state, file))
@@ -61,12 +62,10 @@ def fill_from_kept(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> 
     weights = record_file.with_suffix(".pt")
     try:
         record = read_json(record_file)
-        if file_digest(weights) != record["sha256"]:
-            raise ValueError("its checksum differs")
-        state = torch.load(weights, weights_only=True, map_location="cpu")
+        state = read_state(weights, record["sha256"])
         history = pd.DataFrame(record.pop("history"))
         metrics = record.pop("metrics")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{weights}: cannot be used ({error}); restore it, or set compute.pretrained: false"
         ) from None

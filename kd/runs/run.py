@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
@@ -85,14 +86,16 @@ def _announced(metrics: dict[str, float], where_from: str, progress: Progress) -
 def _end_noted(folder: Path, progress: Progress) -> Iterator[None]:
     """Note how far a run came that did not finish, and why, for `kd status`."""
     note = folder / ENDED
-    note.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # what only informs ends no run, and hides no error
+        note.unlink(missing_ok=True)
     try:
         yield
     except TakenOver:  # the folder is another's now
         raise
     except BaseException as error:
         failure = None if isinstance(error, Stopped | KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-        write_json(note, {"error": failure, "when": _time(time.time()), **progress.position})
+        with contextlib.suppress(OSError):
+            write_json(note, {"error": failure, "when": _time(time.time()), **progress.position})
         raise
 
 

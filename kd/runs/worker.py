@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from kd.runs.folder import ENDED, ended, inputs_of
 from kd.runs.prepared_data import outdated_data, prepare_step
 from kd.runs.run import run_step
 from kd.runtime.messages import ConfigError, disk_fault
+from kd.runtime.progress import inform
 from kd.runtime.run_lock import Busy, RunLock, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
@@ -22,7 +25,11 @@ POLL_SECONDS = 1.0
 
 
 def work_through(
-    runs: list[Run], results: Path, compute: Compute, source: Source, say: Callable[[str], None] = print
+    runs: list[Run],
+    results: Path,
+    compute: Compute,
+    source: Source,
+    say: Callable[[str], Any] = lambda text: inform(text, sys.stdout),
 ) -> dict[str, str]:
     """Make all runs and the teachers and data sets they need; return what failed, path -> message.
 

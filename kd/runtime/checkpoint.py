@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import signal
@@ -35,9 +36,10 @@ class Checkpoint:
     """The saved state of one run, kept outside the declared outputs and removed when the run is complete.
 
     `parts` are the run's stateful objects by name. The file carries a checksum and the run's identity (settings, seed,
-    code, data, teachers); a torn, damaged or foreign one is put aside, which `say` is told, and the previous one is
-    used. Inside `with checkpoint:` SIGTERM and Ctrl-C only set `stopping`; the loop calls `stop_or_save` at every
-    boundary. `guard` is called before each save and raises where this process may no longer write here.
+    code, data, teachers); one that is torn, damaged or foreign, or does not fit the parts, is put aside, which `say` is
+    told, and the previous one is used. Inside `with checkpoint:` SIGTERM and Ctrl-C only set `stopping`; the loop calls
+    `stop_or_save` at every boundary. `guard` is called before each save and raises where this process may no longer
+    write here.
     """
 
     def __init__(
@@ -88,8 +90,7 @@ class Checkpoint:
             self.say("checkpoint not written: a loss is not finite; the last good one is kept")
             return False
         buffer = io.BytesIO()
-        state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({"identity": self.identity, "state": state, "torch_rng": _global_rng()}, buffer)
+        torch.save({"identity": self.identity, **_state_of(parts)}, buffer)
         payload = buffer.getbuffer()
         newest, previous = self.files
         staged = newest.with_name("checkpoint.new.pt")
@@ -99,7 +100,8 @@ class Checkpoint:
                 newest.replace(previous)
             staged.replace(newest)
         except OSError as error:
-            staged.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
             self.say(f"checkpoint not written ({error}); the last good one is kept")
             return False
         finally:
@@ -107,38 +109,47 @@ class Checkpoint:
         return True
 
     def restore(self, parts: dict[str, Stateful]) -> bool:
-        """Load the newest good checkpoint into the parts; False when there is none."""
-        for file in self.files:
-            if not file.exists():
-                continue
-            if (content := self._read(file)) is None:
-                file.rename(file.with_suffix(".unusable.pt"))  # put aside: it must not push out the one before it
+        """Load the newest checkpoint that fits into the parts; False where there is none, and nothing is changed."""
+        files = [file for file in self.files if file.exists()]
+        fresh = _mapped(_state_of(parts), _host_copy) if files else {}
+        for file in files:
+            try:
+                self._load(self._read(file), parts)
+            except (OSError, MemoryError, torch.OutOfMemoryError):  # of the machine: the file may be good
+                raise
+            except Exception as error:  # what a file holds may fail anywhere, on the way or in a part
+                self._load(fresh, parts)
+                aside = file.with_suffix(".unusable.pt")
+                file.rename(aside)  # it must not push out the one before it
+                then = "the run begins again" if file is files[-1] else "the one before it is tried"
+                self.say(f"{file.name} {_reason(error)}; put aside as {aside.name}; {then}")
             else:
-                for name, part in parts.items():
-                    part.load_state_dict(content["state"][name])
-                _set_global_rng(content["torch_rng"])
                 self.say(f"resumed from {file.name}")
                 return True
         return False
 
-    def _read(self, file: Path) -> dict[str, Any] | None:
+    def _load(self, content: dict[str, Any], parts: dict[str, Stateful]) -> None:
+        for name, part in parts.items():
+            part.load_state_dict(content["state"][name])
+        _set_global_rng(content["torch_rng"])
+
+    def _read(self, file: Path) -> dict[str, Any]:
         if (payload := _payload(file.read_bytes())) is None:
-            self.say(f"{file.name} is damaged and not used")
-            return None
+            raise _Unusable("is damaged")
         content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
         if content.get("halved"):
             self.say(f"{file.name} has travelled in half precision: the run goes on from it, but not bit for bit")
             content = _mapped(content, _to_float)
         if content["identity"] != self.identity:
-            self.say(f"{file.name} was made with other settings or other code and is not used")
-            return None
+            raise _Unusable("was made with other settings or other code")
         return content
 
     def remove(self) -> None:
         """Remove all files: the run is complete."""
         folder = self.files[0].parent
         for file in [*folder.glob("checkpoint*.pt"), *folder.glob(".checkpoint*.tmp")]:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what stays is in nobody's way
+                file.unlink(missing_ok=True)
 
 
 def halved(data: bytes) -> bytes:
@@ -165,6 +176,10 @@ def _to_half(tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half()
     lost = (half == 0) & (tensor != 0) | ~half.isfinite()
     return tensor.bfloat16() if lost.any() else half
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", copy=True)
 
 
 def _to_float(tensor: torch.Tensor) -> torch.Tensor:
@@ -194,6 +209,21 @@ class RandomState:
         self.generator.set_state(state["generator"])
 
 
+class _Unusable(ValueError):
+    """Says what is wrong with a checkpoint."""
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a checkpoint was not used."""
+    if isinstance(error, _Unusable):
+        return str(error)
+    told = " ".join(str(error).split())[:150]
+    return (
+        f"cannot be loaded here ({type(error).__name__}: {told}): it is of another device, where it goes on once it is "
+        "renamed back, or of an older kd"
+    )
+
+
 def _payload(data: bytes) -> memoryview | None:
     """Return what a checkpoint file holds behind its checksum; None where the checksum differs."""
     start = len(MAGIC) + 64
@@ -205,6 +235,11 @@ def _payload(data: bytes) -> memoryview | None:
 def _write(file: BinaryIO, payload: memoryview) -> None:
     file.write(MAGIC + hashlib.sha256(payload).hexdigest().encode())
     file.write(payload)
+
+
+def _state_of(parts: dict[str, Stateful]) -> dict[str, Any]:
+    """Return all state of a run, by part, with that of torch's own generators."""
+    return {"state": {name: part.state_dict() for name, part in parts.items()}, "torch_rng": _global_rng()}
 
 
 def _global_rng() -> dict[str, Any]:

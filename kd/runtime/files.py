@@ -14,7 +14,10 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a temporary file next to `path`, flush it to the disk, then rename it: never a torn file."""
+    """Let `write` fill a temporary file next to `path`, flush it to the disk, then rename it: never a torn file.
+
+    Raises OSError, with the path, for a disk that is full or fails.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -22,8 +25,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        fault = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides what the disk said
+        if not isinstance(fault, OSError):
+            raise
+        fault.filename = fault.filename or str(path)
+        raise fault from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a fault of the disk has been raised already
+            temporary.unlink(missing_ok=True)
 
 
 def stamp_now_if_later(files: Iterable[Path]) -> None:

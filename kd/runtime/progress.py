@@ -1,7 +1,8 @@
-"""How far a run is, for people: a bar on a terminal, lines in a log file."""
+"""How far a run is, for people: a bar on a terminal, lines in a log file. Nothing here ends a run."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -10,49 +11,71 @@ from typing import TextIO
 LINE_EVERY_SECONDS = 10.0
 
 
-class Progress:
-    """A bar with rate and time left on a terminal; a line now and then in a log file."""
+QUIETLY = contextlib.suppress(OSError, ValueError)  # a disk or terminal that fails; a stream that is closed
 
-    def __init__(self, title: str, log: Path | None = None, terminal: TextIO = sys.stderr):
+
+def inform(text: str, stream: TextIO | None = None) -> bool:
+    """Write a line to a stream, stderr by default; False where it cannot be written: that ends no run."""
+    with QUIETLY:
+        print(text, file=stream or sys.stderr, flush=True)
+        return True
+    return False
+
+
+class Progress:
+    """A bar with rate and time left on a terminal; a line now and then in a log file.
+
+    A full disk, a terminal that has gone or a closed stream cost what would have been shown, and never raise.
+    """
+
+    def __init__(self, title: str, log: Path | None = None, terminal: TextIO | None = sys.stderr):
         self.title = title
         self.position: dict[str, float] = {}  # epochs done and in all, seconds spent: what others are told
         self._bar = None
-        self._terminal = terminal if terminal.isatty() else None
-        self._log = None
-        self._owns_log = log is not None
+        self._terminal, self._log = None, None
+        with QUIETLY:
+            self._terminal = terminal if terminal is not None and terminal.isatty() else None
         if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            self._log = log.open("a", buffering=1)
-        elif self._terminal is None:
+            with QUIETLY:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                self._log = log.open("a", buffering=1)
+        self._owns_log = self._log is not None
+        if self._log is None and self._terminal is None:
             self._log = terminal
         self._next_line = 0.0
 
     def say(self, text: str) -> None:
-        """Write one line of text now."""
+        """Write one line of text now: to the log, to the terminal without one, to stderr where the log fails."""
         if self._log is not None:
-            print(f"{time.strftime('%H:%M:%S')} {self.title}: {text}", file=self._log, flush=True)
+            line = f"{time.strftime('%H:%M:%S')} {self.title}: {text}"
+            inform(line, self._log) or inform(line)
         elif self._bar is not None:
-            self._bar.write(f"{self.title}: {text}", file=self._terminal)
+            with QUIETLY:
+                self._bar.write(f"{self.title}: {text}", file=self._terminal)
         else:
-            print(f"{self.title}: {text}", file=self._terminal)
+            inform(f"{self.title}: {text}", self._terminal)
 
     def show(self, done: int, total: int, text: str) -> None:
         """Show that `done` of `total` epochs are complete."""
         if self._terminal is not None:
-            if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(
-                    total=total, initial=done - 1, unit="epoch", desc=self.title, leave=False, file=self._terminal
-                )
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(done - self._bar.n)
+            with QUIETLY:
+                self._draw(done, total, text)
         if self._log is not None and (time.monotonic() >= self._next_line or done == total):
             self.say(f"epoch {done}/{total}, {text}")
             self._next_line = time.monotonic() + LINE_EVERY_SECONDS
 
+    def _draw(self, done: int, total: int, text: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=done - 1, unit="epoch", desc=self.title, leave=False, file=self._terminal
+            )
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(done - self._bar.n)
+
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if self._owns_log:
-            self._log.close()
+        for stream in (self._bar, self._log if self._owns_log else None):
+            with QUIETLY:
+                if stream is not None:
+                    stream.close()

@@ -7,6 +7,7 @@ higher number than its own has lost the run and stops.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -88,11 +89,12 @@ class RunLock:
         self._ended.set()
         self._thread.join()
         if not self._is_lost():
-            for number, file in sorted(_files(self.folder, self.name)):  # this one last: it keeps others out
-                if number <= self.number:
-                    for torn in self.folder.glob(f".{file.name}.*.tmp"):
-                        torn.unlink(missing_ok=True)
-                    file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a lock that stays is a dead owner's, and hides no error
+                for number, file in sorted(_files(self.folder, self.name)):  # this one last: it keeps others out
+                    if number <= self.number:
+                        for torn in self.folder.glob(f".{file.name}.*.tmp"):
+                            torn.unlink(missing_ok=True)
+                        file.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise TakenOver when another process has the run; call it before anything is written."""

@@ -19,7 +19,7 @@ from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
-from kd.training.diagnosis import require_learning, require_sound_loss, require_varied_images
+from kd.training.diagnosis import Suspects, require_learning, require_sound_loss, require_varied_images
 from kd.training.evaluate import Result, evaluate, predict
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
@@ -42,6 +42,8 @@ def compute(
     drawn = distil(run, data, student, teacher, generator, journal, checkpoint)
     with journal.phase("evaluation", device):
         metrics, _ = evaluate(student, data.score, data.augment, teacher)
+    suspects = Suspects(run, student, teacher, None, data.score.images, data.augment, "lower distillation.training.lr")
+    suspects.require_finite(metrics)
     return Result(student, metrics, {"synthetic": drawn})
 
 
@@ -179,15 +181,18 @@ class _Distillation:
     def _require_health(self, row: dict[str, float], learned: int) -> None:
         """Raise Unhealthy for losses that run away, a generator that has collapsed, a student that learns nothing."""
         source, history, num_classes = self.source, self.journal.history, len(self.data.classes)
+        remedy = f"lower distillation.training.lr, or look at the synthetic images ({source.remedy_images})"
+        parties = (self.run, self.student, self.teacher, self.objective)
+        suspects = Suspects(*parties, self.buffer.images, self.data.augment, remedy)
         if "inversion_loss" in row:
-            require_sound_loss(row, [], "inversion_loss", source.remedy_diverged)
+            advice = suspects.advice(row["inversion_loss"], source.remedy_diverged)
+            require_sound_loss(row, [], "inversion_loss", advice)
             if learned > 0 and "inversion_image_std" in row and self.course.class_counts:
                 share = self.course.class_counts[-1].max() / self.course.class_counts[-1].sum()
                 std, remedies = row["inversion_image_std"], (source.remedy_alike, source.remedy_one_class)
                 require_varied_images(round(row["epoch"]), share, std, num_classes, *remedies)
         if learned > 0:
-            remedy = f"lower distillation.training.lr, or look at the synthetic images ({source.remedy_images})"
-            require_sound_loss(row, history, "loss", remedy)
+            require_sound_loss(row, history, "loss", suspects.advice(row["loss"], remedy))
             seen = self.journal.counts["student_steps"] * self.training.batch_size
             hits = [earlier["agreement"] for earlier in history if "agreement" in earlier]
             what = "its agreement with the teacher on drawn samples"

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from kd.data.augment import Augment
+from kd.models.classifier import Ensemble
+from kd.runtime.weights import not_finite
+from kd.settings.run import Run
+from kd.training.evaluate import predict
 
 PATIENCE = 10  # epochs before a student must be better than chance, or a fifth of the schedule if that is more
 ENOUGH = 5_000  # samples that it must have seen by then: few steps on a small buffer prove nothing
@@ -26,6 +35,44 @@ def require_sound_loss(row: dict[str, float], history: list[dict[str, float]], n
     smallest = min((earlier[name] for earlier in history if name in earlier), default=0.0)
     if value > DIVERGED * smallest > 0:
         raise Unhealthy(f"epoch {row['epoch']:.0f}: {name} is {value:.4g}, and was {smallest:.4g}; {remedy}")
+
+
+class Suspects(NamedTuple):
+    """All who may be to blame for a number that is not finite; `remedy` is what helps a student that diverges."""
+
+    run: Run
+    student: nn.Module
+    teacher: nn.Module | None
+    objective: nn.Module | None
+    images: Tensor  # [N, C, S, S] uint8, which the networks are asked about
+    augment: Augment
+    remedy: str
+
+    def advice(self, loss: float, remedy: str) -> str:
+        """Return the remedy for a loss; where it is not finite, who is to blame instead, if that can be told."""
+        return remedy if math.isfinite(loss) else self._culprit() or remedy
+
+    def require_finite(self, metrics: dict[str, float]) -> None:
+        """Raise Unhealthy when the student's weights or final numbers, which are to be written, are not finite."""
+        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong or not_finite(self.student.state_dict()):
+            raise Unhealthy("; ".join(["after the last epoch", *wrong, self._culprit() or self.remedy]))
+
+    def _culprit(self) -> str:
+        """Say who is not finite, and what to do: the teachers come first, since all others learn from them."""
+        members = self.teacher.members if isinstance(self.teacher, Ensemble) else [self.teacher]
+        for described, member in zip(self.run.teachers or (), members, strict=False):
+            if not self._answers(member):
+                remedy = f"delete its weights in {described.path}, which are then made again"
+                return f"the logits of the teacher {described.model} are not finite; {remedy}"
+        if name := not_finite(self.student.state_dict()):
+            return f"the student's weights are not finite (first: {name}); {self.remedy}"
+        if self.objective is not None and (name := not_finite(self.objective.state_dict())):
+            return f"the losses' own state is not finite (first: {name}); {self.remedy}"
+        return "" if self._answers(self.student) else f"the student's logits are not finite; {self.remedy}"
+
+    def _answers(self, network: nn.Module) -> bool:
+        return bool(predict(network, self.images, self.augment).isfinite().all())
 
 
 def require_varied_images(

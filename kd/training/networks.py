@@ -11,6 +11,8 @@ from kd.data import views
 from kd.data.dataset import Data
 from kd.models.build import build
 from kd.models.classifier import Ensemble
+from kd.runtime.messages import ConfigError
+from kd.runtime.weights import fill, read_state
 from kd.settings.run import Run
 from kd.training.device_flags import set_flags
 
@@ -21,7 +23,8 @@ def student_and_teacher(
     """Build a run's networks and the generator of all its later randomness, both seeded by the run.
 
     The student has its initial weights. The teacher is frozen, in eval mode, with the weights of the given state
-    dicts: an Ensemble if there are several, None for a run without a teacher.
+    dicts: an Ensemble if there are several, None for a run without a teacher. Raises ConfigError for a file that
+    cannot be used.
     """
     set_flags()
     torch.manual_seed(run.seed)
@@ -29,7 +32,13 @@ def student_and_teacher(
     teachers = []
     for described, weights in zip(run.teachers or (), teacher_weights, strict=True):
         teachers.append(network(described, data, device))
-        teachers[-1].load_state_dict(torch.load(weights, weights_only=True, map_location=device))
+        try:
+            fill(teachers[-1], read_state(weights))
+        except ValueError as error:
+            raise ConfigError(
+                f"{weights}: cannot be used as weights of the teacher {described.model}: {error}; put the right file "
+                "there, or delete this one: the teacher is then made again"
+            ) from None
     teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
     if teacher is not None:
         teacher.eval().requires_grad_(False)

@@ -15,11 +15,13 @@ from kd.models.classifier import Ensemble
 from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.settings.run import Run
-from kd.training.diagnosis import require_learning, require_sound_loss
+from kd.training.diagnosis import Suspects, require_learning, require_sound_loss
 from kd.training.evaluate import Result, evaluate
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.step import Sums, train_step
+
+REMEDY = "lower training.lr, or check the weights in objective"
 
 
 def compute(
@@ -35,6 +37,7 @@ def compute(
     student = train(run, data, student, teacher, generator, journal, checkpoint)
     with journal.phase("evaluation", device):
         metrics, correlations = evaluate(student, data.score, data.augment, teacher)
+    Suspects(run, student, teacher, None, data.score.images, data.augment, REMEDY).require_finite(metrics)
     small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
     return Result(student, metrics, {"correlations": small})
 
@@ -63,6 +66,7 @@ def train(
     objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
     answering = teacher.each if isinstance(teacher, Ensemble) else teacher  # each teacher answers for itself
     optimizer = sgd([student, objective], run.training)
+    suspects = Suspects(run, student, teacher, objective, split.images, data.augment, REMEDY)
     sums = Sums(["loss", "train_accuracy", *objective.logged()], device)
     parts = {
         "student": student,
@@ -93,13 +97,12 @@ def train(
                 sums.add(step.loss.mean(), hits.float().mean(), *objective.logged().values())
                 journal.counts["student_steps"] += 1
         row = journal.log(epoch + 1, epochs, sums.read_and_reset())
-        remedy = "lower training.lr, or check the weights in objective"
         main = journal.history[first:]
-        require_sound_loss(row, main, "loss", remedy)
+        require_sound_loss(row, main, "loss", suspects.advice(row["loss"], REMEDY))
         if main:
             hits, seen = [row["train_accuracy"] for row in main], len(main) * per_epoch * run.training.batch_size
             what = "its training accuracy"
-            require_learning(len(main), run.training.epochs, seen, hits, len(data.classes), what, remedy)
+            require_learning(len(main), run.training.epochs, seen, hits, len(data.classes), what, REMEDY)
     return objective.adopt(student, teacher)
 
 

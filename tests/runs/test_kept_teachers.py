@@ -70,9 +70,10 @@ def test_a_damaged_file_is_named_and_nothing_is_written(store: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"cannot be used \(its checksum differs\); restore it, or set compute.pre"):
         execute(TEACHER, store, tmp_path / "taken")
     assert not (tmp_path / "taken/weights.pt").exists()
-    write_json(weights.with_suffix(".json"), {})
-    with pytest.raises(ConfigError, match="cannot be used"):
-        execute(TEACHER, store, tmp_path / "taken")
+    for record in ({}, [], 3):
+        write_json(weights.with_suffix(".json"), record)
+        with pytest.raises(ConfigError, match="cannot be used"):
+            execute(TEACHER, store, tmp_path / "taken")
 
 
 def test_what_does_not_fit_half_precision_is_not_kept() -> None:

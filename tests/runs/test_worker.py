@@ -85,7 +85,10 @@ def test_a_run_that_fails_holds_up_nothing_but_its_students(made: Made, tmp_path
     diverging = tiny_run("scratch", training__lr=1e30)
     failed = work_through([orphan, diverging, SCRATCH], results, COMPUTE, source(results), said.append)
     assert list(failed) == [orphan.teacher.path, orphan.path, diverging.path]
-    assert re.match(r"epoch 1: loss is (nan|inf); lower training.lr", failed[orphan.teacher.path])
+    assert re.match(
+        r"epoch 1: loss is (nan|inf); the student's weights are not finite .*; lower training.lr",
+        failed[orphan.teacher.path],
+    )
     assert failed[orphan.path] == f"its teacher failed: {failed[orphan.teacher.path]}"
     assert failed[diverging.path].startswith("epoch 1: loss is ")
     assert [line.split(": ")[0] for line in said] == [str(results / SCRATCH.path)]

@@ -2,6 +2,7 @@
 
 import io
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -213,3 +214,54 @@ def test_closing_leaves_a_stream_open_that_was_only_lent():
         progress.show(1, 1, "")
         progress.close()
         assert not terminal.closed
+
+
+class Failing(Terminal):
+    """A stream that takes nothing."""
+
+    def __init__(self, error, tty):
+        super().__init__()
+        self.error, self.tty = error, tty
+
+    def isatty(self):
+        return self.tty
+
+    def write(self, _text):
+        raise self.error
+
+
+def closed(tty):
+    stream = Terminal() if tty else io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("tty", [True, False])
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), BrokenPipeError(), ValueError("closed"), None])
+@pytest.mark.parametrize("log", [None, "/dev/full", "/dev/null/no/folder"])
+def test_what_cannot_be_shown_ends_nothing(log, error, tty, tmp_path, monkeypatch):
+    stream = closed(tty) if error is None else Failing(error, tty)
+    monkeypatch.setattr("sys.stderr", stream)
+    progress = Progress("run", log and Path(log), stream)
+    progress.say("before")
+    for epoch in (1, 2):
+        progress.show(epoch, 2, "loss 1")
+        progress.say("between")
+    progress.close()
+    progress.say("after")
+    progress.close()
+
+
+def test_without_a_terminal_there_is_nothing_to_show(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    progress = Progress("run", terminal=None)
+    progress.say("hello")
+    progress.show(1, 1, "loss 1")
+    progress.close()
+
+
+def test_what_a_full_log_does_not_take_goes_to_stderr(capsys):
+    progress = Progress("run", Path("/dev/full"), io.StringIO())
+    progress.say("checkpoint not written")
+    progress.close()
+    assert capsys.readouterr().err.endswith(" run: checkpoint not written\n")

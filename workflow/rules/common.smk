@@ -13,6 +13,7 @@ from kd.runs import gpu_slots
 from kd.runs.folder import METRICS, RECORD, TRIAL, files_of, inputs_of
 from kd.runs.provenance import report_code
 from kd.runtime.messages import ConfigError
+from kd.runtime.progress import inform
 from kd.settings.merging import run_of
 from kd.studies.command_line import require_one_config
 from kd.studies.inputs import require_data, require_results_folder
@@ -156,7 +157,7 @@ def check_gpus():
     limit = workflow.global_resources.get("gpu")
     try:
         if hint := gpu_slots.check(STUDY.compute, None if limit is None else limit.value):
-            print(hint, file=sys.stderr)
+            inform(hint)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
@@ -166,14 +167,14 @@ onstart:
     if workflow.local_exec:
         check_gpus()
     try:
-        open_study(STUDY, lambda text: print(text, file=sys.stderr))
+        open_study(STUDY, inform)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
 
 onsuccess:
-    close_study(STUDY, lambda text: print(text, file=sys.stderr))
+    close_study(STUDY, inform)
 
 
 onerror:
-    close_study(STUDY, lambda text: print(text, file=sys.stderr))
+    close_study(STUDY, inform)

@@ -14,4 +14,5 @@ with job(snakemake.log[0]) as say:
         inputs, tracker = inputs_of(run, results_of(snakemake)), tracker_of(snakemake, run, where, say)
         return run_step(run, where, *inputs, compute_of(snakemake), tracker, log)["accuracy"]
 
-    trial(folder.parent / "optuna.log", tuning.name, tuning.space, int(snakemake.wildcards.number), folder, objective)
+    journal, number = folder.parent / "optuna.log", int(snakemake.wildcards.number)
+    trial(journal, tuning.name, tuning.space, number, folder, objective, say)

@@ -1,0 +1,177 @@
+"""State of a search that cannot be read: journals torn by a kill or a full disk, suggestions, trials."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from test_tuning import study
+
+from kd.integrations.tuning import best, trial
+from kd.runtime.files import read_json
+from kd.runtime.messages import ConfigError
+
+SPACE = {"x": {"low": 0.0, "high": 1.0, "integer": False}}
+TORN = b'{"op_code":5,"worker_id":"d2f1b9","trial_id":2,"param_na'
+
+
+@pytest.fixture
+def search(tmp_path: Path):
+    """Run a numbered trial whose accuracy is x; return its result and what was said."""
+
+    def search(number: int, objective=lambda params: params["x"]):
+        said: list[str] = []
+        result = trial(tmp_path / "optuna.log", "s", SPACE, number, tmp_path / f"trial{number}", objective, said.append)
+        return result, said
+
+    return search
+
+
+def glued(journal: bytes) -> bytes:
+    """Tear a line, to which the next record was then appended."""
+    lines = journal.splitlines(keepends=True)
+    return b"".join([*lines[:-1], TORN, lines[-1]])
+
+
+SPOILT = {
+    "torn last line": lambda journal: journal + TORN,
+    "empty line": lambda journal: journal + b"\n",
+    "empty line in the middle": lambda journal: journal.replace(b"\n", b"\n\n", 3),
+    "glued": glued,
+    "lost newline": lambda journal: b"".join(journal.rsplit(b"\n", 2)),
+    "zeros": lambda journal: journal + bytes(700),
+    "zeros and a record": lambda journal: journal + bytes(9) + journal.splitlines(keepends=True)[-1],
+    "garbage": lambda journal: journal + b"\xff\xfe\x00 no JSON\n[1, 2]\n3\n{}\nnull\n",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_search_goes_on_and_loses_nothing_that_was_written(spoil, search, tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.log"
+    before = [search(number)[0] for number in range(3)]
+    whole = journal.read_bytes()
+    journal.write_bytes(spoil(whole))
+    spoilt = journal.read_bytes()
+    result, [said] = search(3)
+    assert result["accuracy"] == result["params"]["x"]
+    [aside] = tmp_path.glob("optuna.log.damaged-*")
+    assert aside.read_bytes() == spoilt
+    assert said.startswith(f"{journal}: ")
+    assert said.endswith(f" records kept; as it was: {aside.name}")
+    assert journal.read_bytes().startswith(whole)
+    trials = study(journal).trials
+    assert [one.value for one in trials] == [one["accuracy"] for one in [*before, result]]
+    assert [one.params for one in trials] == [one["params"] for one in [*before, result]]
+    assert search(4)[1] == [], "said once"
+
+
+def test_a_journal_torn_while_a_trial_is_at_work_takes_its_result(search, tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.log"
+
+    def meanwhile(params):
+        with journal.open("ab") as file:
+            file.write(TORN)
+        return params["x"]
+
+    result, [said] = search(0, meanwhile)
+    assert "1 torn lines left out" in said
+    [told] = study(journal).trials
+    assert (told.value, told.params) == (result["accuracy"], result["params"])
+
+
+def test_a_trial_that_the_journal_has_lost_is_told_as_a_new_one(search, tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.log"
+    search(0)
+    before = journal.read_bytes()
+
+    def lose(params):
+        journal.write_bytes(before)
+        return params["x"]
+
+    for _ in range(2):
+        result, _ = search(1, lose)
+        assert read_json(tmp_path / "trial1/trial.json") == result
+        trials = study(journal).trials
+        assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
+        assert (trials[1].params, trials[1].value) == (result["params"], result["accuracy"])
+    search(1)
+    assert len(study(journal).trials) == 2, "told once"
+
+
+def test_another_trial_in_its_place_is_not_told(search, tmp_path: Path) -> None:
+    """The journal was lost, and another trial has got the number since."""
+    journal = tmp_path / "optuna.log"
+
+    def overtaken(params):
+        journal.unlink()
+        search(7)
+        return params["x"]
+
+    result, _ = search(0, overtaken)
+    other, mine = study(journal).trials
+    assert other.params == read_json(tmp_path / "trial7/trial.json")["params"]
+    assert other.value == other.params["x"]
+    assert (mine.params, mine.value) == (result["params"], result["accuracy"])
+
+
+@pytest.mark.parametrize("content", [b"", b'{"optuna_trial": 0, "par', b"[]", b"3", b"{}", b'{"params": {}}', b"\xff"])
+def test_a_suggestion_that_cannot_be_read_is_put_aside(content: bytes, search, tmp_path: Path) -> None:
+    (tmp_path / "trial0").mkdir()
+    file = tmp_path / "trial0/suggestion.json"
+    file.write_bytes(content)
+    result, said = search(0)
+    assert said == [
+        f"{file} cannot be read; put aside as suggestion.unusable.json; the trial begins again with new values"
+    ]
+    assert (tmp_path / "trial0/suggestion.unusable.json").read_bytes() == content
+    assert read_json(file)["params"] == result["params"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"number": 0, "acc', b"[]", b"3", b"{}"])
+def test_a_trial_that_cannot_be_read_is_named_with_the_remedy(content: bytes, search, tmp_path: Path) -> None:
+    for number in (0, 1):
+        search(number)
+    files = [tmp_path / f"trial{number}/trial.json" for number in (0, 1)]
+    files[1].write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        best(files, tmp_path / "best.yaml", tmp_path / "trials.csv")
+    assert str(refused.value).startswith(f"{files[1]}: cannot be read; delete it")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_accuracy_that_is_not_finite_counts_as_diverged(value: float, search, tmp_path: Path) -> None:
+    for _ in range(2):
+        result, _ = search(0, lambda params: value)
+        assert (result["accuracy"], result["note"]) == (None, f"accuracy is {value}")
+    assert [one.state for one in study(tmp_path / "optuna.log").trials] == [TrialState.FAIL]
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from kd.integrations.tuning import trial
+root, worker = Path(sys.argv[1]), int(sys.argv[2])
+space = {"x": {"low": 0.0, "high": 1.0, "integer": False}}
+for number in range(worker, 12, 3):
+    trial(root / "optuna.log", "s", space, number, root / f"trial{number}", lambda params: params["x"])
+"""
+
+
+def test_processes_that_start_together_mend_a_journal_and_lose_no_record(search, tmp_path: Path) -> None:
+    first = search(12)[0]
+    with (tmp_path / "optuna.log").open("ab") as file:
+        file.write(TORN)
+    workers = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path), str(worker)], stderr=subprocess.PIPE, text=True)
+        for worker in range(3)
+    ]
+    errors = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], errors
+    assert sum("torn lines left out" in text for text in errors) == 1
+    results = [first, *(read_json(tmp_path / f"trial{number}/trial.json") for number in range(12))]
+    trials = study(tmp_path / "optuna.log").trials
+    assert sorted(one.value for one in trials) == sorted(result["accuracy"] for result in results)
