@@ -6,6 +6,7 @@ import ast
 import difflib
 import errno
 import os
+import re
 from functools import cache
 from typing import Any
 
@@ -83,6 +84,20 @@ def shown(value: Any) -> str:
     """Write a value in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def masked(text: str) -> str:
+    """Replace by *** what may be secret in the URIs of a text: the user's part, and query parameters named like one.
+
+    A password may hold `@`, `/` or `:`; so what comes before the last `@` is hidden, in doubt too much of a URI.
+    """
+    text = _SECRET_PARAMETER.sub(r"\1***", text)
+    return _USER_PART.sub("***@", text)
+
+
+_SECRET_NAME = r"[^=&;\s]{0,60}(?:pass|pwd|token|secret|key|sig|credential)[^=&;\s]{0,60}"
+_SECRET_PARAMETER = re.compile(rf"""([?&;]{_SECRET_NAME}=)[^&\s]+?(?=["']?(?:[&\s]|$))""", re.IGNORECASE)
+_USER_PART = re.compile(r"(?<=://)(?!/)\S*@")
 
 
 def disk_fault(error: BaseException) -> str:
