@@ -36,7 +36,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
         print(text, file=sys.stderr)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 print(text, file=file)
         except OSError:  # a disk that is full, read-only or away: stderr has it
             pass

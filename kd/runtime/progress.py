@@ -22,7 +22,7 @@ class Progress:
         self._owns_log = log is not None
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-            self._log = log.open("a", buffering=1)
+            self._log = log.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
         elif self._terminal is None:
             self._log = terminal
         self._next_line = 0.0
