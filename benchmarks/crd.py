@@ -157,7 +157,10 @@ def measure_time() -> tuple[list[float], list[float]]:
 
 def resident(key: str) -> float:
     """MiB of this process's resident memory: VmRSS now, VmHWM at its peak (getrusage's peak survives exec: no use)."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(key)) / 1024
+    return (
+        next(int(line.split()[1]) for line in Path("/proc/self/status").open(encoding="utf-8") if line.startswith(key))
+        / 1024
+    )
 
 
 def extra_memory(name: str) -> float:
@@ -171,7 +174,7 @@ def extra_memory(name: str) -> float:
 
 def extra_memory_of_fresh_process(name: str) -> float:
     command = [sys.executable, __file__, "--extra-memory", name]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
 
 
 def measure_agreement() -> list[tuple[str, float]]:

@@ -262,9 +262,9 @@ def buffer_bytes() -> int:
 
 
 def hardware() -> dict[str, Any]:
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     cpu = next((line.split(":")[1].strip() for line in facts if line.startswith("model name")), "unknown")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, encoding="utf-8")
     return {
         "cpu": cpu,
         "torch": torch.__version__,

@@ -84,7 +84,7 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
         command = [sys.executable, "-P", "-m", "kd", "run", "--settings", str(settings), "--results", str(results)]
         command += ["--jobs", str(jobs), "--slots-per-gpu", str(jobs), "--device", options.device, "--no-download"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "KD_TEACHERS": str(options.teachers)}
-        with (results / "work.log").open("a") as log:  # in their own process group, so that they can be killed together
+        with (results / "work.log").open("ab") as log:  # in an own process group, to be killed together
             workers = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0)
             saved = time.monotonic()
             try:
@@ -97,7 +97,7 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
                 failed = workers.poll() not in (None, 0)
                 end(workers)
         if failed:
-            lines = (results / "work.log").read_text(errors="replace").splitlines()[-40:]
+            lines = (results / "work.log").read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
             say("\n".join(["a worker ended with an error:", *lines]))
         save(queue, options)
 
@@ -218,7 +218,7 @@ def write_evidence(queue: Queue, options: argparse.Namespace) -> None:
             count = publish(study, folder, figures=options.figures)
         except ConfigError:  # nothing is finished
             continue
-        lines += [f"<!-- {key}: {count} of {len(study.students)} runs -->", (folder / "table.md").read_text()]
+        lines += [f"<!-- {key}: {count} of {len(study.students)} runs -->", (folder / "table.md").read_text("utf-8")]
         if options.figures:
             shutil.copytree(folder / "figures", options.out / "figures" / key, dirs_exist_ok=True)
     write_atomically(options.out / "evidence.md", lambda file: file.write("\n".join(lines).encode()))
@@ -308,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     if options.commit:
-        os.environ["KD_COMMIT"] = options.commit.read_text().strip()
+        os.environ["KD_COMMIT"] = options.commit.read_text(encoding="utf-8").strip()
     try:
         for folder in (options.out, options.results):
             folder.mkdir(parents=True, exist_ok=True)

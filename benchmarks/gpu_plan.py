@@ -181,5 +181,5 @@ def _small(name: str, study: Study) -> Path:
     content |= {"experiments": experiments, "methods": {"crd": bank, "crd-kd": bank}}
     file = study.root / f"miniature/{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return file

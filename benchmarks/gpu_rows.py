@@ -40,7 +40,7 @@ def append_results(queue: Queue, options: argparse.Namespace) -> bool:
         return False
     found = [_row(queue, path, options.results) for path in new]
     columns = list(rows) if len(rows) else list(COLUMNS)
-    with file.open("a", newline="") as stream:
+    with file.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
         if not len(rows):
             writer.writeheader()

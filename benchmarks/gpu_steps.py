@@ -287,7 +287,7 @@ def measure(out: Path, until: float, miniature: bool, device: str = "auto") -> N
     chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     as_runs_have_it()
     size, file = Size(miniature), out / "steps.json"
-    answers = json.loads(file.read_text()) if file.exists() else {}
+    answers = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
     for part in PARTS:
         missing = "failed" in answers.get(part.__name__, {"failed": "not asked yet"})

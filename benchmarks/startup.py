@@ -92,7 +92,7 @@ def main() -> None:
                 shutil.copytree(ROOT / name, project / name)
             for name in ("Snakefile", "environment.yml"):
                 shutil.copy(ROOT / name, project)
-            (project / "config/studies/startup.yaml").write_text(yaml.safe_dump(STUDY))
+            (project / "config/studies/startup.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
             for name, seconds in seconds_to_first_step(project).items():
                 times.setdefault(name.rsplit("-", 1)[0], []).append(seconds)
     print(f"{'job':12} {'median s':>9} {'worst s':>9}   bar {BAR:.0f} s, {rounds} rounds")

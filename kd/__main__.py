@@ -148,7 +148,7 @@ def _plan(given: argparse.Namespace) -> int:
     if given.write:
         content = {"runs": [run.as_dict() for run in to_do(study)]}
         try:
-            given.write.write_text(yaml.safe_dump(content, sort_keys=False))
+            given.write.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--write: {given.write} cannot be written ({error})") from None
         print(f"{len(content['runs'])} runs written to {given.write}")

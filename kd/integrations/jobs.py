@@ -44,7 +44,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
         inform(text)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 print(text, file=file)
         except OSError:  # a disk that is full, read-only or away: stderr has it
             pass
@@ -99,7 +99,7 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
 
         store = Store(study.tracking, study.root)
         try:
-            store.open(study.name)
+            store.make_ready(study.name)
         except Exception as error:
             say(f"{store.trouble(error)}; the study goes on, `{sync_command(study.settings)}` sends all runs later")
 

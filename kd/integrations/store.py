@@ -44,7 +44,7 @@ class Store:
         if self.file is not None and self.file.is_relative_to(results.resolve()):
             self.name = f"sqlite:{self.file.relative_to(results.resolve()).as_posix()}"
 
-    def open(self, experiment: str) -> None:
+    def make_ready(self, experiment: str) -> None:
         """Create a missing SQLite store, before parallel jobs would all try to, and settle one that was moved."""
         if self.file is None:
             return

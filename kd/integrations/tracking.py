@@ -223,7 +223,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     """Return the rows of history.csv without their empty cells."""
     import csv
 
-    with (folder / HISTORY).open() as file:
+    with (folder / HISTORY).open(encoding="utf-8") as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 

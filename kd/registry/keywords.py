@@ -30,7 +30,7 @@ def defaults(code: str) -> dict[str, Any]:
 @cache
 def _arguments(code: str) -> ast.arguments:
     module, name = code.split(":")
-    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
+    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_bytes())
     node = next(item for item in tree.body if getattr(item, "name", None) == name)
     if isinstance(node, ast.ClassDef):
         node = next(item for item in node.body if getattr(item, "name", None) == "__init__")

@@ -75,7 +75,7 @@ def write_tables(
             rows = pairs_table.merge_experiments(rows) if len(table.experiments) > 1 else rows
             cells = pairs_table.accuracy_by_pair(rows)
             cells.to_csv(file, index=False)
-            file.with_suffix(".tex").write_text(pairs_table.latex(cells))
+            file.with_suffix(".tex").write_text(pairs_table.latex(cells), encoding="utf-8")
             parts.append(pairs_table.markdown(cells, table.title))
         else:
             summary = summarise(rows)
@@ -85,4 +85,4 @@ def write_tables(
         judged = judge(claims, results)
         judged.to_csv(folder / "claims.csv", index=False)
         parts.append(claims_markdown(judged))
-    (folder / "table.md").write_text(study_markdown(title, parts, results))
+    (folder / "table.md").write_text(study_markdown(title, parts, results), encoding="utf-8")

@@ -86,5 +86,5 @@ def visible_gpus() -> int:
         return len([name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
     if shutil.which("nvidia-smi") is None:
         return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace")
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())

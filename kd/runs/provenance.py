@@ -18,6 +18,7 @@ from kd.registry.datasets import DATASETS
 from kd.registry.kinds import KINDS
 from kd.registry.losses import LOSSES
 from kd.runtime.files import file_digest
+from kd.runtime.messages import masked
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 
@@ -157,17 +158,17 @@ def environment() -> dict[str, str]:
 
 
 def git_state() -> dict[str, str]:
-    """Return commit and local changes of the code; $KD_COMMIT where there is no git history."""
-    commit = _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT", "unknown")
+    """Return commit and local changes of the code, without secrets in URIs; $KD_COMMIT where there is no history."""
+    commit = _git("rev-parse", "HEAD").decode() or os.environ.get("KD_COMMIT", "unknown")
     parts = ("kd", "workflow", "config", "Snakefile")
-    new = _git("ls-files", "--others", "--exclude-standard", "--", *parts).splitlines()
+    new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *parts).split(b"\0")[:-1]
     diffs = [_git("diff", "HEAD", "--", *parts), *(_git("diff", "--no-index", "--", "/dev/null", name) for name in new)]
-    return {"commit": commit.strip(), "diff": "".join(diffs)}
+    return {"commit": commit.strip(), "diff": masked(b"".join(diffs).decode(errors="backslashreplace"))}
 
 
-def _git(*command: str) -> str:
+def _git(*command: str | bytes) -> bytes:
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return ""
-    return done.stdout if done.returncode in (0, 1) else ""  # 1: there is a difference
+        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
+    return done.stdout if done.returncode in (0, 1) else b""  # 1: there is a difference

@@ -88,12 +88,17 @@ def shown(value: Any) -> str:
 
 
 def masked(text: str) -> str:
-    """Return a text without what may be secret in its URIs: user and password, and parameters named like one."""
-    text = re.sub(r"(\b[A-Za-z][\w+.-]*://)(?!/)[^\s'\"]*@", r"\1***@", text)
-    return re.sub(rf"([?&;][\w-]*(?:{_SECRET})[\w-]*=)[^\s&;'\"]+", r"\1***", text, flags=re.IGNORECASE)
+    """Replace by *** what may be secret in the URIs of a text: the user's part, and query parameters named like one.
+
+    A password may hold `@`, `/` or `:`; so what comes before the last `@` is hidden, in doubt too much of a URI.
+    """
+    text = _SECRET_PARAMETER.sub(r"\1***", text)
+    return _USER_PART.sub("***@", text)
 
 
-_SECRET = "pass|pwd|token|secret|key|auth"
+_SECRET_NAME = r"[^=&;\s]{0,60}(?:pass|pwd|token|secret|key|sig|credential)[^=&;\s]{0,60}"
+_SECRET_PARAMETER = re.compile(rf"""([?&;]{_SECRET_NAME}=)[^&\s]+?(?=["']?(?:[&\s]|$))""", re.IGNORECASE)
+_USER_PART = re.compile(r"(?<=://)(?!/)\S*@")
 
 
 def disk_fault(error: BaseException) -> str:

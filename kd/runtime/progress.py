@@ -38,7 +38,7 @@ class Progress:
         if log is not None:
             with QUIETLY:
                 log.parent.mkdir(parents=True, exist_ok=True)
-                self._log = log.open("a", buffering=1)
+                self._log = log.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
         self._owns_log = self._log is not None
         if self._log is None and self._terminal is None:
             self._log = terminal

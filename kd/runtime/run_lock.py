@@ -117,7 +117,7 @@ class RunLock:
     def _create(self, number: int, dead: dict[str, Any] | None) -> bool:
         """Create lock `number` in place of a `dead` one; return False when another process was faster."""
         try:
-            file = self._file(number).open("x")
+            file = self._file(number).open("x", encoding="utf-8")
         except FileExistsError:
             return False
         try:
@@ -162,7 +162,7 @@ def newest(folder: Path, name: str = "lock") -> tuple[int, dict[str, Any] | None
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and {"host", "pid", "process"} <= set(content):
             return content
     except FileNotFoundError:
@@ -215,7 +215,7 @@ def _files(folder: Path, name: str) -> list[tuple[int, Path]]:
 def _machine() -> str | None:
     """Return what identifies this boot and this process namespace; None where it cannot be told."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return None
@@ -224,7 +224,7 @@ def _machine() -> str | None:
 def _process(pid: int) -> int | None:
     """Return when the process started, which tells it from a later one with the same number; None when it is gone."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except OSError:
         return None
     return None if state in "ZX" else int(fields[18])

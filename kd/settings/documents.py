@@ -34,7 +34,7 @@ HEAD = """\
 
 def documents(project: Path) -> dict[str, str]:
     """Return the three files as they should be: path below the project -> text."""
-    config, readme = ((project / name).read_text() for name in (CONFIG, README))
+    config, readme = ((project / name).read_text(encoding="utf-8") for name in (CONFIG, README))
     schema = "# Made from kd/settings/shapes.py and kd/registry/sources.py (`make settings`): edit those.\n"
     schema += yaml.safe_dump(settings_schema(), sort_keys=False, width=120)
     return {
@@ -161,8 +161,8 @@ def _losses_table() -> str:
 def main(project: Path) -> None:
     """Write the files that differ."""
     for name, text in documents(project).items():
-        if (project / name).read_text() != text:
-            (project / name).write_text(text)
+        if (project / name).read_text(encoding="utf-8") != text:
+            (project / name).write_text(text, encoding="utf-8")
             print(f"written: {name}")
 
 

@@ -211,9 +211,16 @@ class Compute:
     pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")
     download: bool = setting(True, "data sets that are not there may be downloaded, to results/data/downloads")
     slots_per_gpu: int = setting(1, "training jobs of this machine that share one GPU", at_least=1, at_most=64)
-    gpu: int = setting(1, "GPU slots that a training job asks of Snakemake or SLURM", at_least=0, at_most=1)
+    gpu: int = setting(
+        1, "GPU slots that a training job asks of Snakemake or SLURM; none with device: cpu", at_least=0, at_most=1
+    )
     mem_mb: int = setting(3000, "memory of a training job, for SLURM and --resources mem_mb=...", at_least=1)
     runtime: int = setting(240, "minutes of a training job, for SLURM; times the number of the attempt", at_least=1)
+
+    @property
+    def gpus(self) -> int:
+        """GPU slots that a training job asks for; none where it runs on the CPU."""
+        return 0 if self.device == "cpu" else self.gpu
 
     @classmethod
     def by_hand(cls, **given: Any) -> Compute:

@@ -18,7 +18,7 @@ def made(tmp_path_factory):
     """A fresh store, made as the workflow makes it: by a process of its own."""
     results = tmp_path_factory.mktemp("results")
     program = "import sys; from pathlib import Path; from kd.integrations.store import Store\n"
-    program += "Store({'uri': None}, Path(sys.argv[1])).open('first')"
+    program += "Store({'uri': None}, Path(sys.argv[1])).make_ready('first')"
     done = subprocess.run([sys.executable, "-c", program, str(results)], capture_output=True, text=True)
     return results, done
 
@@ -146,7 +146,7 @@ def test_only_a_local_store_that_is_missing_is_made(store, monkeypatch):
     assert store.client.get_experiment_by_name("first") is not None
     monkeypatch.setattr(KdStore, "client", lambda self: pytest.fail("nothing is to be done"))
     for uri in (None, AWAY, "postgresql://server/base"):
-        KdStore({"uri": uri}, store.results).open("other")
+        KdStore({"uri": uri}, store.results).make_ready("other")
     assert store.client.get_experiment_by_name("other") is None
 
 

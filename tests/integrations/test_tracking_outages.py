@@ -17,7 +17,7 @@ from kd.runtime.run_lock import RunLock
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    KdStore({"uri": None}, results).open("first")
+    KdStore({"uri": None}, results).make_ready("first")
     return Store(results)
 
 
@@ -272,7 +272,7 @@ def test_a_copied_store_keeps_its_files_next_to_it_and_leaves_other_experiments_
     finished(store, folder, "copied (100 %)")
     own = store.client.create_experiment("of the user", artifact_location=(tmp_path / "own").as_uri())
     copy = Store(shutil.copytree(store.results, tmp_path / "results"))
-    copy.store.open("any")
+    copy.store.make_ready("any")
     run = copy.the_run("copied (100 %)")
     assert run.info.artifact_uri.startswith((tmp_path / "results/mlartifacts").as_uri())
     assert "run.json" in {file.path for file in copy.client.list_artifacts(run.info.run_id)}

@@ -86,6 +86,17 @@ def test_slurm_profile_dry_runs(dry: DryRuns) -> None:
     assert runs_of(counts) == {"train": 2, "distill": 2, "datafree": 4}
 
 
+def test_a_study_on_the_cpu_asks_for_no_gpu(dry: DryRuns) -> None:
+    """A SLURM job would wait for one, and --resources gpu=N would hold it back."""
+    write_study(dry.project)  # with compute.device: cpu
+    results = "results=nothing-there"  # so that every run is planned
+    for device, asked in (("cpu", {"0"}), ("auto", {"1"})):
+        compute = f"compute={{device: {device}}}"
+        [(code, said)] = dry(["-n", "--workflow-profile", "slurm", "--config", "study=tiny", results, compute])
+        assert code == 0, said
+        assert set(re.findall(r"\bgpu=(\d+)", said)) == asked
+
+
 def test_lint(dry: DryRuns) -> None:
     write_study(dry.project)
     [(code, said)] = dry(["--lint", "--config", "study=tiny"])

@@ -302,6 +302,11 @@ def test_git_state_in_a_repository(tmp_path):
     assert "+CHANGED = 1" in changed["diff"]
     (tmp_path / "kd/losses/mine.py").write_text("NEW = 1\n")
     assert "+NEW = 1" in python(tmp_path, GIT)["diff"], "a file that git does not know yet"
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/schön.yaml").write_bytes("# schön →\n# ".encode() + b"\xff\nuri: https://me:secret@host\n")
+    diff = python(tmp_path, GIT, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")["diff"]
+    assert {"+# schön →", "+# \\xff", "+NEW = 1", "+uri: https://***@host"} <= set(diff.splitlines())
+    assert "secret" not in diff
 
 
 def test_the_record_names_versions():

@@ -20,7 +20,7 @@ rule train:
         "../../environment.yml"
     threads: STUDY.compute.threads
     resources:
-        gpu=STUDY.compute.gpu,
+        gpu=STUDY.compute.gpus,
         mem_mb=STUDY.compute.mem_mb,
         runtime=runtime,
     params:
