@@ -93,4 +93,8 @@ def test_mlflow_and_optuna_have_their_doors_and_kd_does_not_know_snakemake():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for package in {name.split(".")[0] for name in names} & set(doors):
                 doors[package].add(file.relative_to(ROOT / "kd").as_posix())
-    assert doors == {"snakemake": set(), "mlflow": {f"integrations/{name}.py" for name in ("store", "tracking")}, "optuna": {"integrations/tuning.py"}}
+    assert doors == {
+        "snakemake": set(),
+        "mlflow": {f"integrations/{name}.py" for name in ("store", "tracking")},
+        "optuna": {"integrations/tuning.py"},
+    }

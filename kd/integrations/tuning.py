@@ -30,11 +30,13 @@ def trial(
     folder: Path,
     objective: Callable[[dict], float],
     say: Callable[[str], Any] = inform,
+    code: Callable[[dict], str] = lambda params: "",
 ) -> dict[str, Any]:
     """Run the `number`-th trial of a search and write trial.json into `folder`.
 
     Optuna is asked for parameters once; they are kept in suggestion.json, so that a killed trial goes on with them.
-    Each trial's sampler is seeded with its number. `objective` maps {dotted setting: value} to the validation accuracy.
+    Each trial's sampler is seeded with its number. `objective` maps {dotted setting: value} to the validation accuracy,
+    `code` to the digest of the code that it runs, which is all that is known later of a run that diverged.
     Returns the content of trial.json; its accuracy is None where the run diverged or its accuracy is not finite. A
     journal or suggestion that cannot be read is put aside, which `say` is told.
     """
@@ -55,7 +57,7 @@ def trial(
     except FloatingPointError as error:  # that settings diverge is a result, too
         value, note = None, str(error)
     _tell(_study(journal, name, number, say), suggestion, value, distributions)  # read again, hours later
-    result = {**suggestion, "number": number, METRIC: value, "note": note}
+    result = {**suggestion, "number": number, METRIC: value, "note": note, "code": code(suggestion["params"])}
     write_json(folder / TRIAL, result)
     return result
 

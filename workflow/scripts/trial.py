@@ -3,6 +3,7 @@ from pathlib import Path
 from kd.integrations.jobs import compute_of, job, results_of, tracker_of
 from kd.integrations.tuning import trial
 from kd.runs.folder import inputs_of
+from kd.runs.provenance import run_code
 from kd.runs.run import run_step
 from kd.studies.search import Tuning
 
@@ -15,4 +16,6 @@ with job(snakemake.log[0]) as say:
         return run_step(run, where, *inputs, compute_of(snakemake), tracker, log)["accuracy"]
 
     journal, number = folder.parent / "optuna.log", int(snakemake.wildcards.number)
-    trial(journal, tuning.name, tuning.space, number, folder, objective, say)
+    trial(
+        journal, tuning.name, tuning.space, number, folder, objective, lambda values: run_code(tuning.run(values)), say
+    )
