@@ -259,6 +259,15 @@ def test_tuning_writes_settings_that_a_run_can_take(project: Path) -> None:
     assert best["replay"]["alpha"] == pytest.approx(winner["replay.alpha"])
     scored = {json.loads(file.read_text())["scored"] for file in folder.glob("trial*/run/metrics.json")}
     assert scored == {"validation"}, "a search never sees the test images"
+    codes = {json.loads(file.read_text("utf-8"))["code"] for file in folder.glob("trial*/trial.json")}
+    assert len(codes) == 1
+    assert re.fullmatch("[0-9a-f]{10}", *codes)
+    shutil.rmtree(project / ".snakemake")
+    with DryRuns(project) as dry:
+        assert planned(dry, "--", "tune") == {}, "done, also without metadata"
+        (folder / "trial1/run/run.json").write_text("{}", "utf-8")
+        (folder / "trial1/trial.json").write_text('{"params": {"replay.alpha": 0.5}, "code": "0123456789"}', "utf-8")
+        assert planned(dry, "--", "tune")["trial"] == 1
 
     best_file = str((folder / "best.yaml").relative_to(project))
     tuned = {"ablations": {"tuned": best_file}, "experiments": {"scale": {"ablations": ["tuned"]}}}

@@ -15,7 +15,8 @@ with job(snakemake.log[0]) as say:
         inputs, tracker = inputs_of(run, results_of(snakemake)), tracker_of(snakemake, run, where, say)
         return run_step(run, where, *inputs, compute_of(snakemake), tracker, log)["accuracy"]
 
+    def code(suggestion):
+        return run_code(tuning.run(suggestion))
+
     journal, number = folder.parent / "optuna.log", int(snakemake.wildcards.number)
-    trial(
-        journal, tuning.name, tuning.space, number, folder, objective, lambda values: run_code(tuning.run(values)), say
-    )
+    trial(journal, tuning.name, tuning.space, number, folder, objective, say, code)
