@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from kd.data.raw import RawData, Source, chosen
-from kd.runtime.messages import ConfigError
+from kd.runtime.messages import ConfigError, name_as_text
 from kd.settings.shapes import Dataset
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -44,10 +44,10 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
         )
     if len(found["train"]) < 2:
         raise ConfigError(f"dataset.root: {root / 'train'} has {len(found['train'])} class folders; needed: 2 or more")
-    classes = chosen(found["train"], dataset.classes)
+    classes = chosen(list(found["train"]), dataset.classes)
     arrays = []
     for split in SPLITS:
-        files = [_images(root / split / name) for name in classes]
+        files = [_images(found[split][name]) for name in classes]
         arrays += [
             _decode([file for of_class in files for file in of_class], dataset.image_size),
             np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files]),
@@ -55,8 +55,10 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
     return RawData(*arrays, classes)
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _folders(folder: Path) -> dict[str, Path]:
+    """Return the class folders by the names that tables and figures can show."""
+    entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return {name_as_text(entry.name): entry for entry in entries}
 
 
 def _images(folder: Path) -> list[Path]:
