@@ -34,12 +34,9 @@ def study(tmp_path: Path) -> Path:
                 image.save(os.fsdecode(os.path.join(folder, b"%d.png" % number)))
     settings = {key: value for key, value in TINY.items() if key != "methods"}
     images = {"name": "folder", "root": str(tmp_path / "images"), "classes": sorted(CLASSES.values())}
+    settings["dataset"] = {**TINY["dataset"], **images}
     experiment = {"title": TITLE, "pairs": [PAIR], "methods": ["ssdkd"], "seeds": [0], "scales": [0.5]}
-    content = {
-        "title": TITLE,
-        "settings": {**settings, "dataset": {**TINY["dataset"], **images}},
-        "experiments": {"e": experiment},
-    }
+    content = {"title": TITLE, "settings": settings, "experiments": {"e": experiment}}
     file = tmp_path / "text.yaml"
     file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     return file
