@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 
 from kd.runs.provenance import ROOT
+from kd.runtime.files import whole_path
 from kd.runtime.messages import ConfigError, disk_fault, kind_of
 from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="train, score and write runs, with their data sets and teachers if missing")
     run.add_argument(
         "--settings",
-        type=Path,
+        type=_path,
         nargs="+",
         required=True,
         metavar="FILE",
@@ -40,24 +42,26 @@ def main(arguments: list[str] | None = None) -> int:
     )
     run.add_argument("--jobs", type=_positive, default=1, help="processes that share the work (default: 1)")
     run.add_argument("--slots-per-gpu", type=_positive, default=1, help="how many of them may share a GPU (default: 1)")
-    run.add_argument("--root", type=Path, help="where the data set lies, as dataset.root in a study")
+    run.add_argument("--root", type=_path, help="where the data set lies, as dataset.root in a study")
     run.add_argument("--no-download", action="store_true", help="never download a data set")
     plan = commands.add_parser("plan", help="what a study would run, and what that costs")
-    plan.add_argument("--write", type=Path, metavar="FILE", help="write the runs still to do, for `run --settings`")
+    plan.add_argument("--write", type=_path, metavar="FILE", help="write the runs still to do, for `run --settings`")
     status = commands.add_parser("status", help="where a study stands, from its files only")
     tables = commands.add_parser("tables", help="tables and figures of a study's runs that are finished so far")
     tables.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder to write to (default: results/studies/<study>/so-far)"
+        "--out", type=_path, metavar="FOLDER", help="folder to write to (default: results/studies/<study>/so-far)"
     )
     sync = commands.add_parser("sync", help="send to MLflow what it lacks: a study's runs and tables, or all runs")
     for command in (run, sync):
-        command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
+        command.add_argument("--results", type=_path, default=Path("results"), help="results folder (default: results)")
     for command in (plan, status, tables, sync):
         default = "all runs of --results" if command is sync else "as config.yaml says"
         command.add_argument("study", nargs="?", help=f"name or path, as --config study=...; default: {default}")
         command.add_argument(
             "--config", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="as Snakemake's --config"
         )
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that lacks a title's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     given = parser.parse_args(arguments)
     given.arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -75,6 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(whole_path(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _device(text: str) -> str:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kd.data.listing import ENDINGS, SPLITS, Skipped, class_names, image_files, listing, readable
 from kd.data.raw import RawData, Source, Tree, chosen
-from kd.runtime.messages import ConfigError, bearable
+from kd.runtime.messages import ConfigError, bearable, name_as_text
 from kd.settings.shapes import Dataset
 
 # Whatever a file's ending: Pillow runs Ghostscript for EPS and opens other containers that are no pictures.
@@ -39,7 +39,7 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
             f"images ending in {', '.join(ENDINGS)}"
         )
     before, skipped = listing(root), Skipped()  # what is added from here on is a change
-    found = {split: class_names(root / split, skipped) for split in SPLITS}
+    found = {split: {name_as_text(name): name for name in class_names(root / split, skipped)} for split in SPLITS}
     if odd := sorted(set(found["train"]) ^ set(found["test"])):
         lacking = "train" if odd[0] in found["test"] else "test"
         raise ConfigError(
@@ -47,10 +47,10 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
         )
     if len(found["train"]) < 2:
         raise ConfigError(f"dataset.root: {root / 'train'} has {len(found['train'])} class folders; needed: 2 or more")
-    classes = chosen(found["train"], dataset.classes)
+    classes = chosen(list(found["train"]), dataset.classes)
     arrays, listed = [], []
     for split in SPLITS:
-        files = [_images(root / split / name, skipped) for name in classes]
+        files = [_images(root / split / found[split][name], skipped) for name in classes]
         listed.append([file for of_class in files for file in of_class])
         arrays += [
             _decode(listed[-1], dataset.image_size),

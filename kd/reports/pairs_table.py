@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kd.studies.claims import interval
+from kd.reports.tables import plus_minus
+from kd.studies.claims import interval, markdown_row
 
 KD, SCRATCH = "kd", "scratch"
 PLACE = ["method", "ablation", "scale", "teacher", "student"]
@@ -72,7 +73,8 @@ def relative_improvement(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame, title: str) -> str:
     """Return a table of methods by pairs: mean ± std, an arrow where KD is better (↓) or worse (↑); then relative
     improvements."""
-    lines = [f"### {title}, by pairs", "", *_grid(table, " ± ", "↑", "↓")]
+    head, *rows = _grid(table)
+    lines = [f"### {title}, by pairs", "", markdown_row(head), "|---" * len(head) + "|", *map(markdown_row, rows)]
     shares = relative_improvement(table)
     if shares.size:
         known = table.dropna(subset=["kd", "scratch"])
@@ -81,10 +83,8 @@ def markdown(table: pd.DataFrame, title: str) -> str:
             "",
             "Relative improvement over KD, % (what a method adds to KD, as a share of what KD adds to the student):",
         ]
-        lines += [
-            "",
-            "| method | " + " | ".join(f"{t} → {s}" for t, s in shares.index) + " | mean (95 % interval) | median |",
-        ]
+        pairs = [f"{teacher} → {student}" for teacher, student in shares.index]
+        lines += ["", markdown_row(["method", *pairs, "mean (95 % interval)", "median"])]
         lines += ["|---" * (len(shares) + 3) + "|"]
         for label, values in shares.items():
             found = interval(values.dropna())
@@ -96,26 +96,23 @@ def markdown(table: pd.DataFrame, title: str) -> str:
             mean = f"{found.mean:.1f}{spread}" + (
                 f", {found.n} of {len(shares)} pairs" if found.n < len(shares) else ""
             )
-            lines.append(
-                f"| {label} | " + " | ".join(cells) + f" | {mean if found.n else ''} | {_shown(values.median())} |"
-            )
+            lines.append(markdown_row([label, *cells, mean if found.n else "", _shown(values.median())]))
     return "\n".join(lines) + "\n"
 
 
 def latex(table: pd.DataFrame) -> str:
     """Return the same grid as a booktabs tabular."""
-    head, _, *rows = _grid(table, " $\\pm$ ", "$\\uparrow$", "$\\downarrow$")
-    columns = head.count("|") - 1
-    body = [_tex(line) for line in rows]
-    lines = [f"\\begin{{tabular}}{{l{'c' * (columns - 1)}}}", "\\toprule", _tex(head), "\\midrule", *body]
+    head, *rows = _grid(table)
+    start = [f"\\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}", "\\toprule", _tex(head), "\\midrule"]
+    lines = [*start, *map(_tex, rows)]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def _grid(table: pd.DataFrame, plus_minus: str, up: str, down: str) -> list[str]:
+def _grid(table: pd.DataFrame) -> list[list[str]]:
+    """Return the rows of cells, the first with the pairs of networks."""
     pairs = list(dict.fromkeys(zip(table["teacher"], table["student"], strict=True)))
     cells = {(row.label, row.teacher, row.student): row for row in table.itertuples()}
-    lines = ["| method | " + " | ".join(f"{teacher} → {student}" for teacher, student in pairs) + " |"]
-    lines.append("|---" * (len(pairs) + 1) + "|")
+    rows = [["method", *(f"{teacher} → {student}" for teacher, student in pairs)]]
     for label in dict.fromkeys(table["label"]):
         shown = []
         for pair in pairs:
@@ -123,16 +120,21 @@ def _grid(table: pd.DataFrame, plus_minus: str, up: str, down: str) -> list[str]
             if row is None:
                 shown.append("n/a")
                 continue
-            spread = "" if pd.isna(row.std) else f"{plus_minus}{row.std:.2f}"
-            arrow = "" if pd.isna(row.against_kd) or row.against_kd == 0 else f" {up if row.against_kd > 0 else down}"
-            shown.append(f"{row.mean:.2f}{spread}{arrow}")
-        lines.append(f"| {label} | " + " | ".join(shown) + " |")
-    return lines
+            arrow = "" if pd.isna(row.against_kd) or row.against_kd == 0 else " ↑" if row.against_kd > 0 else " ↓"
+            shown.append(plus_minus(row.mean, row.std) + arrow)
+        rows.append([label, *shown])
+    return rows
 
 
-def _tex(line: str) -> str:
-    cells = [cell.strip().replace("_", "\\_").replace("→", "$\\to$") for cell in line.strip("|").split("|")]
-    return " & ".join(cells) + " \\\\"
+TEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    | {"→": "$\\to$", "±": "$\\pm$", "↑": "$\\uparrow$", "↓": "$\\downarrow$"}
+)
+
+
+def _tex(cells: list[str]) -> str:
+    return " & ".join(cell.translate(TEX) for cell in cells) + " \\\\"
 
 
 def _shown(value: float) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
-from kd.studies.claims import paired_p
+from kd.studies.claims import markdown_row, paired_p
 
 GROUP = ["teacher", "student", "method", "ablation", "scale"]
 RGB = "rgb"  # the view of a network that sees all of an image
@@ -107,7 +107,7 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
     widths = [max(3, *map(len, column)) for column in cells]
     lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in zip(*cells, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    return f"### {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return f"### {title}\n\n" + "\n".join(map(markdown_row, lines)) + "\n"
 
 
 def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:

@@ -21,7 +21,7 @@ from kd.runtime.messages import ConfigError
 from kd.runtime.weights import read_state
 from kd.settings.run import Run, slug
 
-KEPT = Path(os.environ.get("KD_TEACHERS", ROOT / "results/reference/teachers"))
+KEPT = Path(os.path.expanduser(os.environ.get("KD_TEACHERS", ROOT / "results/reference/teachers")))
 RECORDED = ("settings", "git", "environment", "device", "seconds", "counts", "train_images", "classes", "finished")
 
 

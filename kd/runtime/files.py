@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kd.runtime.messages import ConfigError, shown
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let `write` fill a temporary file next to `path`, flush it to the disk, then rename it: never a torn file.
@@ -43,6 +45,16 @@ def stamp_now_if_later(files: Iterable[Path]) -> None:
         with contextlib.suppress(OSError):
             if file.stat().st_mtime > now:
                 os.utime(file)
+
+
+def whole_path(path: str, key: str = "") -> str:
+    """Return a user's path with the home folder in place of `~`. Raises ConfigError where there is no such home."""
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        user = path.split("/")[0]
+        hint = f"no home folder {shown(user)} here; write the whole path, or ./{user} for a folder of this name"
+        raise ConfigError(f"{key and f'{key}: '}got {shown(path)}; {hint}")
+    return whole
 
 
 def file_digest(path: Path) -> str:

@@ -23,8 +23,18 @@ class ConfigError(ValueError):
 
 def bearable(line: str) -> str:
     """Return a line whose characters are printable, cut where it is too long to read."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    line = escaped(line)
     return line if len(line) <= 900 else f"{line[:600]} ... {line[-280:]}"
+
+
+def escaped(text: str) -> str:
+    """Return a text in one printable line: line ends, control and half characters as `\\n`, `\\x07`, `\\udcff`."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def name_as_text(name: str) -> str:
+    """Return the printable name of a file or folder, the same in every locale; bytes that are not UTF-8 as `\\xff`."""
+    return escaped(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def wanted_kind(value: Any, annotation: str) -> str:

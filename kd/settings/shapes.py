@@ -272,7 +272,7 @@ class Settings:
 
     study: str = setting("demo", "a file of config/studies without its ending, or the path of your own .yaml")
     quick: bool = setting(False, "true: the study's own small version, for a CPU, where it has one")
-    results: str = setting("results", "folder of everything that is generated", pattern="")
+    results: str = setting("results", "folder of everything that is generated; `~` is the home folder", pattern="")
     dataset: Dataset = section("what is learned")
     teacher: Teacher = section("how teachers are trained")
     student: Student = section("the student")

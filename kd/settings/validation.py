@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
@@ -94,7 +95,12 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def _place_faults(folder: str) -> Iterator[str]:
-    too_long = any(len(os.fsencode(part)) > 200 for part in folder.split("/"))
+    try:
+        too_long = any(len(os.fsencode(part)) > 200 for part in folder.split("/"))
+    except UnicodeEncodeError:
+        hint = f"in this locale names are {sys.getfilesystemencoding()}; choose such a name, or set LC_ALL=C.UTF-8"
+        yield f"results: got {shown(folder)}; {hint}"
+        return
     if not folder.isprintable() or set(folder) & set("{}") or too_long:
         yield f"results: got {shown(folder)}; allowed: the path of a folder without braces and control characters"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -178,8 +179,12 @@ def claims_markdown(judged: pd.DataFrame) -> str:
             measured = format(row.mean, form) if row.n else ""
             if row.n > 1:
                 measured += f" ({row.low:{form}} to {row.high:{form}})"
-            lines.append(
-                f"| {row.of} against {row.to} | {row.measure} | {row.wanted} | {measured} | {row.n} | {row.verdict} |"
-            )
+            cells = (f"{row.of} against {row.to}", row.measure, row.wanted, measured, str(row.n), row.verdict)
+            lines.append(markdown_row(cells))
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

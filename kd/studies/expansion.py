@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from kd.runtime.files import whole_path
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge, run_of, teacher_models
@@ -84,10 +85,11 @@ class Expansion:
         """Return overrides, read from a file where a path is given (such as the best.yaml of `snakemake tune`)."""
         if not isinstance(value, str):
             return value
-        if not is_file(Path(value)):
+        file = Path(whole_path(value, f"{self.path}: {key}"))
+        if not is_file(file):
             hint = "write it (`snakemake tune` writes the best settings) or correct the path"
             raise ConfigError(f"{self.path}: {key}: no file {value!r}; {hint}")
-        return read_yaml(Path(value))
+        return read_yaml(file)
 
     def _settings(self, where, method, ablation, pair, scale, override) -> dict[str, Any]:
         """Merge and check the settings of one combination; the result shares parts with what it was merged from."""

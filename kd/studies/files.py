@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kd.runtime.files import whole_path
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge
@@ -27,6 +28,7 @@ def find_study(study: str, folders: list[Path], key: str = "study") -> tuple[str
 
     A name is looked up in `folders`, the first one that has it wins. Raises ConfigError where nothing is found.
     """
+    study = whole_path(study, key)
     if Path(study).suffix == "":
         found = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
         if study not in found:

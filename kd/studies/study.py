@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from kd.runtime.messages import ConfigError, suggest
+from kd.runtime.files import whole_path
+from kd.runtime.messages import ConfigError, escaped, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge
 from kd.settings.run import Run
@@ -67,6 +68,8 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     if faults := study_faults(study, study_schema, defaults):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     base = merge(defaults, study.get("settings", {}), {"methods": study.get("methods", {})}, given, {"study": chosen})
+    if isinstance(base["results"], str):
+        base["results"] = whole_path(base["results"], f"{path}: results")
     check = Checker(settings_schema())
     check(base, str(path))
     expansion = Expansion(base, study, path, check, given)
@@ -76,14 +79,14 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
     tunings = {key: expansion.tuning(key) for key in study.get("tune", {})}
     return Study(
         name=name,
-        title=study["title"],
+        title=_one_line(study["title"]),
         root=Path(base["results"]),
         table=table,
         runs=expansion.runs,
         datasets=expansion.datasets,
         roots=expansion.roots,
         experiments={
-            key: {"title": value.get("title", key), "view": value.get("view", "methods")}
+            key: {"title": _one_line(value.get("title", key)), "view": value.get("view", "methods")}
             for key, value in study["experiments"].items()
         },
         claims=expanded(claims, table),
@@ -92,3 +95,8 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         tracking=base["tracking"],
         settings=base,
     )
+
+
+def _one_line(title: str) -> str:
+    """Return a title as tables and figures can print it."""
+    return escaped(" ".join(title.split()))

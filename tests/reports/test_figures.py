@@ -1,12 +1,14 @@
 """Figures from frames and arrays: equal bytes, the right numbers."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_tables import ACCURACY, frame
 
 from kd.reports.figures import VIEWS, correlations
 from kd.reports.figures.drawing import save
 from kd.reports.figures.synthetic import _tiles as tiles
+from kd.reports.figures.synthetic import course as synthetic_course
 from kd.reports.figures.synthetic import histograms, image_grid
 from kd.reports.tables import GROUP, summarise
 
@@ -151,3 +153,57 @@ def test_the_student_without_a_teacher_is_compared_with_the_teacher_of_the_other
     np.savez(tmp_path / "kd/correlations.npz", difference=student - teacher)
     correlations.draw(folders)
     assert list(drawn) == ["kd"], "made before"
+
+
+ODD = ["$\\frac$", "$a$", "_b", "c^2_{d}", "e\nf", "\udcff", "|", "50 %", "x" * 200, "→"]
+
+
+def odd_figures():
+    """Return figures whose titles, classes and networks have odd names, with a few texts that must be seen."""
+    results = frame(pairs=[(name, f"_net:{name}") for name in ("$\\frac$", "_b", "x" * 200)])
+    summary, sets = summarise(results), synthetic()
+    for arrays in sets.values():
+        arrays["class_counts"] = np.arange(1, 1 + len(ODD))
+    shown = {"$\\frac$", "$a$", "_b", "c^2_{d}", "e\\nf", "\\udcff"}
+    pairs = {"_b → _net:_b", "$\\frac$ → _net:$\\frac$"}
+    title = "Costs $\\frac$ → a_1^{2}"
+    for view in ("scale", "modules", "pairs"):
+        yield VIEWS[view](summary, results, title), {title, *(pairs if view == "pairs" else ())}
+    yield VIEWS["pairs"](summary, results, "long " * 200), {" ".join(["long"] * 18)}
+    yield histograms(sets, ODD), shown
+    yield image_grid({name: next(iter(sets.values())) for name in ODD}), shown
+    matrices = {name: np.eye(3) for name in ODD}
+    yield correlations.panels(matrices), shown
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are():
+    """Neither a formula nor left out of a legend, and on the page."""
+    from matplotlib import pyplot
+    from matplotlib.text import Text
+
+    for figure, expected in odd_figures():
+        figure.draw_without_rendering()  # a broken formula would raise
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+        lines = {line for text in texts for line in (text.get_text(), text.get_text().split("\n")[0])}
+        assert expected <= lines
+        assert not [text.get_text() for text in texts if text.get_parse_math()]
+        assert max(max(map(len, text.get_text().split("\n"))) for text in texts) <= 90
+        pyplot.close(figure)
+
+
+def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
+    from matplotlib.text import Text
+
+    epochs = np.arange(1, 9)
+    arrays = {
+        "class_counts_by_epoch": np.ones((8, 3)),
+        "confidence_counts_by_epoch": np.ones((8, 3)),
+        "priorities_by_epoch": np.geomspace([1e-3] * 5, [1e3] * 5, 8),
+    }
+    gaps = pd.DataFrame({"epoch": epochs, "gap_stored": 10.0**-epochs, "gap_drawn": 0.1 ** (epochs - 1)})
+    figure = synthetic_course({"run": arrays}, {"run": gaps})
+    save(figure, tmp_path / "figure.png")
+    texts = {text.get_text() for text in figure.findobj(Text)}
+    assert {"1", "1e−04", "1000"} <= texts
+    assert not [text for text in texts if "$" in text]

@@ -112,6 +112,18 @@ def test_latex_holds_the_same_grid():
     ]
 
 
+def test_no_character_of_a_name_breaks_a_table():
+    odd = results({("a|b", "c_{d}^e"): (70.0, 71.0, 72.0)})
+    odd = pd.concat([odd, odd.assign(scale=0.3)])  # labels name the scale: 30 %
+    table = accuracy_by_pair(odd)
+    head, _, first, *_ = markdown(table, "T").splitlines()[2:]
+    assert head == "| method | a\\|b → c_{d}^e |"
+    assert first == "| scratch, 100 % | 70.00 ± 1.41 ↓ |"
+    lines = latex(table).splitlines()
+    assert lines[2] == "method & a|b $\\to$ c\\_\\{d\\}\\textasciicircum{}e \\\\"
+    assert lines[4] == "scratch, 100 \\% & 70.00 $\\pm$ 1.41 $\\downarrow$ \\\\", "% would begin a comment"
+
+
 def test_without_kd_or_scratch_there_are_no_shares():
     frame = results({("a", "b"): (70.0, 71.0, 72.0)})
     assert relative_improvement(accuracy_by_pair(frame[frame["method"] != "scratch"])).empty

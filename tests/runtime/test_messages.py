@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from kd.runtime.messages import masked
+from kd.runtime.messages import escaped, masked, name_as_text
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,9 @@ def test_secrets_in_uris_are_masked(uri, shown):
     assert masked(uri) == shown
     assert masked(f"+  uri: '{uri}'\n+  mail: me@here\n") == f"+  uri: '{shown}'\n+  mail: me@here\n"
     assert masked(f"from {uri} to {uri}") == f"from {shown} to {shown}"
+
+
+def test_names_are_text_of_one_printable_line():
+    assert name_as_text("$a_1^2$ → ä") == "$a_1^2$ → ä"
+    assert name_as_text(os.fsdecode(b"na\xefve\nb\x07")) == "na\\xefve\\nb\\x07"
+    assert escaped("a\nb\udcff ä") == "a\\nb\\udcff ä"

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 import yaml
-from own_studies import SCHEMAS, claims, experiment, fault, loader
+from own_studies import SCHEMAS, SETTINGS, claims, experiment, fault, loader
 
+from kd.__main__ import main
 from kd.runtime.messages import ConfigError
 from kd.studies.study import load_study
 
@@ -56,6 +57,36 @@ def test_the_command_line_comes_last(load):
     assert (run.replay.alpha, run.replay.beta, run.inversion.settings["bn"]) == (0.9, 0.0, 2.0)
     study = load({"methods": {"free": {"inversion": {"generator": {"bn": 3.0}}}}}, experiments={"a": experiment()})
     assert study.runs[study.students[0]].inversion.settings["bn"] == 3.0
+
+
+def test_the_home_folder_is_written_as_in_a_shell(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = {"a": experiment(ablations=["x"])}
+    (tmp_path / "best.yaml").write_text("replay: {alpha: 0.25}")
+    study = load(settings={**SETTINGS, "results": "~/kd"}, ablations={"x": "~/best.yaml"}, experiments=asked)
+    assert study.root == tmp_path / "kd"
+    assert study.settings["results"] == str(tmp_path / "kd"), "where the jobs look"
+    assert [study.runs[path].replay.alpha for path in study.students] == [0.25]
+    assert load({"results": "~/other"}, experiments={"a": experiment()}).root == tmp_path / "other"
+    (tmp_path / "below.yaml").write_text("extends: ~/config/studies/mine.yaml")
+    assert load({"study": "~/below.yaml", "results": "."}, experiments={"a": experiment()}).name == "below"
+
+
+def test_the_home_folder_of_nobody_is_named(load, capsys):
+    nobody = "~no-such-user/x.yaml"
+    with pytest.raises(ConfigError, match=f"results: got '{nobody}'; no home folder '~no-such-user' here"):
+        load({"results": nobody}, experiments={"a": experiment()})
+    with pytest.raises(ConfigError, match=f"study: got '{nobody}'; no home folder"):
+        load({"study": nobody}, experiments={"a": experiment()})
+    assert "ablations.x: got" in fault(load, ablations={"x": nobody}, experiments={"a": experiment(ablations=["x"])})
+    with pytest.raises(SystemExit):
+        main(["tables", f"--out={nobody}"])
+    assert f"argument --out: got '{nobody}'; no home folder" in capsys.readouterr().err
+
+
+def test_titles_are_one_line(load):
+    study = load(title="A  long\n\n$title$ \x07", experiments={"a": {**experiment(), "title": "b\n"}})
+    assert (study.title, study.experiments["a"]["title"]) == ("A long $title$ \\x07", "b")
 
 
 def test_a_mistake_on_the_command_line_is_named(load):

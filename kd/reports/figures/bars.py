@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.reports.figures.drawing import colours, pyplot, row_labels
+from kd.reports.figures.drawing import colours, pyplot, row_labels, set_title, short
 from kd.reports.tables import GROUP, plus_minus
 
 
@@ -33,12 +33,12 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
         )
         right.barh(place, row["seconds"], color=colour, height=0.55)
         right.annotate(f" {row['seconds']:.0f}", (row["seconds"], place), va="center", fontsize=8)
-    left.set_yticks(places, labels)
+    left.set_yticks(places, map(short, labels))
     left.set_ylim(-0.6, len(summary) - 0.2)
     left.margins(x=0.12)
     left.set_xlabel("accuracy, % (points: seeds, bar: mean)")
     right.set_xlabel("seconds")
     right.margins(x=0.15)
     left.grid(axis="x", alpha=0.3)
-    figure.suptitle(title)
+    set_title(figure, title)
     return figure

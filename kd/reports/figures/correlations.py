@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kd.reports.figures.drawing import pyplot
+from kd.reports.figures.drawing import pyplot, short
 from kd.runs.folder import array_file
 
 
@@ -42,6 +42,6 @@ def panels(matrices: dict[str, np.ndarray]) -> Any:
         axis.axis("off")
     for axis, (label, matrix) in zip(axes.flat, matrices.items(), strict=False):
         shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-        axis.set_title(f"{label}\nmean |difference| {np.abs(matrix).mean():.3f}", fontsize=8)
+        axis.set_title(f"{short(label)}\nmean |difference| {np.abs(matrix).mean():.3f}", fontsize=8)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="student - teacher")
     return figure

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from kd.runtime.messages import escaped
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito
 
@@ -31,16 +34,36 @@ def row_labels(summary: pd.DataFrame, scale: bool = False) -> list[str]:
     return labels
 
 
+def short(text: str, most: int = 48) -> str:
+    """Return a label or a panel's title in one line of at most that many characters: its begin and its end."""
+    text = escaped(text)
+    return text if len(text) <= most else f"{text[: 2 * most // 3 - 1]}…{text[-(most // 3) :]}"
+
+
+def set_title(figure: Any, text: str) -> None:
+    """Put a title above a figure, in as many lines as it takes, at most three."""
+    figure.suptitle("\n".join(textwrap.wrap(escaped(text), 90, max_lines=3, placeholder=" …")))
+
+
+def plain_numbers(axis: Any) -> None:
+    """Label a logarithmic axis without the formulas (10^-2) that `pyplot` turns off."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+
+
 def colours(count: int) -> list[str]:
     """Return that many colours, repeated when there are more than COLOURS."""
     return [COLOURS[number % len(COLOURS)] for number in range(count)]
 
 
 def pyplot() -> Any:
-    """Import and return matplotlib.pyplot, which needs no screen here."""
+    """Import and return matplotlib.pyplot, which needs no screen here and draws `$`, `_` and `^` as they are."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False
     from matplotlib import pyplot
 
     return pyplot

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.reports.figures.drawing import colours, pyplot, row_labels
+from kd.reports.figures.drawing import colours, pyplot, row_labels, set_title, short
 
 
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
@@ -24,19 +24,19 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
         rows = rest[(rest["teacher"] == pair[0]) & (rest["student"] == pair[1])]
         places = [len(methods) - 1 - methods.index(label) + shift for label in rows["label"]]
         axis.errorbar(
-            rows["difference"], places, xerr=rows["difference_se"], fmt="o", color=colour, label=" → ".join(pair)
+            rows["difference"], places, xerr=rows["difference_se"], fmt="o", color=colour, label=short(" → ".join(pair))
         )
     for place, method in enumerate(reversed(methods)):
         mean = rest.loc[rest["label"] == method, "difference"].mean()
         axis.plot(mean, place, "|", color="black", markersize=18, markeredgewidth=2)
     axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(methods)), methods[::-1])
+    axis.set_yticks(range(len(methods)), map(short, methods[::-1]))
     axis.set_ylim(-0.6, max(len(methods), 1) - 0.4)
     axis.set_xlabel(
         f"paired difference in accuracy to {first['method']}, points (± standard error; bar: mean over pairs)"
     )
     axis.grid(axis="x", alpha=0.3)
-    if pairs:
-        axis.legend(fontsize=8, loc="best")
-    figure.suptitle(title)
+    if pairs:  # the labels by name: matplotlib leaves out those that begin with `_`
+        axis.legend(axis.containers, [bars.get_label() for bars in axis.containers], fontsize=8, loc="best")
+    set_title(figure, title)
     return figure

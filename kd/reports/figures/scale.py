@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.reports.figures.drawing import colours, pyplot, row_labels
+from kd.reports.figures.drawing import colours, pyplot, row_labels, set_title, short
 
 
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
@@ -17,9 +17,9 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
         curve = curve.sort_values("scale")
         percent = 100 * curve["scale"]
         left.errorbar(
-            percent, curve["accuracy"], curve["accuracy_std"], marker="o", capsize=3, color=colour, label=label
+            percent, curve["accuracy"], curve["accuracy_std"], marker="o", capsize=3, color=colour, label=short(label)
         )
-        right.plot(percent, curve["seconds"], marker="o", color=colour, label=label)
+        right.plot(percent, curve["seconds"], marker="o", color=colour)
         for phase, style in (("inversion", ":"), ("distillation", "--")):
             if curve.get(f"seconds_{phase}", pd.Series(dtype=float)).notna().any():
                 right.plot(percent, curve[f"seconds_{phase}"], marker=".", linestyle=style, color=colour)
@@ -37,5 +37,5 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     phases = " (dotted: inversion, dashed: distillation)" if "seconds_inversion" in summary else ""
     right.set_ylabel(f"seconds{phases}")
     right.set_ylim(bottom=0)
-    figure.suptitle(title)
+    set_title(figure, title)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.reports.figures.drawing import COLOURS, colours, pyplot
+from kd.reports.figures.drawing import COLOURS, colours, plain_numbers, pyplot, short
 from kd.runs.folder import HISTORY, RECORD, array_file
 from kd.runtime.files import read_json
 
@@ -44,7 +44,7 @@ def image_grid(sets: dict[str, dict[str, np.ndarray]]) -> Any:
         axis.axis("off")
     for axis, (label, arrays) in zip(axes.flat, sets.items(), strict=False):
         axis.imshow(_tiles(arrays["images"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(label, fontsize=9)
+        axis.set_title(short(label), fontsize=9)
     return figure
 
 
@@ -65,13 +65,14 @@ def histograms(sets: dict[str, dict[str, np.ndarray]], classes: list[str]) -> An
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
     for colour, (label, arrays) in zip(colours(len(sets)), sets.items(), strict=True):
         share = 100 * arrays["class_counts"] / arrays["class_counts"].sum()
-        left.plot(np.arange(len(share)), share, marker="o", markersize=4, linewidth=1, color=colour, label=label)
+        left.plot(np.arange(len(share)), share, marker="o", markersize=4, linewidth=1, color=colour, label=short(label))
         counts = arrays["confidence_counts"]
         right.stairs(100 * counts / counts.sum(), np.linspace(0, 1, len(counts) + 1), color=colour, linewidth=1.6)
     left.axhline(100 / len(classes), color="0.5", linestyle="--", linewidth=1, label="balanced")
     left.set_xlabel("class")
     if len(classes) <= 20:
-        left.set_xticks(range(len(classes)), classes)
+        names = [short(name, 24) for name in classes]
+        left.set_xticks(range(len(names)), names, rotation=90 if len("".join(names)) > 50 else 0)
     left.set_ylabel("share of the synthetic set, %")
     left.set_ylim(bottom=0)
     left.legend(fontsize=8)
@@ -112,13 +113,15 @@ def course(sets: dict[str, dict[str, np.ndarray]], histories: dict[str, pd.DataF
         priorities.fill_between(epochs, first, third, color=COLOURS[0], alpha=0.35, linewidth=0)
         priorities.plot(epochs, median, color=COLOURS[0])
         priorities.set_yscale("symlog", linthresh=1e-3)
+        plain_numbers(priorities.yaxis)
         if "gap_stored" in history:
             for name, colour in (("stored", COLOURS[2]), ("drawn", COLOURS[1])):
                 values = history[["epoch", f"gap_{name}"]].dropna()
                 gap.plot(values["epoch"], values[f"gap_{name}"], marker=".", color=colour, label=f"as {name}")
             gap.set_yscale("log")
+            plain_numbers(gap.yaxis)
             gap.legend(fontsize=8)
-        classes.set_title(label, fontsize=9)
+        classes.set_title(short(label), fontsize=9)
         gap.set_xlabel("epoch")
     for axis, name in zip(
         axes[:, 0],
