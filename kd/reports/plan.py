@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ class PlannedFigure:
 
     name: str
     kind: str  # a view of kd.reports.figures.VIEWS where `experiment` is set, else a key of OF_RUNS
-    caption: str
+    caption: str  # reStructuredText
     experiment: str | None = None
     title: str = ""  # of the experiment
     runs: dict[str, str] = field(default_factory=dict)  # label -> path below the results folder
@@ -75,7 +76,9 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
     compared = set(study.students) if finished is None else finished
     with_runs = set(study.table.loc[study.table["path"].isin(compared), "experiment"])
     figures = [
-        PlannedFigure(name, experiment["view"], f"{experiment['title']}. {VIEW_CAPTION}", name, experiment["title"])
+        PlannedFigure(
+            name, experiment["view"], f"{_literal(experiment['title'])}. {VIEW_CAPTION}", name, experiment["title"]
+        )
         for name, experiment in study.experiments.items()
         if name in with_runs
     ]
@@ -95,6 +98,11 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
             inputs += [f"{path}/{RECORD}" for path in scratch.values()]  # the one file that every such run has
         figures.append(PlannedFigure(name, name, entry.caption, runs=shown, inputs=tuple(inputs)))
     return figures
+
+
+def _literal(text: str) -> str:
+    """Return the reStructuredText that shows a text as it is."""
+    return re.sub(r"([^\w\s]|_)", r"\\\1", text)
 
 
 def _has(study: Study, path: str, files: tuple[str, ...]) -> bool:

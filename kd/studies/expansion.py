@@ -126,7 +126,9 @@ class Expansion:
 
     def _add_inputs(self, run: Run, settings: dict[str, Any]) -> None:
         """Note the data set and the teachers of a run."""
-        self.datasets[run.data_path], self.roots[run.data_path] = run.dataset, settings["dataset"]["root"]
+        root = settings["dataset"]["root"]
+        self.datasets[run.data_path] = run.dataset
+        self.roots[run.data_path] = root and whole_path(root, f"{self.path}: dataset.root")
         self.runs |= {teacher.path: teacher for teacher in run.teachers or ()}
 
 

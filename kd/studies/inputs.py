@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from kd.registry.datasets import CONTENTS, DOWNLOADED, INSTALLED
@@ -52,7 +51,7 @@ def _missing(dataset: Dataset, root: str | None, downloads: Path, download: bool
     groups, name = CONTENTS.get(dataset.name, ()), dataset.name
     if not groups or (download and name in DOWNLOADED):
         return ""
-    folder = Path(os.path.expanduser(root)) if root else downloads
+    folder = Path(root) if root else downloads
     places = [folder, *([Path(INSTALLED[name])] if name in INSTALLED else [])]
     if any(all(_exists(place / part) for part in group) for place in places for group in groups):
         return ""

@@ -150,7 +150,7 @@ def data_hints(study: Study) -> list[str]:
     hints = []
     for path in study.datasets:
         root, file = study.roots[path], study.root / path
-        if root and file.exists() and changed_folder(file, Path(root).expanduser()):
+        if root and file.exists() and changed_folder(file, Path(root)):
             hints.append(f"{root} has changed since it was prepared; delete {file}, and its runs are made again")
     return hints
 

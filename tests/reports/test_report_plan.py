@@ -101,3 +101,11 @@ def test_tables_of_pairs_are_merged_where_there_are_several():
     assert tables[-1].experiments == ("one", "three")
     del experiments["three"]
     assert [table.name for table in plan_tables(experiments)] == ["one", "one-by-pair", "two"]
+
+
+def test_a_title_with_marks_of_restructuredtext_is_shown_as_it_is(tmp_path: Path) -> None:
+    """The report renders captions."""
+    study = loaded(tmp_path, experiments={"data": {"title": "*all* `of` |it|_ → ä"}})
+    [figure] = [figure for figure in plan_figures(study) if figure.name == "data"]
+    assert figure.title == "*all* `of` |it|_ → ä"
+    assert figure.caption.startswith(r"\*all\* \`of\` \|it\|\_ \→ ä. Points")

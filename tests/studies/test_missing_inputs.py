@@ -54,7 +54,7 @@ def test_a_missing_folder_of_images_is_refused_before_anything_runs(
 def test_the_home_folder_of_nobody_is_missing_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = written(tmp_path, **dataset(name="folder", root="~nobody-here/images"))
     line = said_by(capsys, "plan", file, "--config", f"results={tmp_path / 'results'}")
-    assert "dataset.root: got '~nobody-here/images', which is not there" in line
+    assert "dataset.root: got '~nobody-here/images'; no home folder '~nobody-here' here" in line
 
 
 def test_the_dry_run_of_snakemake_refuses_missing_data_and_a_second_config(project: Path) -> None:
