@@ -39,7 +39,7 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
             f"images ending in {', '.join(ENDINGS)}"
         )
     before, skipped = listing(root), Skipped()  # what is added from here on is a change
-    found = {split: {name_as_text(name): name for name in class_names(root / split, skipped)} for split in SPLITS}
+    found = {split: _by_text(root / split, class_names(root / split, skipped)) for split in SPLITS}
     if odd := sorted(set(found["train"]) ^ set(found["test"])):
         lacking = "train" if odd[0] in found["test"] else "test"
         raise ConfigError(
@@ -57,6 +57,14 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
             np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files]),
         ]
     return RawData(*arrays, classes, Tree(root, *listed, skipped, before))
+
+
+def _by_text(split: Path, names: list[str]) -> dict[str, str]:
+    """Return the class folders' names by what tables and figures show of them. Raises ConfigError where two look alike."""
+    shown = [name_as_text(name) for name in names]
+    if twice := sorted({name for name in shown if shown.count(name) > 1}):
+        raise ConfigError(f"dataset.root: {split} has two class folders that are shown as {twice[0]!r}; rename one")
+    return dict(zip(shown, names, strict=True))
 
 
 def _images(folder: Path, skipped: Skipped) -> list[Path]:

@@ -194,3 +194,13 @@ def test_classes_that_are_not_there_are_refused(tmp_path):
         ("folder", ("00", "zebra"), "got 'zebra'; allowed: 00, 01"),
     ):
         assert said in refusal(tmp_path, dataset(name, classes), root, key="classes")
+
+
+def test_two_class_folders_that_look_alike_are_refused(tmp_path):
+    """They would be one class in every table."""
+    root = small_tree(tmp_path / "tree")
+    for split in SPLITS:
+        for name in (b"a\xff", rb"a\xff"):
+            shutil.copytree(root / split / "00", root / split / os.fsdecode(name))
+    line = refusal(tmp_path, dataset("folder"), root)
+    assert "train has two class folders that are shown as 'a\\\\xff'; rename one" in line

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,13 @@ def stamp(when: float) -> Callable[[Path], None]:
     return lambda project: [os.utime(file, (when, when)) for file in project.glob("results/data/*")]
 
 
+def mark(project: Path) -> None:
+    """As Snakemake leaves it when it is killed and its jobs live on."""
+    for file in (project / ".snakemake/metadata").iterdir():
+        if b64decode(file.name).startswith(b"results/runs/"):
+            (project / ".snakemake/incomplete" / file.name).touch()
+
+
 def lose(*names: str) -> Callable[[Path], None]:
     return lambda project: [shutil.rmtree(run(project, name)) for name in names]
 
@@ -107,6 +115,7 @@ def torn_record(project: Path) -> None:
 CASES: dict[str, tuple[set[str], list[Callable[[Path], None]]]] = {
     "nothing": (set(), []),
     "metadata": (set(), [without_metadata]),
+    "marked as unfinished": (set(), [mark]),
     "new stamps": (set(), [stamp(FUTURE / 2), without_metadata]),
     "future": (set(), [stamp(FUTURE)]),
     "data gone": (set(), [lose_data]),

@@ -2,6 +2,7 @@
 import gc
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -47,7 +48,7 @@ DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 # kd decides what is made again, by content (kd.runs.provenance.outdated). Snakemake's time stamps and metadata get lost.
 STATES = states(STUDY, with_searches=True) if workflow.is_main_process else {}  # a job's own process only makes its job
 for hint in (*again_hints(STATES), *data_hints(STUDY)) if STATES else ():
-    print(hint, file=sys.stderr)
+    inform(hint)
 DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY)
 TRIALS_DONE = {name: trials_done(STUDY, tuning) if STATES else set() for name, tuning in STUDY.tunings.items()}
 
@@ -57,11 +58,23 @@ def job_inputs(run, done, *outputs):
 
     outputs: the job's own file, and the one that is made of it.
     """
+    ignore_marks_of_runs()
     data, teachers = inputs_of(run, STUDY.root)
     if done:
         return [ancient(file.as_posix()) for file in (data, *teachers) if file.exists()]
     make_again(*outputs)
     return [file.as_posix() for file in (data, *teachers)]
+
+
+@cache
+def ignore_marks_of_runs():
+    """Let Snakemake's marks of jobs that it lost count for no run: kd knows whether a run's files are whole."""
+    marked = workflow.persistence.incomplete
+
+    async def of_others(job):
+        return [] if job.rule.name in {*RUN_KIND, "trial"} else await marked(job)
+
+    workflow.persistence.incomplete = of_others
 
 
 def make_again(output, above=None):

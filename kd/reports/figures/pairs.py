@@ -37,6 +37,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     )
     axis.grid(axis="x", alpha=0.3)
     if pairs:  # the labels by name: matplotlib leaves out those that begin with `_`
-        axis.legend(axis.containers, [bars.get_label() for bars in axis.containers], fontsize=8, loc="best")
+        labels = [bars.get_label() for bars in axis.containers]
+        axis.legend(axis.containers, labels, fontsize=8, loc="best").set_in_layout(False)
     set_title(figure, title)
     return figure

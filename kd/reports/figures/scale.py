@@ -33,7 +33,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
         axis.set_xlabel("data scale, % of the training set")
         axis.grid(alpha=0.3)
     left.set_ylabel("accuracy, %")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8).set_in_layout(False)  # however many lines it has, the axes keep their size
     phases = " (dotted: inversion, dashed: distillation)" if "seconds_inversion" in summary else ""
     right.set_ylabel(f"seconds{phases}")
     right.set_ylim(bottom=0)
