@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.data.raw import Source
-from kd.runs.folder import METRICS, TRACKED, files_of, finished
-from kd.runtime.files import stamp_now_if_later, write_atomically, write_json
+from kd.runs.folder import METRICS, files_of, finished
+from kd.runtime.files import stamp_now_if_later, write_atomically
 from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.progress import inform
 from kd.runtime.run_lock import TakenOver
@@ -112,7 +112,7 @@ def close_study(study: Study, say: Callable[[str], None]) -> int:
     if not study.tracking["enabled"]:
         return 0
     from kd.integrations.store import Store
-    from kd.integrations.tracking import log_study, read_state, sync
+    from kd.integrations.tracking import log_study, note, read_state, sync
 
     store, later, folders = Store(study.tracking, study.root), sync_command(study.settings), []
     for path, run in _tracked_runs(study):
@@ -120,7 +120,7 @@ def close_study(study: Study, say: Callable[[str], None]) -> int:
         if (folder / METRICS).exists():
             folders.append(folder)
             if not read_state(folder):
-                write_json(folder / TRACKED, {**description(study.name, study.table, run, path), "sent": {}})
+                note(folder, {**description(study.name, study.table, run, path), "sent": {}}, say)
     said: list[str] = []
     sent = sync(folders, store, said.append, later)
     if not any(later in text for text in said):

@@ -77,10 +77,15 @@ class Tracker:
             self._note()
 
     def _note(self) -> None:
-        try:
-            write_json(self.folder / TRACKED, self.state)
-        except OSError as error:  # a full disk: what only informs ends no run
-            self.say(f"{TRACKED} not written ({error}); the run goes on")
+        note(self.folder, self.state, self.say)
+
+
+def note(folder: Path, state: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write what was sent into mlflow.json; a full disk costs this note only: what only informs ends no run."""
+    try:
+        write_json(folder / TRACKED, state)
+    except OSError as error:
+        say(f"{folder / TRACKED} not written ({error}); what was sent may be sent again")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -215,7 +220,7 @@ def sync(
             say(f"{store.trouble(error)}; `{later}` tries again")
             break
         finally:
-            write_json(folder / TRACKED, state | {"sent": state["sent"] | {store.name: has}})
+            note(folder, state | {"sent": state["sent"] | {store.name: has}}, say)
     return sent
 
 
