@@ -60,7 +60,7 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
 
 
 def _by_text(split: Path, names: list[str]) -> dict[str, str]:
-    """Return the class folders' names by what tables and figures show of them. Raises ConfigError where two look alike."""
+    """Return class folders by the names that tables and figures show. Raises ConfigError where two look alike."""
     shown = [name_as_text(name) for name in names]
     if twice := sorted({name for name in shown if shown.count(name) > 1}):
         raise ConfigError(f"dataset.root: {split} has two class folders that are shown as {twice[0]!r}; rename one")
