@@ -169,6 +169,8 @@ def odd_figures():
     title = "Costs $\\frac$ → a_1^{2}"
     for view in ("scale", "modules", "pairs"):
         yield VIEWS[view](summary, results, title), {title, *(pairs if view == "pairs" else ())}
+    methods = results.assign(method="_b")
+    yield VIEWS["scale"](summarise(methods), methods, title), {"_b, _b → _net:_b"}
     yield VIEWS["pairs"](summary, results, "long " * 200), {" ".join(["long"] * 18)}
     yield histograms(sets, ODD), shown
     yield image_grid({name: next(iter(sets.values())) for name in ODD}), shown

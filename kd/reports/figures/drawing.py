@@ -45,6 +45,14 @@ def set_title(figure: Any, text: str) -> None:
     figure.suptitle("\n".join(textwrap.wrap(escaped(text), 90, max_lines=3, placeholder=" …")))
 
 
+def legend(axis: Any, curves: dict[str, Any]) -> None:
+    """Name the curves, also by names that begin with `_`, which matplotlib leaves out. The axes keep their size."""
+    for name, curve in curves.items():
+        curve.set_label(short(name))
+    labels = [curve.get_label() for curve in curves.values()]
+    axis.legend(list(curves.values()), labels, fontsize=8, loc="best").set_in_layout(False)
+
+
 def plain_numbers(axis: Any) -> None:
     """Label a logarithmic axis without the formulas (10^-2) that `pyplot` turns off."""
     from matplotlib.ticker import LogFormatter

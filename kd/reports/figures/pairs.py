@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.reports.figures.drawing import colours, pyplot, row_labels, set_title, short
+from kd.reports.figures.drawing import colours, legend, pyplot, row_labels, set_title, short
 
 
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
@@ -20,11 +20,12 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     pairs = list(dict.fromkeys(zip(rest["teacher"], rest["student"], strict=True)))
     figure, axis = pyplot().subplots(figsize=(9, 1.8 + 0.36 * len(methods)), layout="constrained")
     apart = [0.0] if len(pairs) == 1 else np.linspace(0.25, -0.25, len(pairs))  # pairs of a method next to each other
+    shown = {}
     for colour, pair, shift in zip(colours(len(pairs)), pairs, apart, strict=True):
         rows = rest[(rest["teacher"] == pair[0]) & (rest["student"] == pair[1])]
         places = [len(methods) - 1 - methods.index(label) + shift for label in rows["label"]]
-        axis.errorbar(
-            rows["difference"], places, xerr=rows["difference_se"], fmt="o", color=colour, label=short(" → ".join(pair))
+        shown[" → ".join(pair)] = axis.errorbar(
+            rows["difference"], places, xerr=rows["difference_se"], fmt="o", color=colour
         )
     for place, method in enumerate(reversed(methods)):
         mean = rest.loc[rest["label"] == method, "difference"].mean()
@@ -36,8 +37,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
         f"paired difference in accuracy to {first['method']}, points (± standard error; bar: mean over pairs)"
     )
     axis.grid(axis="x", alpha=0.3)
-    if pairs:  # the labels by name: matplotlib leaves out those that begin with `_`
-        labels = [bars.get_label() for bars in axis.containers]
-        axis.legend(axis.containers, labels, fontsize=8, loc="best").set_in_layout(False)
+    if shown:
+        legend(axis, shown)
     set_title(figure, title)
     return figure

@@ -6,25 +6,26 @@ from typing import Any
 
 import pandas as pd
 
-from kd.reports.figures.drawing import colours, pyplot, row_labels, set_title, short
+from kd.reports.figures.drawing import colours, legend, pyplot, row_labels, set_title
 
 
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     """Return a figure of accuracy and seconds against the data scale, a line per pair, method and ablation."""
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     curves = summary.assign(label=row_labels(summary)).groupby("label", sort=False)
+    shown = {}
     for colour, (label, curve) in zip(colours(len(curves)), curves, strict=True):
         curve = curve.sort_values("scale")
         percent = 100 * curve["scale"]
-        left.errorbar(
-            percent, curve["accuracy"], curve["accuracy_std"], marker="o", capsize=3, color=colour, label=short(label)
+        shown[label] = left.errorbar(
+            percent, curve["accuracy"], curve["accuracy_std"], marker="o", capsize=3, color=colour
         )
         right.plot(percent, curve["seconds"], marker="o", color=colour)
         for phase, style in (("inversion", ":"), ("distillation", "--")):
             if curve.get(f"seconds_{phase}", pd.Series(dtype=float)).notna().any():
                 right.plot(percent, curve[f"seconds_{phase}"], marker=".", linestyle=style, color=colour)
     if results.get("teacher_accuracy", pd.Series(dtype=float)).notna().any():
-        left.axhline(results["teacher_accuracy"].max(), color="0.5", linestyle="--", linewidth=1, label="teacher")
+        shown["teacher"] = left.axhline(results["teacher_accuracy"].max(), color="0.5", linestyle="--", linewidth=1)
     ticks = sorted({100 * scale for scale in summary["scale"]})
     for axis in (left, right):
         axis.set_xscale("log")
@@ -33,7 +34,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
         axis.set_xlabel("data scale, % of the training set")
         axis.grid(alpha=0.3)
     left.set_ylabel("accuracy, %")
-    left.legend(fontsize=8).set_in_layout(False)  # however many lines it has, the axes keep their size
+    legend(left, shown)
     phases = " (dotted: inversion, dashed: distillation)" if "seconds_inversion" in summary else ""
     right.set_ylabel(f"seconds{phases}")
     right.set_ylim(bottom=0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.reports.figures.drawing import COLOURS, colours, plain_numbers, pyplot, short
+from kd.reports.figures.drawing import COLOURS, colours, legend, plain_numbers, pyplot, short
 from kd.runs.folder import HISTORY, RECORD, array_file
 from kd.runtime.files import read_json
 
@@ -63,19 +63,20 @@ def _tiles(images: np.ndarray) -> np.ndarray:
 def histograms(sets: dict[str, dict[str, np.ndarray]], classes: list[str]) -> Any:
     """Return histograms of the classes and confidences that the teacher sees in the synthetic sets, a line per run."""
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
+    shown = {}
     for colour, (label, arrays) in zip(colours(len(sets)), sets.items(), strict=True):
         share = 100 * arrays["class_counts"] / arrays["class_counts"].sum()
-        left.plot(np.arange(len(share)), share, marker="o", markersize=4, linewidth=1, color=colour, label=short(label))
+        [shown[label]] = left.plot(np.arange(len(share)), share, marker="o", markersize=4, linewidth=1, color=colour)
         counts = arrays["confidence_counts"]
         right.stairs(100 * counts / counts.sum(), np.linspace(0, 1, len(counts) + 1), color=colour, linewidth=1.6)
-    left.axhline(100 / len(classes), color="0.5", linestyle="--", linewidth=1, label="balanced")
+    shown["balanced"] = left.axhline(100 / len(classes), color="0.5", linestyle="--", linewidth=1)
     left.set_xlabel("class")
     if len(classes) <= 20:
         names = [short(name, 24) for name in classes]
         left.set_xticks(range(len(names)), names, rotation=90 if len("".join(names)) > 50 else 0)
     left.set_ylabel("share of the synthetic set, %")
     left.set_ylim(bottom=0)
-    left.legend(fontsize=8)
+    legend(left, shown)
     right.set_xlabel("teacher's confidence")
     right.set_ylabel("share of the synthetic set, %")
     for axis in (left, right):
