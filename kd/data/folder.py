@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kd.data.listing import ENDINGS, SPLITS, Skipped, class_names, image_files, listing, readable
+from kd.data.listing import ENDINGS, SPLITS, Skipped, class_names, image_files, listing, note_others, readable
 from kd.data.raw import RawData, Source, Tree, chosen
 from kd.runtime.messages import ConfigError, bearable, name_as_text
 from kd.settings.shapes import Dataset
@@ -39,6 +39,7 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
             f"images ending in {', '.join(ENDINGS)}"
         )
     before, skipped = listing(root), Skipped()  # what is added from here on is a change
+    note_others(root, skipped)
     found = {split: _by_text(root / split, class_names(root / split, skipped)) for split in SPLITS}
     if odd := sorted(set(found["train"]) ^ set(found["test"])):
         lacking = "train" if odd[0] in found["test"] else "test"

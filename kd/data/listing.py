@@ -21,6 +21,7 @@ ENDINGS = (
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 OTHER = "other endings"
+OUTSIDE = "outside of train/ and test/"
 
 
 class Skipped:
@@ -95,6 +96,14 @@ def class_names(split: Path, skipped: Skipped) -> list[str]:
     return sorted(names)
 
 
+def note_others(root: Path, skipped: Skipped) -> None:
+    """Note the files below a tree's root that belong to neither split. Raises ConfigError for what cannot be read."""
+    with readable(root), os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name not in SPLITS:
+                skipped.add(OUTSIDE, *(_below(entry.path) if entry.is_dir() else [entry.path]))
+
+
 def image_files(folder: Path, skipped: Skipped) -> dict[str, int]:
     """Return names and sizes in bytes of a class folder's image files, sorted; note all other files in `skipped`.
 
@@ -128,10 +137,13 @@ def readable(path: str | Path) -> Iterator[None]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Yield the files below a folder at any depth, without hidden ones."""
-    for path, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(path, name) for name in files if not name.startswith("."))
+    """Yield the files below a folder at any depth. Raises OSError for a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for path, _, files in os.walk(folder, onerror=refuse):
+        yield from (os.path.join(path, name) for name in files)
 
 
 def _ending(file: str) -> str:

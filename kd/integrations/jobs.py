@@ -6,6 +6,7 @@ through its `config`, because a changed param would run everything again.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -89,6 +90,10 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
     folder = study.root / "studies" / study.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        logs = study.root / "logs"
+        logs.mkdir(exist_ok=True)
+        if not os.access(logs, os.W_OK):  # Snakemake makes folders there before each job
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(logs))
         write_atomically(folder / "runs.csv", lambda file: study.table.to_csv(file, index=False))
     except OSError as error:
         raise ConfigError(f"results: got {str(study.root)!r}; {disk_fault(error) or error}") from None

@@ -26,6 +26,7 @@ SCHEMES = "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
 # A store that is away must not hang a run for minutes; these are MLflow's own settings, unless the user chose others.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would show a password
 
 
 class StoreFault(RuntimeError):
@@ -39,7 +40,8 @@ class Store:
         """Take tracking.uri, else $MLFLOW_TRACKING_URI, else an SQLite file in the results folder."""
         local = f"sqlite:///{(results / 'mlflow.db').resolve()}"
         self.uri: str = settings["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local
-        self.file = Path(self.uri.removeprefix("sqlite:///")).resolve() if self.uri.startswith("sqlite:///") else None
+        sqlite = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", self.uri)
+        self.file = Path(sqlite[1]).resolve() if sqlite else None
         self.name = masked(self.uri)
         if self.file is not None and self.file.is_relative_to(results.resolve()):
             self.name = f"sqlite:{self.file.relative_to(results.resolve()).as_posix()}"
@@ -75,18 +77,38 @@ class Store:
                     (new, len(old) + 1, number, len(old) + 1, f"{old}/"),
                 )
 
-    def runs(self) -> set[str] | None:
-        """Return the ids of all runs in an SQLite store, deleted ones included; None for a server, which is trusted."""
+    def runs(self, experiments: set[str]) -> set[str]:
+        """Return the ids of all runs of some experiments, deleted ones included: a store may have been set up again."""
         if self.file is None:
-            return None
+            return self._runs_of_server(experiments)
         if not self.file.exists():
             return set()
         with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
             return {row[0] for row in database.execute("SELECT run_uuid FROM runs")}
 
+    def _runs_of_server(self, experiments: set[str]) -> set[str]:
+        from mlflow.entities import ViewType
+
+        client, ids = self.client(), set()
+        for found in filter(None, map(client.get_experiment_by_name, sorted(experiments))):
+            token: str | None = ""
+            while token is not None:
+                page = client.search_runs([found.experiment_id], "", ViewType.ALL, 1000, page_token=token or None)
+                ids |= {run.info.run_id for run in page}
+                token = page.token or None
+        return ids
+
     def client(self) -> Any:
+        """Return MLflow's client. Raises sqlite3.Error at once where MLflow would try for minutes to open a file."""
         from mlflow import MlflowClient
 
+        if self.file is not None:
+            there = self.file.exists()
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
+                database.execute("PRAGMA schema_version")
+            if not there and self.file.stat().st_size == 0:
+                self.file.unlink()
         return MlflowClient(tracking_uri=self.uri)
 
     def experiment(self, client: Any, name: str) -> str:
@@ -100,9 +122,10 @@ class Store:
             except MlflowException:  # another job was faster
                 found = client.get_experiment_by_name(name)
         if found.lifecycle_stage == "deleted":
+            place, number = masked(self.uri), found.experiment_id
             raise StoreFault(
-                f"experiment {name!r} was deleted there; bring it back with `mlflow experiments restore "
-                f"--experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`"
+                f"experiment {name!r} was deleted there; bring it back with `MLFLOW_TRACKING_URI={place} mlflow "
+                f"experiments restore --experiment-id {number}`, or remove it for good with `mlflow gc`"
             )
         return found.experiment_id
 

@@ -192,15 +192,16 @@ def sync(
 
     A store that fails is tried and reported once; `later` is the command that goes on.
     """
-    sent = 0
+    sent, states = 0, {folder: read_state(folder) for folder in folders}
+    begun = {state["experiment"] for state in states.values() if arrived(state, store)["run_id"]}
     try:
         store.settle()
-        known = store.runs()
+        with quiet():
+            known = store.runs(begun) if begun else set()
     except Exception as error:
         say(f"{store.trouble(error)}; `{later}` tries again")
         return 0
-    for folder in folders:
-        state = read_state(folder)
+    for folder, state in states.items():
         has = arrived(state, store, known)
         if not state or has["complete"] or not (folder / METRICS).exists():
             continue  # METRICS is written shortly before the run is finished: without it there is nothing to report
@@ -220,7 +221,8 @@ def sync(
             say(f"{store.trouble(error)}; `{later}` tries again")
             break
         finally:
-            note(folder, state | {"sent": state["sent"] | {store.name: has}}, say)
+            now = read_state(folder) or state  # another process may have sent it elsewhere in the meantime
+            note(folder, now | {"sent": now["sent"] | {store.name: has}}, say)
     return sent
 
 

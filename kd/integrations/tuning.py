@@ -15,10 +15,11 @@ from kd.runs.folder import SUGGESTION, TRIAL
 from kd.runtime.files import read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
-from kd.studies.search import nested
+from kd.studies.search import made_of, nested
 
 METRIC = "accuracy"  # on the validation split
 RECORD_BEGINS = '{"op_code":'  # in Optuna's journal, a line each
+OPERATIONS = 11  # of Optuna's journal: op_code counts from 0
 RANDOM_TRIALS = 4  # drawn at random before the sampler learns from finished ones
 
 
@@ -66,7 +67,9 @@ def _suggested(file: Path, space: dict[str, Any], say: Callable[[str], Any]) -> 
     """Return what an earlier start of the trial was given; None where there was none or it cannot be read."""
     try:
         suggestion = read_json(file)
-        if suggestion["params"].keys() == space.keys() and isinstance(suggestion["optuna_trial"], int):
+        params = suggestion["params"]
+        fits = params.keys() == space.keys() and all(_is_in(params[key], values) for key, values in space.items())
+        if fits and isinstance(suggestion["optuna_trial"], int):
             return suggestion
     except FileNotFoundError:
         return None
@@ -76,6 +79,10 @@ def _suggested(file: Path, space: dict[str, Any], say: Callable[[str], Any]) -> 
     file.rename(aside)
     say(f"{file} cannot be read; put aside as {aside.name}; the trial begins again with new values")
     return None
+
+
+def _is_in(value: Any, values: dict[str, Any]) -> bool:
+    return value in values["choices"] if "choices" in values else values["low"] <= value <= values["high"]
 
 
 def _tell(study: Any, suggestion: dict[str, Any], value: float | None, distributions: dict[str, Any]) -> None:
@@ -108,7 +115,7 @@ def best(trials: list[Path], output: Path, table: Path) -> dict[str, Any]:
     frame = pd.DataFrame([{"trial": r["number"], METRIC: r[METRIC], **r["params"], "note": r["note"]} for r in results])
     write_atomically(table, lambda file: file.write(frame.to_csv(index=False).encode()))
     head = f"# trial {winner['number']} of {len(results)}: validation {METRIC} {winner[METRIC]:.2f} %\n"
-    text = head + yaml.safe_dump(nested(winner["params"]), sort_keys=True)
+    text = f"{head}{made_of(results)}\n" + yaml.safe_dump(nested(winner["params"]), sort_keys=True)
     write_atomically(output, lambda file: file.write(text.encode()))
     return winner
 
@@ -132,7 +139,7 @@ def _study(journal: Path, name: str, seed: int, say: Callable[[str], Any]) -> An
     _mend(journal, say)
     return optuna.create_study(
         study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(journal))),
+        storage=JournalStorage(JournalFileBackend(str(journal), _lock(journal))),
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS),
         direction="maximize",
         load_if_exists=True,
@@ -144,9 +151,7 @@ def _mend(journal: Path, say: Callable[[str], Any]) -> None:
 
     The file as it was stays next to it. Appending processes hold the same lock, so that nobody's record is lost.
     """
-    from optuna.storages.journal import JournalFileSymlinkLock
-
-    lock = JournalFileSymlinkLock(str(journal))
+    lock = _lock(journal)
     lock.acquire()
     try:
         found = journal.read_bytes().decode("latin-1") if journal.exists() else ""  # any byte is a character
@@ -163,14 +168,28 @@ def _mend(journal: Path, say: Callable[[str], Any]) -> None:
         lock.release()
 
 
+def _lock(journal: Path) -> Any:
+    """Return the lock of all that read or write a journal; one that a killed process left is taken over after 30 s.
+
+    Optuna's default, a link to the journal, would be waited for without end where that path leads nowhere.
+    """
+    from optuna.storages.journal import JournalFileOpenLock
+
+    left = journal.with_name(f"{journal.name}.lock")
+    if left.is_symlink():  # of an older kd, or of Optuna used otherwise
+        left.unlink(missing_ok=True)
+    return JournalFileOpenLock(str(journal))
+
+
 def _records(text: str) -> Iterator[str]:
     """Yield the whole records in a journal, also those that were appended to a torn one."""
     decoder, start = json.JSONDecoder(), text.find(RECORD_BEGINS)
     while start >= 0:
         try:
-            end = decoder.raw_decode(text, start)[1]
-            yield text[start:end]
-        except ValueError:
+            record, end = decoder.raw_decode(text, start)
+            if record["op_code"] in range(OPERATIONS) and "worker_id" in record:  # others fail every reader
+                yield text[start:end]
+        except (ValueError, KeyError, TypeError):
             end = start + 1
         start = text.find(RECORD_BEGINS, end)
 

@@ -6,13 +6,14 @@ Imports no torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from kd.reports.figures import OF_RUNS, VIEW_CAPTION
-from kd.runs.folder import RECORD
+from kd.runs.folder import RECORD, with_results
 from kd.runs.provenance import report_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
@@ -51,17 +52,23 @@ class PlannedTable:
         return [f"{self.name}.{ending}" for ending in endings]
 
 
-def made_of(study: Study) -> str:
-    """Return a digest of what tables and figures depend on apart from the runs' files: the study's text, and code."""
+def text_of(study: Study) -> str:
+    """Return a digest of what tables and figures are made of apart from the runs: the study's text, and code."""
     text = [study.table.to_csv(index=False), study.title, study.experiments, study.claims, report_code()]
     return digest(text)
 
 
+def made_of(text: str, records: Iterable[dict[str, Any] | None]) -> str:
+    """Return a digest of `text_of` a study and of which runs its tables are made, by their records."""
+    return digest([text, *(record and [record.get("identity"), record.get("finished")] for record in records)])
+
+
 def outdated_report(study: Study) -> bool:
-    """Whether the study's tables are there, but made of another text or by other code."""
+    """Whether the study's tables are there, but made of another text, by other code or of other runs."""
     folder = study.root / "studies" / study.name
+    records = (with_results(study.root / path) for path in study.students)
     try:
-        return (folder / "results.csv").exists() and read_json(folder / MADE_OF) != made_of(study)
+        return (folder / "results.csv").exists() and read_json(folder / MADE_OF) != made_of(text_of(study), records)
     except (OSError, ValueError):
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import signal
 import threading
 import time
@@ -15,7 +16,9 @@ from typing import Any, BinaryIO, Protocol
 import torch
 
 from kd.runtime.files import write_atomically
+from kd.runtime.messages import ConfigError
 
+ODD = (TypeError, KeyError, IndexError, AttributeError, ValueError)  # what unfit state leads to, and no machine does
 MAGIC = b"kd-checkpoint-1\n"
 
 
@@ -53,6 +56,7 @@ class Checkpoint:
         self.files = [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"]
         self.identity, self.every_seconds, self.say, self.guard = identity, every_seconds, say, guard
         self.stopping = 0  # the signal that asked to stop
+        self._resumed_from: Path | None = None  # until another one is written
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Checkpoint:
@@ -62,9 +66,12 @@ class Checkpoint:
                 self._handlers[number] = signal.signal(number, self._stop)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: type | None, error: BaseException | None, _trace: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if self._resumed_from is not None and isinstance(error, ODD) and not isinstance(error, ConfigError):
+            with contextlib.suppress(OSError):
+                self._put_aside(self._resumed_from, "may have led to this error", "the next start goes on without it")
 
     def _stop(self, number: int, _frame: object) -> None:
         self.stopping = number
@@ -99,6 +106,7 @@ class Checkpoint:
             if newest.exists():
                 newest.replace(previous)
             staged.replace(newest)
+            self._resumed_from = None
         except OSError as error:
             with contextlib.suppress(OSError):
                 staged.unlink(missing_ok=True)
@@ -114,23 +122,32 @@ class Checkpoint:
         fresh = _mapped(_state_of(parts), _host_copy) if files else {}
         for file in files:
             try:
-                self._load(self._read(file), parts)
+                content = self._read(file)
+                _require_alike(fresh, content, "its content")
+                self._load(content, parts)
+                self._resumed_from = file
             except (OSError, MemoryError, torch.OutOfMemoryError):  # of the machine: the file may be good
                 raise
             except Exception as error:  # what a file holds may fail anywhere, on the way or in a part
                 self._load(fresh, parts)
-                aside = file.with_suffix(".unusable.pt")
-                file.rename(aside)  # it must not push out the one before it
                 then = "the run begins again" if file is files[-1] else "the one before it is tried"
-                self.say(f"{file.name} {_reason(error)}; put aside as {aside.name}; {then}")
+                self._put_aside(file, f"{_reason(error)}", then)
             else:
                 self.say(f"resumed from {file.name}")
                 return True
         return False
 
+    def _put_aside(self, file: Path, why: str, then: str) -> None:
+        names = itertools.chain(["unusable"], (f"unusable-{number}" for number in itertools.count(2)))
+        aside = next(name for name in (file.with_suffix(f".{each}.pt") for each in names) if not name.exists())
+        file.rename(aside)  # it must not push out the one before it
+        self.say(f"{file.name} {why}; put aside as {aside.name}; {then}")
+
     def _load(self, content: dict[str, Any], parts: dict[str, Stateful]) -> None:
         for name, part in parts.items():
             part.load_state_dict(content["state"][name])
+            if isinstance(part, torch.optim.Optimizer):
+                _require_fitting(name, part)
         _set_global_rng(content["torch_rng"])
 
     def _read(self, file: Path) -> dict[str, Any]:
@@ -207,6 +224,28 @@ class RandomState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+
+
+def _require_alike(fresh: Any, given: Any, where: str) -> None:
+    """Raise ValueError where a checkpoint lacks what a part has at the start, or holds it as something else."""
+    if isinstance(fresh, dict):
+        if not isinstance(given, dict) or (missing := sorted(set(fresh) - set(given), key=str)):
+            raise ValueError(f"{where} lacks {missing[0]}" if isinstance(given, dict) else f"no {where}")
+        for key, value in fresh.items():
+            _require_alike(value, given[key], str(key))
+    elif fresh is not None and not isinstance(given, (int, float) if isinstance(fresh, float) else type(fresh)):
+        raise ValueError(f"{where} is {type(given).__name__}, not {type(fresh).__name__}")
+    elif isinstance(fresh, list):
+        for one, other in zip(fresh, given, strict=False):
+            _require_alike(one, other, where)
+
+
+def _require_fitting(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where a momentum or the like has another shape than its parameter: fused kernels do not look."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise ValueError(f"{key} in {name} is {list(value.shape)}, not {list(parameter.shape)}")
 
 
 class _Unusable(ValueError):

@@ -71,7 +71,14 @@ class Journal:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = [dict(row) for row in state["history"]]
-        self.counts = Counter(state["counts"])
-        self.seconds = Counter(state["seconds"])
-        self.pending = dict(state["pending"])
+        """Take over what `state_dict` returned. Raises TypeError or ValueError for anything that is no number."""
+        self.history = [_numbers(row, float) for row in state["history"]]
+        self.counts = Counter(_numbers(state["counts"], int))
+        self.seconds = Counter(_numbers(state["seconds"], float))
+        self.pending = _numbers(state["pending"], float)
+
+
+def _numbers(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    if odd := [f"{name} is {value!r}" for name, value in values.items() if not isinstance(value, int | kind)]:
+        raise TypeError(f"{odd[0]}, no {kind.__name__}")
+    return dict(values)

@@ -127,6 +127,7 @@ _DISK = {
     errno.EACCES: _UNWRITABLE,
     errno.EPERM: _UNWRITABLE,
     errno.EEXIST: "a file is in the place of a folder; move it away, or set `results` to another folder",
+    errno.EISDIR: "a folder is in the place of a file; move it away",
     errno.ENOTDIR: "a file is in the place of a folder; move it away, or set `results` to another folder",
     errno.ENOENT: _GONE,
     errno.ESTALE: _GONE,

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from kd.runtime.files import file_digest
+from kd.runtime.messages import escaped
 
 SAVE = "save only model.state_dict()"
+PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8}
+PLAIN |= {torch.uint8, torch.bool}
 WRAPPED = "module."  # before every name in the state dict of a torch.nn.DataParallel
 
 
@@ -39,6 +42,11 @@ def read_state(file: Path, digest: str | None = None) -> dict[str, Tensor]:
             else f"is a {type(state).__name__}"
         )
         raise ValueError(f"it {held}; {SAVE}")
+    if odd := [name for name, value in state.items() if value.layout != torch.strided or value.dtype not in PLAIN]:
+        value = state[odd[0]]
+        raise ValueError(f"{escaped(odd[0])} is {value.dtype}, {value.layout}, on {value.device}; {SAVE} in float32")
+    if any(value.is_meta for value in state.values()):
+        raise ValueError(f"its tensors hold no numbers (meta); {SAVE}")
     if name := not_finite(state):
         raise ValueError(f"its numbers are not finite (first: {name})")
     if all(name.startswith(WRAPPED) for name in state):
@@ -56,7 +64,12 @@ def fill(network: nn.Module, state: dict[str, Tensor]) -> None:
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
     ]
-    faults = (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+    kinds = [
+        f"{name}: {state[name].dtype}, not {value.dtype}"
+        for name, value in own.items()
+        if name in state and state[name].is_floating_point() != value.is_floating_point()
+    ]
+    faults = (("missing", missing), ("unknown", unknown), ("of another shape", shapes), ("of another kind", kinds))
     if found := [f"{len(names)} {fault} ({_few(names)})" for fault, names in faults if names]:
         raise ValueError(f"it does not fit the network, of {len(own)} tensors: {', '.join(found)}")
     network.load_state_dict(state)
@@ -72,7 +85,7 @@ def _all_tensors(state: dict[str, Any]) -> bool:
 
 
 def _few(names: Iterable[Any]) -> str:
-    first, *others = [str(name) for name in names]
+    first, *others = [escaped(str(name)) for name in names]
     return f"first: {first}" if others else first
 
 

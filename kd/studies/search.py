@@ -34,6 +34,12 @@ class Tuning:
         return run_of(merge(self.settings, nested(suggestion)), self.seed)
 
 
+def made_of(results: list[dict[str, Any]]) -> str:
+    """Return the line of best.yaml that says of which trials it was made."""
+    parts = sorted([result["number"], result["params"], result["accuracy"]] for result in results)
+    return f"# made of trials {digest(parts)}"
+
+
 def nested(dotted: dict[str, Any]) -> dict[str, Any]:
     """Turn {"a.b": 1} into {"a": {"b": 1}}."""
     result: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from kd.runtime.run_lock import owner, peek
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 from kd.studies.estimates import Estimates
-from kd.studies.search import Tuning
+from kd.studies.search import Tuning, made_of
 from kd.studies.study import Study
 
 AGAIN = "will be made again"
@@ -90,6 +90,18 @@ def trials_done(study: Study, tuning: Tuning) -> set[int]:
     """Return the numbers of a search's trials that need not be run again."""
     folder = study.root / "studies" / study.name / "tune" / tuning.folder
     return {number for number in range(tuning.trials) if _trial_is_done(study, tuning, folder / f"trial{number}")}
+
+
+def outdated_best(study: Study, tuning: Tuning) -> bool:
+    """Whether a search's best settings are there, but were chosen among other results than those that are there now."""
+    folder = study.root / "studies" / study.name / "tune" / tuning.folder
+    try:
+        if not (folder / "best.yaml").exists():
+            return False
+        results = [read_json(folder / f"trial{number}/{TRIAL}") for number in range(tuning.trials)]
+        return made_of(results) not in (folder / "best.yaml").read_text("utf-8").splitlines()
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _trial_is_done(study: Study, tuning: Tuning, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kd.data.augment import Augment
 from kd.models.classifier import Ensemble
+from kd.runtime.messages import ConfigError
 from kd.runtime.weights import not_finite
 from kd.settings.run import Run
 from kd.training.evaluate import predict
@@ -59,12 +60,15 @@ class Suspects(NamedTuple):
             raise Unhealthy("; ".join(["after the last epoch", *wrong, self._culprit() or self.remedy]))
 
     def _culprit(self) -> str:
-        """Say who is not finite, and what to do: the teachers come first, since all others learn from them."""
+        """Say who is not finite, and what to do: the teachers come first, since all others learn from them.
+
+        Raises ConfigError for a teacher: other settings of the student would not help, nor count in a search.
+        """
         members = self.teacher.members if isinstance(self.teacher, Ensemble) else [self.teacher]
         for described, member in zip(self.run.teachers or (), members, strict=False):
             if not self._answers(member):
-                remedy = f"delete its weights in {described.path}, which are then made again"
-                return f"the logits of the teacher {described.model} are not finite; {remedy}"
+                remedy = f"delete its weights in {described.path} below the results folder, which are then made again"
+                raise ConfigError(f"the logits of the teacher {described.model} are not finite; {remedy}")
         if name := not_finite(self.student.state_dict()):
             return f"the student's weights are not finite (first: {name}); {self.remedy}"
         if self.objective is not None and (name := not_finite(self.objective.state_dict())):

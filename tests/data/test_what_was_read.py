@@ -41,19 +41,22 @@ def test_every_file_is_used_or_named_as_skipped(tmp_path):
     (root / "train/01/empty.png").mkdir()
     for name in ("deep/1.png", "deep/er/2.png", "deep/.3.png", "a.txt", "b.TXT", "c.mp4", "README", ".DS_Store"):
         (root / "train/01" / name).write_bytes(b"no image")
-    (root / "test/loose.png").write_bytes(b"no image")
+    for place in ("test/loose.png", "val/a/1.png", "notes.md"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(b"no image")
     record, [line], _ = read(tmp_path, root)
     assert record["train"]["used"] == 2 + len(ENDINGS)
     assert record["test"] == {"used": 2, "duplicates": 0}
     assert record["skipped"] == {
         "other endings": {".txt": 2, "none": 1, ".mp4": 1},
-        "in deeper folders": 2,
+        "in deeper folders": 3,
         "hidden": 1,
         "outside of class folders": 1,
+        "outside of train/ and test/": 2,
     }
     assert f"{root}: {2 + len(ENDINGS)} training and 2 test images of 2 classes used" in line
     assert "4 of other endings (.txt 2, none 1, .mp4 1)" in line
-    assert "2 in deeper folders (" in line
+    assert "3 in deeper folders (" in line
     assert f"1 hidden ({root}/train/01/.DS_Store)" in line
     assert f"1 outside of class folders ({root}/test/loose.png)" in line
 

@@ -245,7 +245,10 @@ def test_a_run_that_the_store_has_lost_is_sent_again(store, folder):
         ("postgresql://me:secret@host/base", r"postgresql://\*\*\*@host/base needs .* `pip install psycopg2-binary`"),
         ("http://me:secret@127.0.0.1:9", r"http://\*\*\*@127.0.0.1:9 is away \(Connection refused\)"),
         ("sqlite:////proc/no/mlflow.db", r"refuses \(FileNotFoundError: .*look at tracking.uri"),
-        ("deleted", "experiment 'gone' was deleted there; bring it back with `mlflow experiments restore"),
+        (
+            "deleted",
+            "'gone' was deleted there; bring it back with `MLFLOW_TRACKING_URI=sqlite:.* mlflow experiments restore",
+        ),
     ],
 )
 def test_a_store_that_refuses_says_why_and_what_to_do(store, folder, uri, expected):

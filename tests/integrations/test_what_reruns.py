@@ -108,6 +108,13 @@ def other_data(project: Path) -> None:
     file.write_bytes(file.read_bytes() + b"x")
 
 
+def made_at_another_time(project: Path) -> None:
+    """As when a study was killed between a run and its table, and the stamps were lost."""
+    file = run(project, SCRATCH) / "run.json"
+    file.write_text(file.read_text("utf-8").replace('"finished": "2', '"finished": "1'), "utf-8")
+    os.utime(project / RESULTS)
+
+
 def torn_record(project: Path) -> None:
     (run(project, SCRATCH) / "run.json").write_text("{")
 
@@ -126,6 +133,7 @@ CASES: dict[str, tuple[set[str], list[Callable[[Path], None]]]] = {
     "other teacher": ({KD}, [other_teacher]),
     "other teacher, metadata": ({KD}, [other_teacher, without_metadata]),
     "other data": (EVERYTHING, [other_data, without_metadata]),
+    "table of other runs": (set(), [made_at_another_time, without_metadata]),
     "torn record": ({SCRATCH}, [torn_record]),
 }
 
@@ -146,6 +154,8 @@ def test_content_decides(whole: Path, tmp_path: Path) -> None:
         study = load_study(whole / "config/config.yaml", whole / "workflow/schemas", given)
         assert {path for path, state in states(study).items() if state.name != "done"} == jobs(said), name
         found[name] = kinds(jobs(said))
+        if name == "table of other runs":
+            assert "rule collect" in said
     assert found == {name: again for name, (again, _) in CASES.items()}
 
 

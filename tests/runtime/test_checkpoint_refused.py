@@ -15,6 +15,7 @@ from test_checkpoint import Training
 
 from kd.runtime import checkpoint as module
 from kd.runtime.checkpoint import Checkpoint, Stopped
+from kd.runtime.messages import ConfigError
 
 
 def rewrite(file: Path, change) -> None:
@@ -47,7 +48,22 @@ def without_identity(content) -> None:
     del content["identity"]
 
 
+def with_texts_for_numbers(content) -> None:
+    content["state"]["journal"]["pending"] = {"loss": None}  # would be read at the end of the epoch
+
+
+def of_another_optimiser(content) -> None:
+    for group in content["state"]["optimizer"]["param_groups"]:
+        del group["momentum"]  # would be read at the next step
+
+
+def with_momentum_of_another_network(content) -> None:
+    for state in content["state"]["optimizer"]["state"].values():
+        state["momentum_buffer"] = torch.zeros(3)  # a fused step would write behind its end
+
+
 CHANGES = [of_a_gpu, of_an_older_format, of_other_parts, with_other_global_generators, without_identity]
+CHANGES += [with_texts_for_numbers, of_another_optimiser, with_momentum_of_another_network]
 WHERE = {"crd": 30, "ssdkd": 13}  # the step at which a run is stopped, in its second epoch
 
 
@@ -155,3 +171,31 @@ def test_a_fault_of_the_machine_is_none_of_the_file(fault: type[Exception], tmp_
     with pytest.raises(fault):
         checkpoint.restore({"part": Failing()})
     assert restored(checkpoint) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(TypeError("odd"), False), (ConfigError("wrong"), True), (RuntimeError("CUDA"), True)]
+)
+def test_what_leads_to_an_error_later_is_not_tried_at_every_start(tmp_path: Path, error, kept) -> None:
+    """State that loads and is unfit all the same: the next start goes on from the one before it, or begins again."""
+    training, said = Training(), []
+    Checkpoint(tmp_path, "me", 60.0).save(training.parts)
+    checkpoint = Checkpoint(tmp_path, "me", 60.0, said.append)
+    assert checkpoint.restore(Training().parts)
+    with pytest.raises(type(error)), checkpoint:
+        raise error
+    assert checkpoint.files[0].exists() == kept
+    assert (tmp_path / "checkpoint.unusable.pt").exists() != kept
+    assert kept or said[-1].startswith("checkpoint.pt may have led to this error; put aside as checkpoint.unusable.pt")
+    assert Checkpoint(tmp_path, "me", 60.0, said.append).restore(Training().parts) == kept
+
+
+def test_an_error_after_a_later_save_puts_nothing_aside(tmp_path: Path) -> None:
+    training = Training()
+    checkpoint = Checkpoint(tmp_path, "me", 60.0)
+    checkpoint.save(training.parts)
+    assert checkpoint.restore(training.parts)
+    checkpoint.save(training.parts)
+    with pytest.raises(TypeError), checkpoint:
+        raise TypeError("of another kind")
+    assert sorted(names(tmp_path)) == ["checkpoint.previous.pt", "checkpoint.pt"]

@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from kd.integrations.jobs import close_study, open_study, without_secret
-from kd.reports.plan import made_of, outdated_report, plan_figures, plan_tables
+from kd.reports.plan import outdated_report, plan_figures, plan_tables, text_of
 from kd.runs import gpu_slots
 from kd.runs.folder import METRICS, RECORD, TRIAL, files_of, inputs_of
 from kd.runs.provenance import report_code
@@ -18,7 +18,7 @@ from kd.runtime.progress import inform
 from kd.settings.merging import run_of
 from kd.studies.command_line import require_one_config
 from kd.studies.inputs import require_data, require_results_folder
-from kd.studies.status import again_hints, data_hints, needs_preparing, states, trials_done
+from kd.studies.status import again_hints, data_hints, needs_preparing, outdated_best, states, trials_done
 from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
@@ -154,6 +154,8 @@ def tuning_at(wildcards):
 
 
 def trial_files(wildcards):
+    if workflow.is_main_process and outdated_best(STUDY, tuning_at(wildcards)):
+        make_again(f"{FOLDER}/tune/{wildcards.tuning}/best.yaml")
     return [f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/{TRIAL}" for number in range(tuning_at(wildcards).trials)]
 
 

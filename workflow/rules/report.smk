@@ -13,7 +13,7 @@ rule collect:
         "../../environment.yml"
     params:
         table=STUDY.table.to_dict("list"),
-        made_of=made_of(STUDY),
+        text=text_of(STUDY),
     script:
         "../scripts/collect.py"
 
