@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -175,3 +176,30 @@ def test_processes_that_start_together_mend_a_journal_and_lose_no_record(search,
     results = [first, *(read_json(tmp_path / f"trial{number}/trial.json") for number in range(12))]
     trials = study(tmp_path / "optuna.log").trials
     assert sorted(one.value for one in trials) == sorted(result["accuracy"] for result in results)
+
+
+def test_a_lock_that_a_killed_trial_left_is_taken_over(tmp_path: Path, search) -> None:
+    """Optuna's own lock is a link to the journal; where that path leads nowhere it is waited for without end."""
+    search(0)
+    (tmp_path / "optuna.log.lock").symlink_to("nowhere/optuna.log")
+    assert search(1)[0]["accuracy"] is not None
+    assert not (tmp_path / "optuna.log.lock").is_symlink()
+
+
+@pytest.mark.parametrize("record", [b'{"op_code":99,"worker_id":"x"}', b'{"op_code":5}', b'{"op_code":"5"}'])
+def test_whole_records_that_no_reader_takes_are_left_out(tmp_path: Path, search, record: bytes) -> None:
+    search(0)
+    with (tmp_path / "optuna.log").open("ab") as journal:
+        journal.write(record + b"\n")
+    result, said = search(1)
+    assert result["accuracy"] is not None
+    assert "1 torn lines left out" in said[0]
+
+
+@pytest.mark.parametrize("value", [7.0, None, "0.5"])
+def test_a_suggestion_outside_of_the_space_is_put_aside(tmp_path: Path, search, value) -> None:
+    (tmp_path / "trial0").mkdir()
+    (tmp_path / "trial0/suggestion.json").write_text(json.dumps({"optuna_trial": 0, "params": {"x": value}}), "utf-8")
+    result, said = search(0)
+    assert 0 <= result["params"]["x"] <= 1
+    assert "put aside as suggestion.unusable.json" in said[0]

@@ -284,3 +284,26 @@ def test_a_copied_store_keeps_its_files_next_to_it_and_leaves_other_experiments_
     }
     assert copy.client.get_experiment(own).artifact_location == (tmp_path / "own").as_uri()
     assert copy.sync(tmp_path / "results") == 0, "all is there"
+
+
+def test_a_server_that_was_set_up_again_gets_what_it_lost(store, folder, monkeypatch):
+    """Asked by experiment, as a server is: there nobody looks into the file."""
+    finished(store, folder, "again on a server")
+    monkeypatch.setattr(store.store, "runs", store.store._runs_of_server)
+    assert store.sync(folder) == 0
+    monkeypatch.setattr(store.store, "_runs_of_server", lambda experiments: set())
+    monkeypatch.setattr(store.store, "runs", store.store._runs_of_server)
+    assert store.sync(folder) == 1
+    assert len(store.runs("again on a server")) == 2
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{}?timeout=30", "sqlite+pysqlite:///{}"])
+def test_an_sqlite_file_is_known_however_its_uri_is_written(tmp_path, uri):
+    store = KdStore({"uri": uri.format(tmp_path / "x.db")}, tmp_path)
+    assert (store.file, store.name) == (tmp_path / "x.db", "sqlite:x.db")
+
+
+def test_a_password_is_not_printed_by_mlflow(store, folder, capsys):
+    """It shows a run's address at its end."""
+    finished(store, folder, "quiet")
+    assert capsys.readouterr().out == ""

@@ -265,6 +265,10 @@ def test_tuning_writes_settings_that_a_run_can_take(project: Path) -> None:
     shutil.rmtree(project / ".snakemake")
     with DryRuns(project) as dry:
         assert planned(dry, "--", "tune") == {}, "done, also without metadata"
+        chosen = (folder / "best.yaml").read_text("utf-8")
+        (folder / "best.yaml").write_text(chosen.replace("# made of trials ", "# made of trials f"), "utf-8")
+        assert planned(dry, "--", "tune")["best"] == 1, "of other trials, whatever its stamp"
+        (folder / "best.yaml").write_text(chosen, "utf-8")
         (folder / "trial1/run/run.json").write_text("{}", "utf-8")
         (folder / "trial1/trial.json").write_text('{"params": {"replay.alpha": 0.5}, "code": "0123456789"}', "utf-8")
         assert planned(dry, "--", "tune")["trial"] == 1

@@ -199,3 +199,12 @@ def test_an_error_after_a_later_save_puts_nothing_aside(tmp_path: Path) -> None:
     with pytest.raises(TypeError), checkpoint:
         raise TypeError("of another kind")
     assert sorted(names(tmp_path)) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+def test_what_was_put_aside_before_stays(tmp_path: Path) -> None:
+    """A GPU's checkpoint of hours must not give way to one that a mistaken start on a CPU left."""
+    for number in range(3):
+        (tmp_path / "checkpoint.pt").write_bytes(b"foreign %d" % number)
+        Checkpoint(tmp_path, "me", 60.0, lambda text: None).restore(Training().parts)
+    aside = ["checkpoint.unusable.pt", "checkpoint.unusable-2.pt", "checkpoint.unusable-3.pt"]
+    assert [(tmp_path / name).read_bytes() for name in aside] == [b"foreign 0", b"foreign 1", b"foreign 2"]

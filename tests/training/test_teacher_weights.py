@@ -45,6 +45,12 @@ def with_first(file: Path, value: float) -> None:
     torch.save(state, file)
 
 
+def as_kind(file: Path, change) -> None:
+    state = good(file)
+    state["head.weight"] = change(state["head.weight"])
+    torch.save(state, file)
+
+
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 330171\n"
 WRONG = {
     "empty": (lambda file: file.write_bytes(b""), "it is empty"),
@@ -55,6 +61,16 @@ WRONG = {
     "web page": (lambda file: file.write_text("\n<!DOCTYPE html>\n<html>404"), "it is a web page"),
     "pointer": (lambda file: file.write_text(LFS), "it is a pointer of git-lfs; `git lfs pull`"),
     "text": (lambda file: file.write_text("Not Found\r\n"), "it is text"),
+    "sparse": (lambda file: as_kind(file, torch.Tensor.to_sparse), "head.weight is torch.float32, torch.sparse_coo"),
+    "complex": (lambda file: as_kind(file, lambda value: value + 0j), "head.weight is torch.complex64"),
+    "eight bits": (
+        lambda file: as_kind(file, lambda value: value.to(torch.float8_e4m3fn)),
+        "head.weight is torch.float8_e4m3fn, torch.strided, on cpu; save only model.state_dict() in float32",
+    ),
+    "signs": (
+        lambda file: as_kind(file, lambda value: value > 0),
+        "1 of another kind (head.weight: torch.bool, not torch.float32)",
+    ),
     "module": (lambda file: torch.save(torch.nn.Linear(2, 3), file), "it holds more than tensors; save only"),
     "tensor": (lambda file: torch.save(torch.zeros(3), file), "it is a Tensor; save only model.state_dict"),
     "numbers": (lambda file: torch.save({0: torch.zeros(3)}, file), "it holds 0; save only model.state_dict"),
