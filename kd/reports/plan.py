@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from kd.reports.figures import OF_RUNS, VIEW_CAPTION
-from kd.runs.folder import RECORD, with_results
+from kd.runs.folder import RECORD, Records
 from kd.runs.provenance import report_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
@@ -63,12 +63,12 @@ def made_of(text: str, records: Iterable[dict[str, Any] | None]) -> str:
     return digest([text, *(record and [record.get("identity"), record.get("finished")] for record in records)])
 
 
-def outdated_report(study: Study) -> bool:
+def outdated_report(study: Study, records: Records) -> bool:
     """Whether the study's tables are there, but made of another text, by other code or of other runs."""
     folder = study.root / "studies" / study.name
-    records = (with_results(study.root / path) for path in study.students)
     try:
-        return (folder / "results.csv").exists() and read_json(folder / MADE_OF) != made_of(text_of(study), records)
+        now = made_of(text_of(study), (records[path] for path in study.students))
+        return (folder / "results.csv").exists() and read_json(folder / MADE_OF) != now
     except (OSError, ValueError):
         return True
 

@@ -69,7 +69,7 @@ WRONG = {
     ),
     "signs": (
         lambda file: as_kind(file, lambda value: value > 0),
-        "1 of another kind (head.weight: torch.bool, not torch.float32)",
+        "1 of another kind (head.weight: torch.bool",
     ),
     "module": (lambda file: torch.save(torch.nn.Linear(2, 3), file), "it holds more than tensors; save only"),
     "tensor": (lambda file: torch.save(torch.zeros(3), file), "it is a Tensor; save only model.state_dict"),

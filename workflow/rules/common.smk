@@ -11,7 +11,7 @@ from snakemake.logging import logger
 from kd.integrations.jobs import close_study, open_study, without_secret
 from kd.reports.plan import outdated_report, plan_figures, plan_tables, text_of
 from kd.runs import gpu_slots
-from kd.runs.folder import METRICS, RECORD, TRIAL, files_of, inputs_of
+from kd.runs.folder import METRICS, RECORD, TRIAL, Records, files_of, inputs_of
 from kd.runs.provenance import report_code
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
@@ -46,10 +46,13 @@ FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
 DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
 # kd decides what is made again, by content (kd.runs.provenance.outdated). Snakemake's time stamps and metadata get lost.
-STATES = states(STUDY, with_searches=True) if workflow.is_main_process else {}  # a job's own process only makes its job
+RECORDS = Records(STUDY.root)
+STATES = (
+    states(STUDY, RECORDS, with_searches=True) if workflow.is_main_process else {}
+)  # a job's own process only makes its job
 for hint in (*again_hints(STATES), *data_hints(STUDY)) if STATES else ():
     inform(hint)
-DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY)
+DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY, RECORDS)
 TRIALS_DONE = {name: trials_done(STUDY, tuning) if STATES else set() for name, tuning in STUDY.tunings.items()}
 
 
