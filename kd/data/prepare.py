@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,11 @@ from kd.data.found import found
 from kd.data.raw import Source, subset
 from kd.registry.datasets import DATASETS
 from kd.runtime.files import write_atomically
+from kd.runtime.progress import inform
 from kd.settings.shapes import Dataset
 
 
-def on_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], None] = on_stderr) -> dict[str, Any]:
+def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], Any] = inform) -> dict[str, Any]:
     """Load the data set, resize it, and write images [N, C, S, S] uint8, labels, class names, mean and std to `path`.
 
     Mean and std are per channel over the training images, in units of the full range [0, 1]; the std of a channel that

@@ -48,12 +48,9 @@ class Store:
 
     def make_ready(self, experiment: str) -> None:
         """Create a missing SQLite store, before parallel jobs would all try to, and settle one that was moved."""
-        if self.file is None:
-            return
-        if self.file.exists():
+        if self._has_tables():
             self.settle()
-        else:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+        elif self.file is not None:
             with quiet():
                 self.experiment(self.client(), experiment)
 
@@ -62,7 +59,7 @@ class Store:
 
         MLflow stores absolute paths; those of a copy would lead into the folder that it was copied from.
         """
-        if self.file is None or not self.file.exists():
+        if not self._has_tables():
             return
         with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database, database:
             found = database.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
@@ -81,10 +78,17 @@ class Store:
         """Return the ids of all runs of some experiments, deleted ones included: a store may have been set up again."""
         if self.file is None:
             return self._runs_of_server(experiments)
-        if not self.file.exists():
+        if not self._has_tables():
             return set()
         with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
             return {row[0] for row in database.execute("SELECT run_uuid FROM runs")}
+
+    def _has_tables(self) -> bool:
+        """Whether this is an SQLite file that MLflow has set up: a start that was killed may leave an empty one."""
+        if self.file is None or not self.file.exists():
+            return False
+        with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
+            return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchall())
 
     def _runs_of_server(self, experiments: set[str]) -> set[str]:
         from mlflow.entities import ViewType
@@ -103,12 +107,9 @@ class Store:
         from mlflow import MlflowClient
 
         if self.file is not None:
-            there = self.file.exists()
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
                 database.execute("PRAGMA schema_version")
-            if not there and self.file.stat().st_size == 0:
-                self.file.unlink()
         return MlflowClient(tracking_uri=self.uri)
 
     def experiment(self, client: Any, name: str) -> str:

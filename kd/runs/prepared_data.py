@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from kd.data.listing import listing
 from kd.runs.provenance import data_code
 from kd.runtime.files import read_json, write_json
+from kd.runtime.progress import inform
 from kd.settings.shapes import Dataset
 
 if TYPE_CHECKING:
     from kd.data.raw import Source
 
 
-def prepare_step(dataset: Dataset, path: Path, source: Source, say: Callable[[str], None] = print) -> None:
+def prepare_step(dataset: Dataset, path: Path, source: Source, say: Callable[[str], Any] = inform) -> None:
     """Prepare a data set into the file `path` and write its record. Raises as kd.data.prepare.prepare."""
     from kd.data.prepare import prepare
 

@@ -307,3 +307,12 @@ def test_a_password_is_not_printed_by_mlflow(store, folder, capsys):
     """It shows a run's address at its end."""
     finished(store, folder, "quiet")
     assert capsys.readouterr().out == ""
+
+
+def test_an_empty_file_that_a_killed_start_left_becomes_a_store(tmp_path):
+    (tmp_path / "mlflow.db").touch()
+    store = KdStore({"uri": None}, tmp_path)
+    store.settle()
+    assert store.runs({"any"}) == set()
+    store.make_ready("any")
+    assert store.client().get_experiment_by_name("any") is not None

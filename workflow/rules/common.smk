@@ -47,9 +47,8 @@ DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
 # kd decides what is made again, by content (kd.runs.provenance.outdated). Snakemake's time stamps and metadata get lost.
 RECORDS = Records(STUDY.root)
-STATES = (
-    states(STUDY, RECORDS, with_searches=True) if workflow.is_main_process else {}
-)  # a job's own process only makes its job
+# A job's own process only makes its job.
+STATES = states(STUDY, RECORDS, with_searches=True) if workflow.is_main_process else {}
 for hint in (*again_hints(STATES), *data_hints(STUDY)) if STATES else ():
     inform(hint)
 DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY, RECORDS)
