@@ -31,7 +31,8 @@ class Skipped:
         self.files: dict[str, list[str]] = {}  # why -> paths
 
     def add(self, why: str, *files: str) -> None:
-        self.files.setdefault(why, []).extend(files)
+        if files:
+            self.files.setdefault(why, []).extend(files)
 
     def below(self, folder: Path) -> Skipped:
         """Return what was skipped in one folder."""
@@ -97,11 +98,11 @@ def class_names(split: Path, skipped: Skipped) -> list[str]:
 
 
 def note_others(root: Path, skipped: Skipped) -> None:
-    """Note the files below a tree's root that belong to neither split. Raises ConfigError for what cannot be read."""
+    """Note the files below a tree's root that belong to neither split; of a folder that cannot be read its name."""
     with readable(root), os.scandir(root) as entries:
         for entry in entries:
             if entry.name not in SPLITS:
-                skipped.add(OUTSIDE, *(_below(entry.path) if entry.is_dir() else [entry.path]))
+                skipped.add(OUTSIDE, *_inside(entry))
 
 
 def image_files(folder: Path, skipped: Skipped) -> dict[str, int]:
@@ -134,6 +135,13 @@ def readable(path: str | Path) -> Iterator[None]:
     except OSError as error:
         place, why = bearable(str(error.filename or path)), error.strerror or " ".join(str(error).split())
         raise ConfigError(f"dataset.root: {place} cannot be read ({why}); mend, remove or make it readable") from None
+
+
+def _inside(entry: os.DirEntry[str]) -> list[str]:
+    try:
+        return list(_below(entry.path)) if entry.is_dir() else [entry.path]
+    except OSError:  # such as lost+found at the top of a disk: no reason to refuse the images
+        return [entry.path]
 
 
 def _below(folder: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What prepare says of a folder: files used, skipped and repeated; and what its listing sees."""
 
+import errno
 import json
 import os
 import shutil
@@ -191,3 +192,21 @@ def test_grey_values_stay_grey(tmp_path):
     record, _, content = read(tmp_path, write(root, greys))
     assert record["constant_channels"] == []
     assert torch.equal(content["std"], content["std"][:1].expand(3))
+
+
+def test_folders_next_to_the_splits_never_refuse_the_images(tmp_path, monkeypatch):
+    """An empty one holds nothing to name; one that cannot be read, as at the top of a disk, is named itself."""
+    root = small_tree(tmp_path / "imgs")
+    (root / "empty").mkdir()
+    (root / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def denied(path, *given):
+        if os.fspath(path) == str(root / "lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path, *given)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    record, [line], _ = read(tmp_path, root)
+    assert record["skipped"] == {"outside of train/ and test/": 1}
+    assert f"1 outside of train/ and test/ ({root}/lost+found)" in line
