@@ -116,16 +116,24 @@ class Loader:
         self.split, self.augment, self.generator = split, augment, generator
         self.batch_size = min(batch_size, len(split))
         self.steps_per_epoch = len(split) // self.batch_size
-        self._order = torch.empty(0, dtype=torch.int64, device=split.labels.device)
+        device = split.labels.device
+        self._order = torch.zeros(len(split), dtype=torch.int64, device=device)
+        self._batch = torch.arange(self.batch_size, device=device)
+        self._start = torch.zeros((), dtype=torch.int64, device=device)  # place of the next batch in the order
         self._step = 0
 
-    def next(self) -> Batch:
-        """Return the next batch, augmented and normalised."""
+    def advance(self) -> None:
+        """Go on to the next batch, which `batch` then returns: an epoch's first one begins a new order."""
         if self._step % self.steps_per_epoch == 0:
-            self._order = torch.randperm(len(self.split), generator=self.generator, device=self._order.device)
-        start = self._step % self.steps_per_epoch * self.batch_size
+            order = torch.randperm(len(self.split), generator=self.generator, device=self._order.device)
+            self._order.copy_(order)
+            self._start.zero_()
         self._step += 1
-        index = self._order[start : start + self.batch_size]
+
+    def batch(self) -> Batch:
+        """Return a batch, augmented and normalised; to be called once after each `advance`. Only tensors change."""
+        index = self._order[self._start + self._batch]
+        self._start += self.batch_size
         images = self.augment(self.split.images[index], self.generator)
         labels = self.split.labels[index]
         return Batch(images, labels, index, torch.ones_like(labels, dtype=torch.float32))
@@ -134,4 +142,6 @@ class Loader:
         return {"order": self._order, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._order, self._step = state["order"].to(self._order.device), state["step"]
+        self._order.copy_(state["order"])
+        self._step = state["step"]
+        self._start.fill_(self._step % self.steps_per_epoch * self.batch_size)

@@ -72,33 +72,29 @@ class BatchStatistics:
         return [noted[layer] for layer in self.layers]
 
 
-def batchnorm_loss(layers: list[nn.BatchNorm2d], batch: Statistics, past: Statistics | None, momentum: float) -> Tensor:
-    """Return the distance of a batch's statistics to the running ones, []:
+def blend(past: Statistics, batch: Statistics, momentum: Tensor | float) -> Statistics:
+    """Return momentum * past + (1 - momentum) * batch (Fang et al., AAAI 2022); gradients flow only through the batch's.
 
-        L_BN = sum over layers of ||running_mean - m||_2 + ||running_var - v||_2
-
-    (Yin et al., Dreaming to Distill, CVPR 2020, eq. 4). With `past` statistics, m and v are
-    momentum * past + (1 - momentum) * batch (Fang et al., AAAI 2022); gradients flow only through the batch's.
+    At momentum 0, while there is no past yet, these are the batch's own.
     """
-    total = torch.zeros((), device=batch[0][0].device)
-    for position, (layer, (mean, variance)) in enumerate(zip(layers, batch, strict=True)):
-        if past is not None:
-            mean = momentum * past[position][0] + (1 - momentum) * mean
-            variance = momentum * past[position][1] + (1 - momentum) * variance
-        total = total + torch.linalg.vector_norm(layer.running_mean - mean)
-        total = total + torch.linalg.vector_norm(layer.running_var - variance)
-    return total
-
-
-def blend(past: Statistics | None, batch: Statistics, momentum: float) -> Statistics:
-    """Return the statistics to remember: momentum * past + (1 - momentum) * batch; without a past, the batch's."""
-    batch = [(mean.detach(), variance.detach()) for mean, variance in batch]
-    if past is None:
-        return batch
     return [
         tuple(momentum * old + (1 - momentum) * new for old, new in zip(before, now, strict=True))
         for before, now in zip(past, batch, strict=True)
     ]
+
+
+def batchnorm_loss(layers: list[nn.BatchNorm2d], statistics: Statistics) -> Tensor:
+    """Return the distance of statistics (m, v) to the running ones, []:
+
+        L_BN = sum over layers of ||running_mean - m||_2 + ||running_var - v||_2
+
+    (Yin et al., Dreaming to Distill, CVPR 2020, eq. 4).
+    """
+    total = torch.zeros((), device=statistics[0][0].device)
+    for layer, (mean, variance) in zip(layers, statistics, strict=True):
+        total = total + torch.linalg.vector_norm(layer.running_mean - mean)
+        total = total + torch.linalg.vector_norm(layer.running_var - variance)
+    return total
 
 
 def class_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The dynamic replay buffer of SSD-KD, with priority sampling and importance-sampling weights.
 
 Schaul et al., Prioritized Experience Replay, ICLR 2016; Liu et al., Small Scale Data-Free Knowledge Distillation,
-CVPR 2024. Everything lives on the device: images as uint8, and nothing here waits for the device.
+CVPR 2024. Everything lives on the device: images as uint8, and nothing here waits for the device. What `sample` and
+`update_priority` read are tensors of fixed size, changed in place: a captured step goes on with their new values.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ class ReplayBuffer:
     def __init__(
         self, capacity: int, image_shape: tuple[int, int, int], num_classes: int, settings: Replay, device: torch.device
     ):
-        self.capacity, self.settings, self.beta = capacity, settings, settings.beta
+        self.capacity, self.settings = capacity, settings
         self.images = torch.zeros((capacity, *image_shape), dtype=torch.uint8, device=device)
         self.classes = torch.zeros(capacity, dtype=torch.int64, device=device)
         self.priority = torch.zeros(capacity, device=device)  # |delta|
         self.seen = torch.zeros(capacity, dtype=torch.bool, device=device)  # has had its priority from the student
         self.class_counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.beta = torch.full((), settings.beta, dtype=torch.float64, device=device)
         self.size = 0  # slots in use; known on the host
+        self._used = torch.zeros((), dtype=torch.int64, device=device)  # the same number
+        self._slot = torch.arange(capacity, device=device)
         self._next = 0  # the oldest slot, once full
 
     def class_share(self, classes: Tensor) -> Tensor:
         """Return the share of each given class [B] among the stored samples, [B]; 0 while the buffer is empty."""
-        return self.class_counts[classes] / max(1, self.size)
+        return self.class_counts[classes] / self._used.clamp_min(1)
 
     def add(self, images: Tensor, classes: Tensor, phi: Tensor, generator: torch.Generator) -> None:
         """Store uint8 images [B, C, S, S], their classes [B] and modulation values [B].
@@ -66,7 +70,11 @@ class ReplayBuffer:
         self.classes[slots] = classes
         self.priority[slots] = priority.to(self.priority.dtype)
         self.seen.index_fill_(0, slots, False)  # a number put by index would be copied to the device, with a wait
-        self.size = min(self.capacity, self.size + len(classes))
+        self._resize(min(self.capacity, self.size + len(classes)))
+
+    def _resize(self, size: int) -> None:
+        self.size = size
+        self._used.fill_(size)
 
     def _slots(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the slots of `count` new samples: free ones first, then those that are replaced."""
@@ -89,26 +97,28 @@ class ReplayBuffer:
     def anneal(self, progress: float) -> None:
         """Set beta by the training's progress, 0 to 1: from `beta` to `final_beta` in a straight line."""
         first, last = self.settings.beta, self.settings.final_beta
-        self.beta = first if last is None else first + progress * (last - first)
+        self.beta.fill_(first if last is None else first + progress * (last - first))
 
     def probabilities(self) -> Tensor:
-        """Return P of the slots in use, [size], float64:
+        """Return P of all slots, [capacity], float64; 0 for free ones:
 
         P_i = (|delta_i| + eps)^alpha / sum_j (|delta_j| + eps)^alpha
         """
-        powers = (self.priority[: self.size].double() + self.settings.eps) ** self.settings.alpha
+        powers = (self.priority.double() + self.settings.eps) ** self.settings.alpha
+        powers = torch.where(self._slot < self._used, powers, 0.0)
         return powers / powers.sum()
 
     def weights(self, probabilities: Tensor) -> Tensor:
-        """Return the importance-sampling weights w = (N * P)^(-beta) over the slots in use, [size], float64."""
-        return (self.size * probabilities) ** -self.beta
+        """Return the importance-sampling weights w = (N * P)^(-beta), float64, for probabilities of slots in use."""
+        return (self._used * probabilities) ** -self.beta
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
         """Draw `count` slots from P, with replacement, by inverting its cumulative sum."""
         probabilities = self.probabilities()
         steps = probabilities.cumsum(0)
         uniform = torch.rand(count, generator=generator, device=steps.device, dtype=torch.float64) * steps[-1]
-        return self._drawn(torch.searchsorted(steps, uniform, right=True).clamp_max(self.size - 1), probabilities)
+        index = torch.searchsorted(steps, uniform, right=True)
+        return self._drawn(torch.minimum(index, self._used - 1), probabilities)
 
     def everything(self) -> Drawn:
         """Return every slot in use, once."""
@@ -116,7 +126,7 @@ class ReplayBuffer:
 
     def _drawn(self, index: Tensor, probabilities: Tensor) -> Drawn:
         """Return the slots with their weights; `normalise_weights` divides the loss's by the largest one drawn."""
-        weights = self.weights(probabilities)[index]
+        weights = self.weights(probabilities[index])
         scale = weights.max() if self.settings.normalise_weights else 1.0
         before = weights if self.settings.priority_feedback else torch.ones_like(weights)
         feedback = torch.where(self.seen[index], before, 1.0)
@@ -145,4 +155,5 @@ class ReplayBuffer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("images", "classes", "priority", "seen", "class_counts"):
             getattr(self, name).copy_(state[name])
-        self.size, self._next = state["size"], state["next"]
+        self._resize(state["size"])
+        self._next = state["next"]

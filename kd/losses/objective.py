@@ -33,7 +33,7 @@ class Objective(nn.Module):
         self.weights = {name: settings["weight"] for name, settings in terms.items()}
         self.warmups = {name: settings.get("warmup", 0) for name, settings in terms.items()}
         self.losses: dict[str, Loss] = {}
-        self.first, self.risen = False, 0
+        self.first = False
         for name, settings in sorted(terms.items()):  # the order of a sum changes its last bits
             own = {key: value for key, value in settings.items() if key not in OF_TERMS}
             try:
@@ -42,21 +42,31 @@ class Objective(nn.Module):
                 raise ConfigError(f"objective.{name}: {str(error).removeprefix(f'{name}: ')}") from error
             self.losses[name] = loss
             self.add_module(name, loss)
+            weight = torch.tensor(0.0 if self.warmups[name] else self.weights[name], dtype=torch.float64)
+            self.register_buffer(f"_weight_{name}", weight, persistent=False)
         self.signed = any(loss.signed for loss in self.losses.values())  # these maps cost memory
 
     def begin(self, epoch: int) -> None:
-        """Enter an epoch, counted from 0, before its steps: set the stage and how far the weights have risen."""
-        self.first, self.risen = epoch < self.first_epochs, epoch - self.first_epochs + 1
+        """Enter an epoch, counted from 0, before its steps: set the stage and the weights, risen so far.
 
-    def weight(self, name: str) -> float:
-        """Return the weight of a term in this epoch."""
-        return self.weights[name] * min(1.0, self.risen / self.warmups[name] if self.warmups[name] else 1.0)
+        The weights are tensors, set in place: a captured step goes on with them. The stages are two different steps.
+        """
+        self.first = epoch < self.first_epochs
+        risen = epoch - self.first_epochs + 1
+        for name, warmup in self.warmups.items():
+            share = min(1.0, risen / warmup) if warmup else 1.0
+            self.weight(name).fill_(self.weights[name] * share)
+
+    def weight(self, name: str) -> Tensor:
+        """Return the weight of a term in this epoch, [], float64."""
+        return self.get_buffer(f"_weight_{name}")
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         total = torch.zeros(len(batch.index), device=batch.index.device)
         for name, loss in self.losses.items():
             if not self.first:
-                total = total + self.weight(name) * loss(student, teacher, batch)
+                found = loss(student, teacher, batch)
+                total = total + self.weight(name).to(found.dtype) * found
             elif loss.first_epochs:
                 total = total + loss.first_stage(student, teacher, batch)
         return total

@@ -21,7 +21,8 @@ class UpsampledConv(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         batch, _, height, width = maps.shape
-        weight = torch.einsum("ayk,bxl,oikl->aboiyx", self.fold, self.fold, self.weight).flatten(0, 2)
+        with torch.autocast(maps.device.type, enabled=False):  # sums of weights are rounded to bf16 only once
+            weight = torch.einsum("ayk,bxl,oikl->aboiyx", self.fold, self.fold, self.weight).flatten(0, 2)
         parts = F.conv2d(maps, weight.contiguous(memory_format=torch.channels_last), padding=1)
         parts = parts.permute(0, 2, 3, 1).unflatten(3, (2, 2, self.out_channels))  # [B, H + 1, W + 1, a, b, C']
         rows = [
@@ -61,11 +62,10 @@ class Generator(nn.Module):
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, channels, 3, padding=1),
-            nn.Sigmoid(),
         )
 
     def forward(self, noise: Tensor) -> Tensor:
-        return self.body(self.first(noise))
+        return self.body(self.first(noise)).float().sigmoid()  # bf16 has fewer steps near 1 than an 8-bit image
 
     @torch.no_grad()
     def reset_first_layer(self, generator: torch.Generator | None = None) -> None:

@@ -44,6 +44,7 @@ SOURCES: dict[str, SourceEntry] = {
             "reset_epoch": Setting("student epoch at which the generator's first layer is drawn again", at_least=0),
             "noise_dim": Setting("numbers in the generator's input", at_least=1),
             "width": Setting("channels of the generator's last maps", at_least=1),
+            "precision": Setting("of the inversion; bf16 is autocast, which only GPUs gain from", neutral="float32"),
         },
         size_multiple=4,
     ),

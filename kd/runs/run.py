@@ -29,6 +29,7 @@ from kd.runtime.progress import Progress
 from kd.runtime.run_lock import RunLock, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
+from kd.training.capture import Stepper
 
 
 def run_step(
@@ -69,7 +70,8 @@ def run_step(
                 checkpoint,
                 tracker or nullcontext() as sink,
             ):
-                metrics = _make(run, folder, data_file, teacher_weights, device, checkpoint, Journal(progress, sink))
+                stepper = Stepper(device, compute.capture, progress.say)
+                metrics = _make(run, folder, data_file, teacher_weights, stepper, checkpoint, Journal(progress, sink))
         checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
@@ -104,17 +106,17 @@ def _make(
     folder: Path,
     data_file: Path,
     teacher_weights: list[Path],
-    device: torch.device,
+    stepper: Stepper,
     checkpoint: Checkpoint,
     journal: Journal,
 ) -> dict[str, float]:
     """Compute a run's numbers and write its files, the record last of all."""
-    started = time.time()
+    started, device = time.time(), stepper.device
     progress = journal.progress
     progress.title = f"{run.path} on {device}"
     data = load(data_file, run.dataset, device)
     compute = importlib.import_module(KINDS[run.kind].loop).compute
-    student, metrics, arrays = compute(run, data, teacher_weights, device, journal, checkpoint)
+    student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
     checkpoint.guard()
     for name, content in arrays.items():
@@ -123,13 +125,13 @@ def _make(
     write_atomically(folder / WEIGHTS, lambda file: torch.save(weights, file))
     write_atomically(folder / HISTORY, lambda file: file.write(_csv(journal.history).encode()))
     write_json(folder / METRICS, metrics)
-    record = _record(run, journal, device, started, data)
+    record = _record(run, journal, stepper, started, data)
     write_json(folder / RECORD, {"identity": checkpoint.identity, **record})
     progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
     return metrics
 
 
-def _record(run: Run, journal: Journal, device: torch.device, started: float, data: Data) -> dict[str, Any]:
+def _record(run: Run, journal: Journal, stepper: Stepper, started: float, data: Data) -> dict[str, Any]:
     seconds = {name: round(value, 3) for name, value in journal.seconds.items()}
     return {
         "settings": run.as_dict(),
@@ -137,12 +139,13 @@ def _record(run: Run, journal: Journal, device: torch.device, started: float, da
         "code": run_code(run),
         "git": git_state(),
         "environment": environment(),
-        "device": devices.describe(device),
+        "device": devices.describe(stepper.device),
+        "computed": stepper.computed,
         "seconds": {**seconds, "total": round(sum(journal.seconds.values()), 3)},
         "counts": dict(journal.counts),
         "train_images": len(data.train),
         "classes": data.classes,
-        "peak_memory_mb": round(devices.peak_memory_mb(device), 1),
+        "peak_memory_mb": round(devices.peak_memory_mb(stepper.device), 1),
         "started": _time(started),
         "finished": _time(time.time()),
     }

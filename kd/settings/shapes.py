@@ -206,6 +206,9 @@ class Compute:
         "auto", "auto: a GPU if there is one; or cpu, cuda, cuda:1, ...", pattern="^(auto|cpu|cuda|cuda:[0-9]+)$"
     )
     threads: int = setting(1, "CPU threads per job", at_least=1)
+    capture: Literal["auto", "off"] = setting(
+        "auto", "auto: on a GPU, a whole step is captured in a CUDA graph and replayed; off: steps run as they are"
+    )
     checkpoint_seconds: float = setting(60, "how often a running job saves its state", above=0)
     freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
     pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")

@@ -19,6 +19,7 @@ from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
+from kd.training.capture import Stepper
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss, require_varied_images
 from kd.training.evaluate import Result, evaluate, predict
 from kd.training.networks import student_and_teacher
@@ -33,14 +34,14 @@ def compute(
     run: Run,
     data: Data,
     teacher_weights: list[Path],
-    device: torch.device,
+    stepper: Stepper,
     journal: Journal,
     checkpoint: Checkpoint,
 ) -> Result:
     """Train and score the student of a run of kind datafree. Raises as `distil` does."""
-    student, teacher, generator = student_and_teacher(run, data, teacher_weights, device)
-    drawn = distil(run, data, student, teacher, generator, journal, checkpoint)
-    with journal.phase("evaluation", device):
+    student, teacher, generator = student_and_teacher(run, data, teacher_weights, stepper)
+    drawn = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
+    with journal.phase("evaluation", stepper.device):
         metrics, _ = evaluate(student, data.score, data.augment, teacher)
     suspects = Suspects(run, student, teacher, None, data.score.images, data.augment, "lower distillation.training.lr")
     suspects.require_finite(metrics)
@@ -64,6 +65,7 @@ def distil(
     student: nn.Module,
     teacher: nn.Module,
     generator: torch.Generator,
+    stepper: Stepper,
     journal: Journal,
     checkpoint: Checkpoint,
 ) -> dict[str, np.ndarray]:
@@ -73,7 +75,7 @@ def distil(
     only sizes, class names and normalisation of `data`. A killed run goes on from its checkpoint. Raises Stopped after
     SIGTERM, Unhealthy for a run that leads nowhere.
     """
-    distillation = _Distillation(run, data, student, teacher, generator, journal, checkpoint)
+    distillation = _Distillation(run, data, student, teacher, generator, stepper, journal, checkpoint)
     checkpoint.restore(distillation.parts)
     student.train()
     for epoch in range(len(journal.history), distillation.epochs):
@@ -93,18 +95,20 @@ class _Distillation:
         student: nn.Module,
         teacher: nn.Module,
         generator: torch.Generator,
+        stepper: Stepper,
         journal: Journal,
         checkpoint: Checkpoint,
     ):
         self.run, self.data, self.student, self.teacher = run, data, student, teacher
-        self.generator, self.journal, self.checkpoint = generator, journal, checkpoint
+        self.generator, self.stepper, self.journal, self.checkpoint = generator, stepper, journal, checkpoint
         self.device, self.training = generator.device, run.distillation.training
         full = capacity(run, data.full_size)
-        context = SourceContext(teacher, data, run.modulation, generator, full, run.seed)
+        context = SourceContext(teacher, data, run.modulation, generator, full, run.seed, stepper.run)
         self.source = build_source(run.inversion, context)
         shape = (data.channels, data.image_size, data.image_size)
         self.buffer = ReplayBuffer(full, shape, len(data.classes), run.replay, self.device)
-        self.objective = Objective({"kd": {"weight": 1.0, "temperature": run.distillation.temperature}}, None)
+        terms = {"kd": {"weight": 1.0, "temperature": run.distillation.temperature}}
+        self.objective = Objective(terms, None).to(self.device)
         self.optimizer = sgd([student], self.training)
         self.sums = Sums(["loss", "agreement", "weight", "divergence"], self.device)
         self.course = Course()
@@ -150,7 +154,7 @@ class _Distillation:
         with self.journal.phase("distillation", self.device):
             for _ in range(counts["student_steps"], (learned + 1) * self.steps):
                 self.checkpoint.stop_or_save(self.parts)
-                self._step()
+                self.stepper.run("student's step", self._step)
                 counts["student_steps"] += 1
             if self.run.replay.refresh == "all":
                 refresh(self.buffer, self.data, self.student, self.teacher)

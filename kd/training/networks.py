@@ -14,11 +14,12 @@ from kd.models.classifier import Ensemble
 from kd.runtime.messages import ConfigError
 from kd.runtime.weights import fill, read_state
 from kd.settings.run import Run
+from kd.training.capture import Stepper
 from kd.training.device_flags import set_flags
 
 
 def student_and_teacher(
-    run: Run, data: Data, teacher_weights: list[Path], device: torch.device
+    run: Run, data: Data, teacher_weights: list[Path], stepper: Stepper
 ) -> tuple[nn.Module, nn.Module | None, torch.Generator]:
     """Build a run's networks and the generator of all its later randomness, both seeded by the run.
 
@@ -27,6 +28,7 @@ def student_and_teacher(
     cannot be used.
     """
     set_flags()
+    device = stepper.device
     torch.manual_seed(run.seed)
     student = network(run, data, device)
     teachers = []
@@ -42,7 +44,7 @@ def student_and_teacher(
     teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
     if teacher is not None:
         teacher.eval().requires_grad_(False)
-    return student, teacher, torch.Generator(device).manual_seed(run.seed)
+    return student, teacher, stepper.draws_from(torch.Generator(device).manual_seed(run.seed))
 
 
 def network(run: Run, data: Data, device: torch.device) -> nn.Module:

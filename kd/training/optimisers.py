@@ -13,10 +13,12 @@ from kd.settings.shapes import Training
 
 
 def sgd(modules: Iterable[nn.Module], training: Training) -> torch.optim.SGD:
-    """Return SGD over all parameters of the modules; `set_lr` sets its learning rate at each epoch."""
+    """Return SGD over all parameters of the modules; `set_lr` sets its learning rate, a tensor [], at each epoch."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     options = {"momentum": training.momentum, "nesterov": training.nesterov, "weight_decay": training.weight_decay}
-    return torch.optim.SGD(parameters, lr=training.lr, fused=True, **options)
+    on_gpu = parameters[0].device.type == "cuda"  # whose fused kernel reads float32; the CPU's takes all digits
+    lr = torch.tensor(training.lr, dtype=torch.float32 if on_gpu else torch.float64, device=parameters[0].device)
+    return torch.optim.SGD(parameters, lr=lr, fused=True, **options)
 
 
 def learning_rate(training: Training, epoch: int) -> float:
@@ -28,6 +30,7 @@ def learning_rate(training: Training, epoch: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate of all parameters, in place: a captured step goes on with it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["lr"].to(group["params"][0].device)  # a checkpoint's is on the CPU
+        group["lr"].fill_(lr)

@@ -50,7 +50,7 @@ class Sums:
     def __init__(self, names: list[str], device: torch.device):
         self.names = names
         self.totals = torch.zeros(len(names), device=device)
-        self.steps = 0
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, *values: Tensor) -> None:
         """Add the values of one step, [] each."""
@@ -63,9 +63,9 @@ class Sums:
 
     def read_and_reset(self) -> dict[str, float]:
         """Return the means since the last reset, by name, and start again; reads the device once."""
-        means = (self.totals / max(1, self.steps)).tolist()
+        means = (self.totals / self.steps.clamp_min(1)).tolist()
         self.totals.zero_()
-        self.steps = 0
+        self.steps.zero_()
         return dict(zip(self.names, means, strict=True))
 
     def state_dict(self) -> dict[str, object]:
@@ -73,4 +73,4 @@ class Sums:
 
     def load_state_dict(self, state: dict) -> None:
         self.totals.copy_(state["totals"])
-        self.steps = state["steps"]
+        self.steps.copy_(state["steps"])

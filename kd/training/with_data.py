@@ -15,6 +15,7 @@ from kd.models.classifier import Ensemble
 from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.settings.run import Run
+from kd.training.capture import Stepper
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss
 from kd.training.evaluate import Result, evaluate
 from kd.training.networks import student_and_teacher
@@ -28,14 +29,14 @@ def compute(
     run: Run,
     data: Data,
     teacher_weights: list[Path],
-    device: torch.device,
+    stepper: Stepper,
     journal: Journal,
     checkpoint: Checkpoint,
 ) -> Result:
     """Train and score the student of a run of kind train or distill. Raises as `train` does."""
-    student, teacher, generator = student_and_teacher(run, data, teacher_weights, device)
-    student = train(run, data, student, teacher, generator, journal, checkpoint)
-    with journal.phase("evaluation", device):
+    student, teacher, generator = student_and_teacher(run, data, teacher_weights, stepper)
+    student = train(run, data, student, teacher, generator, stepper, journal, checkpoint)
+    with journal.phase("evaluation", stepper.device):
         metrics, correlations = evaluate(student, data.score, data.augment, teacher)
     Suspects(run, student, teacher, None, data.score.images, data.augment, REMEDY).require_finite(metrics)
     small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
@@ -48,6 +49,7 @@ def train(
     student: nn.Module,
     teacher: nn.Module | None,
     generator: torch.Generator,
+    stepper: Stepper,
     journal: Journal,
     checkpoint: Checkpoint,
 ) -> nn.Module:
@@ -79,6 +81,13 @@ def train(
     }
     checkpoint.restore(parts)
     student.train()
+
+    def step() -> None:
+        batch = loader.batch()
+        seen = train_step(student, answering, objective, batch, optimizer, run.precision)
+        hits = objective.answers(seen.student).argmax(1) == batch.labels
+        sums.add(seen.loss.mean(), hits.float().mean(), *objective.logged().values())
+
     first, per_epoch = objective.first_epochs, loader.steps_per_epoch
     epochs = first + run.training.epochs
     while journal.counts["student_steps"] < epochs * per_epoch:
@@ -91,10 +100,8 @@ def train(
         with journal.phase("training", device):
             for _ in range(journal.counts["student_steps"], (epoch + 1) * per_epoch):
                 checkpoint.stop_or_save(parts)
-                batch = loader.next()
-                step = train_step(student, answering, objective, batch, optimizer, run.precision)
-                hits = objective.answers(step.student).argmax(1) == batch.labels
-                sums.add(step.loss.mean(), hits.float().mean(), *objective.logged().values())
+                loader.advance()
+                stepper.run("first stage's step" if objective.first else "step", step)
                 journal.counts["student_steps"] += 1
         row = journal.log(epoch + 1, epochs, sums.read_and_reset())
         main = journal.history[first:]

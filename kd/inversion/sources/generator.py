@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -57,21 +58,31 @@ class MetaGenerator(Source):
         reset_epoch: int | None = 120,
         noise_dim: int = 256,
         width: int = 64,
+        precision: Literal["float32", "bf16"] = "float32",
     ):
-        BatchStatistics(context.teacher)  # refuses a teacher without any
-        data = context.data
-        self.teacher, self.modulating, self.random = context.teacher, context.modulation, context.generator
-        self.augment, self.num_classes = data.augment, len(data.classes)
-        self.batch_size, self.warmup, self.steps, self.noise_dim = batch_size, warmup, steps, noise_dim
-        self.lr_generator, self.lr_noise, self.meta, self.reset_epoch = lr_generator, lr_noise, meta, reset_epoch
+        self.teacher, self.statistics = context.teacher, BatchStatistics(context.teacher)
+        data, self.modulating, self.random, self.run = context.data, context.modulation, context.generator, context.run
+        self.augment, self.num_classes, device = data.augment, len(data.classes), context.generator.device
+        self.batch_size, self.warmup, self.steps, self.precision = batch_size, warmup, steps, precision
+        self.meta, self.reset_epoch, self.was_reset = meta, reset_epoch, False
         self.bn, self.oh, self.adv, self.bn_momentum = bn, oh, adv, bn_momentum
         self.work = {"generator_steps": steps, "images": batch_size}
         generator = Generator(noise_dim, width, data.image_size, data.channels)
-        self.generator = generator.to(self.random.device, memory_format=torch.channels_last)
+        self.generator = generator.to(device, memory_format=torch.channels_last)
         self.inner = copy.deepcopy(self.generator)
+        self.noise = torch.zeros(batch_size, noise_dim, device=device, requires_grad=True)
+        self.targets = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.optimizer = _adam([(self.generator.parameters(), lr_generator * steps)])
-        self.past: Statistics | None = None
-        self.was_reset = False
+        self.inner_optimizer = _adam([(self.inner.parameters(), lr_generator), ([self.noise], lr_noise)])
+        for parameter in self.generator.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # the meta-gradient
+        self.past: Statistics = [
+            (torch.zeros_like(layer.running_mean), torch.zeros_like(layer.running_var))
+            for layer in self.statistics.layers
+        ]
+        self.seen: Statistics = copy.deepcopy(self.past)  # of the last step, blended with the past
+        self.momentum = torch.zeros((), dtype=torch.float64, device=device)  # 0 until there is a past
+        self.best: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
 
     def batch(
         self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
@@ -80,91 +91,116 @@ class MetaGenerator(Source):
         if learned == self.reset_epoch and not self.was_reset:
             self.generator.reset_first_layer(self.random)  # against stale images
             self.was_reset = True
-        adversarial, before, device = learned > 0, self.random.get_state(), self.random.device
-        noise = torch.randn(self.batch_size, self.noise_dim, generator=self.random, device=device)
-        noise.requires_grad_()
-        targets = torch.randint(self.num_classes, (self.batch_size,), generator=self.random, device=device)
-        common, inner = list(self.generator.parameters()), list(self.inner.parameters())
+        before = self.random.get_state()
+        self._begin()
+        adversary = student if learned > 0 and self.adv else None
+        name = "inversion step with the adversary" if adversary is not None else "inversion step"
+        for _ in range(self.steps):
+            if interrupted():
+                self.random.set_state(before)
+                return None
+            self.run(name, lambda: self._step(adversary, buffer))
+        self._learn()
+        found = dict(self.best) if adversary is not None else {k: v for k, v in self.best.items() if k != "adv"}
+        images = found.pop("images").mul(255)
+        found["image_std"] = images.std(0).mean()
+        samples = (found.pop(name) for name in ("classes", "phi", "confidences"))
+        return Images(images.round().to(torch.uint8), *samples, found)
+
+    def _begin(self) -> None:
+        """Start the inner copy, on fresh noise and classes, as the common generator is now."""
+        size, device = self.batch_size, self.random.device
+        self.noise.detach().copy_(torch.randn(self.noise.shape, generator=self.random, device=device))
+        self.targets.copy_(torch.randint(self.num_classes, (size,), generator=self.random, device=device))
         self.inner.load_state_dict(self.generator.state_dict())
-        optimizer = _adam([(inner, self.lr_generator), ([noise], self.lr_noise)])
-        meta = [torch.zeros_like(parameter) for parameter in common]
-        best: dict[str, Tensor] = {"loss": torch.full((), torch.inf, device=device)}
-        with frozen(student), BatchStatistics(self.teacher) as statistics:
-            for _ in range(self.steps):
-                if interrupted():
-                    self.random.set_state(before)
-                    return None
-                images = self.inner(noise)
-                found, batch_statistics = self._losses(
-                    images, targets, student if adversarial else None, buffer, statistics
-                )
-                optimizer.zero_grad(set_to_none=True)
-                found["loss"].backward()
-                if self.meta == "maml":
-                    torch._foreach_add_(meta, [parameter.grad for parameter in inner])
-                optimizer.step()
-                best = _better(best, {**found, "images": images})
-        if self.meta == "reptile":
-            meta = torch._foreach_sub([parameter.detach() for parameter in common], [p.detach() for p in inner])
-        for parameter, gradient in zip(common, meta, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
-        self.past = blend(self.past, batch_statistics, self.bn_momentum)
-        images = best.pop("images").mul(255)
-        best["image_std"] = images.std(0).mean()
-        samples = (best.pop(name) for name in ("classes", "phi", "confidences"))
-        return Images(images.round().to(torch.uint8), *samples, best)
+        for state in self.inner_optimizer.state.values():
+            for moment in state.values():
+                moment.zero_()
+        torch._foreach_zero_([parameter.grad for parameter in self.generator.parameters()])
+        self.best["loss"].fill_(torch.inf)
+
+    def _step(self, adversary: nn.Module | None, buffer: ReplayBuffer) -> None:
+        """Move the inner copy and the noise one step down; what is to last is copied into this source's tensors."""
+        inner = list(self.inner.parameters())
+        with frozen(adversary) if adversary is not None else nullcontext(), self.statistics:
+            with torch.autocast(self.random.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                images = self.inner(self.noise)
+                augmented = self.augment(images, self.random)
+                logits = self.teacher(augmented).logits.float()
+                other = None if adversary is None else adversary(augmented).logits.float()
+            statistics = blend(self.past, self.statistics.collect(), self.momentum)
+            found = self._losses(logits, other, statistics, buffer)
+            self.inner_optimizer.zero_grad(set_to_none=True)
+            found["loss"].backward()
+        if self.meta == "maml":
+            meta = [parameter.grad for parameter in self.generator.parameters()]
+            torch._foreach_add_(meta, [parameter.grad for parameter in inner])
+        self.inner_optimizer.step()
+        for kept, new in zip(self.seen, statistics, strict=True):
+            torch._foreach_copy_(kept, [value.detach() for value in new])
+        self._keep_better({**found, "images": images})
 
     def _losses(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        student: nn.Module | None,
-        buffer: ReplayBuffer,
-        statistics: BatchStatistics,
-    ) -> tuple[dict[str, Tensor], Statistics]:
-        """Return all terms on augmented images, and the pass's statistics; without a student, no adversarial term."""
-        augmented = self.augment(images, self.random)
-        logits = self.teacher(augmented).logits.float()
-        batch_statistics = statistics.collect()
-        probabilities = logits.softmax(1)
-        classes = targets if self.modulating.class_of == "target" else logits.argmax(1)
-        confidence = probabilities.gather(1, classes[:, None])[:, 0]
+        self, logits: Tensor, other: Tensor | None, statistics: Statistics, buffer: ReplayBuffer
+    ) -> dict[str, Tensor]:
+        """Return the loss and its terms, [] each, and each sample's class, phi and confidence.
+
+        logits, other: [B, K] of the teacher and of the student on augmented images; without the latter there is no
+        adversarial term.
+        """
+        classes = self.targets if self.modulating.class_of == "target" else logits.argmax(1)
+        confidence = logits.softmax(1).gather(1, classes[:, None])[:, 0]
         phi = modulation(confidence, buffer.class_share(classes), self.modulating)
         terms = {
-            "bn": batchnorm_loss(statistics.layers, batch_statistics, self.past, self.bn_momentum),
-            "oh": (phi * class_loss(logits, targets)).mean(),
+            "bn": batchnorm_loss(self.statistics.layers, statistics),
+            "oh": (phi * class_loss(logits, self.targets)).mean(),
         }
         loss = self.bn * terms["bn"] + self.oh * terms["oh"]
-        if student is not None and self.adv:
-            terms["adv"] = adversarial_loss(logits, student(augmented).logits.float()).mean()
+        if other is not None:
+            terms["adv"] = adversarial_loss(logits, other).mean()
             loss = loss + self.adv * terms["adv"]
         terms |= {"confidence": confidence.mean(), "phi_mean": phi.mean()}
-        samples = {"classes": classes, "phi": phi, "confidences": confidence}
-        return {"loss": loss, **terms, **samples}, batch_statistics
+        return {"loss": loss, **terms, "classes": classes, "phi": phi, "confidences": confidence}
+
+    def _keep_better(self, found: dict[str, Tensor]) -> None:
+        """Keep the step with the lower loss, chosen on the device."""
+        lower = found["loss"].detach() < self.best["loss"]
+        for name, value in found.items():
+            value = value.detach()
+            best = self.best.setdefault(name, torch.zeros_like(value))
+            best.copy_(torch.where(lower, value, best))
+
+    def _learn(self) -> None:
+        """Update the common generator and remember the last step's statistics."""
+        if self.meta == "reptile":
+            for parameter, inner in zip(self.generator.parameters(), self.inner.parameters(), strict=True):
+                parameter.grad.copy_(parameter.detach() - inner.detach())
+        self.optimizer.step()
+        for kept, new in zip(self.past, self.seen, strict=True):
+            torch._foreach_copy_(kept, new)
+        self.momentum.fill_(self.bn_momentum)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "past": self.past,
+            "momentum": self.momentum,
             "was_reset": self.was_reset,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.was_reset, device = state["was_reset"], self.random.device
-        self.past = state["past"] and [tuple(part.to(device) for part in layer) for layer in state["past"]]
-
-
-def _better(best: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the step with the lower loss, chosen on the device."""
-    found = {name: value.detach() for name, value in found.items()}
-    lower = found["loss"] < best["loss"]
-    return {name: torch.where(lower, value, best.get(name, value)) for name, value in found.items()}
+        self.was_reset = state["was_reset"]
+        self.momentum.copy_(state["momentum"])
+        for kept, saved in zip(self.past, state["past"], strict=True):
+            for one, other in zip(kept, saved, strict=True):
+                one.copy_(other)
 
 
 def _adam(groups: Iterable[tuple[Iterable[nn.Parameter], float]]) -> torch.optim.Adam:
     """Return Adam over groups of parameters, each with its learning rate."""
-    return torch.optim.Adam([{"params": list(params), "lr": lr} for params, lr in groups], betas=BETAS, fused=True)
+    listed = [{"params": list(params), "lr": lr} for params, lr in groups]
+    on_gpu = listed[0]["params"][0].device.type == "cuda"
+    return torch.optim.Adam(listed, betas=BETAS, fused=True, capturable=on_gpu)

@@ -1,0 +1,111 @@
+"""A CUDA graph played on the CPU: it notes every operation of a step and repeats them on the same memory.
+
+As in a CUDA graph, whatever Python decided or computed while the step was noted stays as it was: numbers are constants,
+tensors are places. A step whose course depends on anything else than the content of tensors goes wrong here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kd.training import capture
+
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
+
+
+class Tape(TorchDispatchMode):
+    """What kd.training.capture.Graph is on a GPU. Raises RuntimeError for what CUDA would not capture."""
+
+    def __init__(self, steps: list[Callable[[], None]], device: torch.device, generators: list[torch.Generator]):
+        super().__init__()
+        self.noted: list[tuple[Any, Any, Any, Any]] = []
+        drawn_from = [*generators, torch.default_generator]
+        before = [generator.get_state() for generator in drawn_from]
+        try:
+            with self:
+                for step in steps:
+                    step()
+        except RuntimeError:
+            for generator, state in zip(drawn_from, before, strict=True):
+                generator.set_state(state)
+            raise
+        self._already = True  # unlike a capture, noting a step has run it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.name in WAITING:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func._schema.name}\nmore words")
+        found = func(*args, **kwargs)
+        if not is_view(func):
+            self.noted.append((func, args, kwargs, found))
+        return found
+
+    def replay(self) -> None:
+        if self._already:
+            self._already = False
+            return
+        with torch.no_grad():
+            for func, args, kwargs, places in self.noted:
+                found = func(*args, **kwargs)
+                for place, value in zip(tree_leaves(places), tree_leaves(found), strict=True):
+                    if isinstance(place, Tensor) and place.data_ptr() != value.data_ptr():
+                        place.copy_(value)
+
+
+class Again(Tape):
+    """Runs the steps again instead: the same course of operations, from Python each time.
+
+    Under a dispatch mode torch differentiates a few operations otherwise, so the last bits of some runs are others.
+    """
+
+    def __init__(self, steps: list[Callable[[], None]], device: torch.device, generators: list[torch.Generator]):
+        super().__init__(steps, device, generators)
+        self.steps = steps
+
+    def replay(self) -> None:
+        if not self._already:
+            with self:
+                for step in self.steps:
+                    step()
+        self.noted.clear()
+        self._already = False
+
+
+def is_view(func: Any) -> bool:
+    """Return whether an operation only looks at memory that is there."""
+    infos = [result.alias_info for result in func._schema.returns]
+    return bool(infos) and all(info is not None and not info.is_write for info in infos)
+
+
+@contextmanager
+def no_waits():
+    yield []
+
+
+@contextmanager
+def where_it_is(device: torch.device):
+    yield
+
+
+def play_on_cpu(monkeypatch: Any, graph: type[Tape] = Tape) -> list[capture.Stepper]:
+    """Let every stepper capture on the CPU; return the list that the steppers of all runs are added to."""
+    made: list[capture.Stepper] = []
+    init = capture.Stepper.__init__
+
+    def begin(self: capture.Stepper, *given: Any, **named: Any) -> None:
+        init(self, *given, **named)
+        self.capture = True
+        made.append(self)
+
+    monkeypatch.setattr(capture.Stepper, "__init__", begin)
+    monkeypatch.setattr(capture, "Graph", graph)
+    monkeypatch.setattr(capture, "_aside", where_it_is)
+    monkeypatch.setattr(capture, "_waits", no_waits)
+    return made
