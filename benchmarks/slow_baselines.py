@@ -70,7 +70,7 @@ class Setting:
                 for _ in range(STEPS):
                     moved = self.augment(images, self.random)
                     logits = self.teacher(moved).logits
-                    loss = settings["bn"] * batchnorm_loss(noted.layers, noted.collect(), None, 0.0)
+                    loss = settings["bn"] * batchnorm_loss(noted.layers, noted.collect())
                     loss = loss + class_loss(logits, targets).mean()
                     loss = loss + adversarial_loss(logits, self.student(moved).logits).mean()
                     variation = images.diff(dim=2).square().sum() + images.diff(dim=3).square().sum()

@@ -42,6 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     run.add_argument("--jobs", type=_positive, default=1, help="processes that share the work (default: 1)")
     run.add_argument("--slots-per-gpu", type=_positive, default=1, help="how many of them may share a GPU (default: 1)")
+    run.add_argument(
+        "--together",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="runs that each process makes at the same time on its GPU, their steps in one CUDA graph (default: 1)",
+    )
     run.add_argument("--root", type=_path, help="where the data set lies, as dataset.root in a study")
     run.add_argument("--no-download", action="store_true", help="never download a data set")
     plan = commands.add_parser("plan", help="what a study would run, and what that costs")
@@ -109,7 +116,7 @@ def _run(given: argparse.Namespace) -> int:
 
     compute = Compute.by_hand(device=given.device, threads=given.threads, slots_per_gpu=given.slots_per_gpu)
     source = Source(given.root, given.results / "data/downloads", not given.no_download)
-    failed = work_through(runs, given.results, compute, source)
+    failed = work_through(runs, given.results, compute, source, together=given.together)
     for path, message in failed.items():
         inform(f"error: {path}: {message}")
     return 1 if failed else 0

@@ -138,6 +138,11 @@ class Loader:
         labels = self.split.labels[index]
         return Batch(images, labels, index, torch.ones_like(labels, dtype=torch.float32))
 
+    @property
+    def place(self) -> tuple[int, int, bytes]:
+        """What identifies the next batch among loaders of one split: batch size, step, state of the generator."""
+        return self.batch_size, self._step, self.generator.get_state().numpy().tobytes()
+
     def state_dict(self) -> dict[str, Any]:
         return {"order": self._order, "step": self._step}
 

@@ -73,7 +73,7 @@ class BatchStatistics:
 
 
 def blend(past: Statistics, batch: Statistics, momentum: Tensor | float) -> Statistics:
-    """Return momentum * past + (1 - momentum) * batch (Fang et al., AAAI 2022); gradients flow only through the batch's.
+    """Return momentum * past + (1 - momentum) * batch (Fang et al., AAAI 2022), with the gradients of the batch.
 
     At momentum 0, while there is no past yet, these are the batch's own.
     """

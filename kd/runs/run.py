@@ -22,6 +22,7 @@ from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file,
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.kept_teachers import fill_from_kept
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
+from kd.runs.together import Stepping, alone
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
@@ -29,7 +30,7 @@ from kd.runtime.progress import Progress
 from kd.runtime.run_lock import RunLock, TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
-from kd.training.capture import Stepper
+from kd.training.stepper import Stepper
 
 
 def run_step(
@@ -41,11 +42,13 @@ def run_step(
     tracker: AbstractContextManager[Sink | None] | None = None,
     log: Path | None = None,
     wait: bool = True,
+    stepping: Stepping = alone,
 ) -> dict[str, float]:
     """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
 
     kd/runs/folder.py names the files. Returns the content of metrics.json. One process works on a folder at a time;
-    another one waits (raises Busy with `wait=False`) and adopts what it then finds complete.
+    another one waits (raises Busy with `wait=False`) and adopts what it then finds complete. `stepping` reserves the
+    device and returns what runs the steps there.
 
     Raises ConfigError for a device that is not there, FloatingPointError when a loss is not finite, Stopped after
     SIGTERM, TakenOver when another process has the run; ended.json says what went wrong until the next start.
@@ -66,11 +69,10 @@ def run_step(
         else:
             with (
                 _end_noted(folder, progress),
-                devices.reserved_device(compute, progress.say) as device,
+                stepping(compute, progress.say) as stepper,
                 checkpoint,
                 tracker or nullcontext() as sink,
             ):
-                stepper = Stepper(device, compute.capture, progress.say)
                 metrics = _make(run, folder, data_file, teacher_weights, stepper, checkpoint, Journal(progress, sink))
         checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin

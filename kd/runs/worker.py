@@ -15,6 +15,7 @@ from kd.data.raw import Source
 from kd.runs.folder import ENDED, ended, inputs_of
 from kd.runs.prepared_data import outdated_data, prepare_step
 from kd.runs.run import run_step
+from kd.runs.together import Company, Stepping, alone
 from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.progress import inform
 from kd.runtime.run_lock import Busy, RunLock, TakenOver
@@ -30,41 +31,74 @@ def work_through(
     compute: Compute,
     source: Source,
     say: Callable[[str], Any] = lambda text: inform(text, sys.stdout),
+    together: int = 1,
 ) -> dict[str, str]:
     """Make all runs and the teachers and data sets they need; return what failed, path -> message.
 
     A run that another process is working on is left to it and looked at again later. One that fails holds up only its
     students; it is not tried twice, here or in a process started at the same time. A process whose GPU is lost leaves
-    the rest to the others.
+    the rest to the others. `together` runs at a time share this process and its GPU (kd.runs.together).
     """
-    started = time.time()
-    waiting = {run.path: run for wanted in runs for run in (*(wanted.teachers or ()), wanted)}  # teachers come first
-    failed: dict[str, str] = {}
-    while waiting:
-        before = len(waiting)
-        for path, run in list(waiting.items()):
-            teachers = [teacher.path for teacher in run.teachers or ()]
-            if any(teacher in waiting for teacher in teachers):
-                continue  # another process is making it
-            try:
-                if lost := [teacher for teacher in teachers if teacher in failed]:
-                    raise ConfigError(f"its teacher failed: {failed[lost[0]]}")
-                if (note := _failed_since(results / path, started)) is not None:
-                    raise ConfigError(note)
-                metrics = make(run, results, compute, source)
-                say(f"{results / path}: accuracy {metrics['accuracy']:.2f} %")
-            except Busy:
-                continue
-            except (ConfigError, FloatingPointError, TakenOver) as error:
-                failed[path] = str(error)
-            except Exception as error:
-                failed[path] = disk_fault(error) or traceback.format_exc()
-                if _gpu_is_lost():
-                    return failed
-            del waiting[path]
-        if len(waiting) == before:
-            time.sleep(POLL_SECONDS)
-    return failed
+    work = _Work(runs, results, compute, source, say)
+    if together == 1:
+        work.go_on(alone, lambda: time.sleep(POLL_SECONDS))
+    else:
+        company = Company(compute, say)
+        company.work([lambda: work.go_on(company.stepping, company.pause)] * min(together, len(work.waiting)))
+    return work.failed
+
+
+class _Work:
+    """What is left to do in this process."""
+
+    def __init__(
+        self, runs: list[Run], results: Path, compute: Compute, source: Source, say: Callable[[str], Any]
+    ) -> None:
+        self.results, self.compute, self.source, self.say = results, compute, source, say
+        self.started = time.time()
+        self.waiting = {run.path: run for wanted in runs for run in (*(wanted.teachers or ()), wanted)}  # in order
+        self.taken: set[str] = set()  # by one of the runs that are made together here
+        self.failed: dict[str, str] = {}
+
+    def go_on(self, stepping: Stepping, pause: Callable[[], Any]) -> None:
+        """Make one run after the other until none is left; pause while all that is left waits for others."""
+        while self.waiting:
+            before = len(self.waiting)
+            for path in list(self.waiting):
+                if path in self.waiting and path not in self.taken and not self._lacks_teacher(path):
+                    self.taken.add(path)
+                    try:
+                        self._make(path, stepping)
+                    except Busy:
+                        continue
+                    finally:
+                        self.taken.discard(path)
+                    if path in self.failed and _gpu_is_lost():
+                        return
+                    del self.waiting[path]
+            if len(self.waiting) == before:
+                pause()
+
+    def _lacks_teacher(self, path: str) -> bool:
+        """Whether another process, or another run made together with this one, is making its teacher."""
+        return any(teacher.path in self.waiting for teacher in self.waiting[path].teachers or ())
+
+    def _make(self, path: str, stepping: Stepping) -> None:
+        """Make a run, or note why it failed. Raises Busy, Stopped."""
+        run = self.waiting[path]
+        try:
+            if lost := [teacher.path for teacher in run.teachers or () if teacher.path in self.failed]:
+                raise ConfigError(f"its teacher failed: {self.failed[lost[0]]}")
+            if (note := _failed_since(self.results / path, self.started)) is not None:
+                raise ConfigError(note)
+            metrics = make(run, self.results, self.compute, self.source, stepping)
+            self.say(f"{self.results / path}: accuracy {metrics['accuracy']:.2f} %")
+        except Busy:
+            raise
+        except (ConfigError, FloatingPointError, TakenOver) as error:
+            self.failed[path] = str(error)
+        except Exception as error:
+            self.failed[path] = disk_fault(error) or traceback.format_exc()
 
 
 def _gpu_is_lost() -> bool:
@@ -80,7 +114,7 @@ def _gpu_is_lost() -> bool:
     return False
 
 
-def make(run: Run, results: Path, compute: Compute, source: Source) -> dict[str, float]:
+def make(run: Run, results: Path, compute: Compute, source: Source, stepping: Stepping = alone) -> dict[str, float]:
     """Make one run whose teacher is there; prepare its data set if it is missing. Raises as run_step, and Busy."""
     data, teachers = inputs_of(run, results)
     if not data.exists() or outdated_data(run.dataset, data):
@@ -88,7 +122,7 @@ def make(run: Run, results: Path, compute: Compute, source: Source) -> dict[str,
         with RunLock(data.parent, say=lambda text: None, name=data.stem):
             if not data.exists() or outdated_data(run.dataset, data):
                 prepare_step(run.dataset, data, source)
-    return run_step(run, results / run.path, data, teachers, compute, wait=False)
+    return run_step(run, results / run.path, data, teachers, compute, wait=False, stepping=stepping)
 
 
 def _failed_since(folder: Path, started: float) -> str | None:

@@ -9,7 +9,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -20,6 +20,7 @@ from kd.runtime.messages import ConfigError
 
 ODD = (TypeError, KeyError, IndexError, AttributeError, ValueError)  # what unfit state leads to, and no machine does
 MAGIC = b"kd-checkpoint-1\n"
+_AT_WORK: set[Checkpoint] = set()  # of the runs that this process makes
 
 
 class Stateful(Protocol):
@@ -33,6 +34,23 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+
+
+@contextlib.contextmanager
+def stopping_on_signals(note: Callable[[int], Any] = lambda number: None) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C ask all runs of this process to stop, instead of ending it; `note` gets the number."""
+
+    def stop(number: int, _frame: object) -> None:
+        note(number)
+        for checkpoint in list(_AT_WORK):
+            checkpoint.stopping = number
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Checkpoint:
@@ -60,21 +78,18 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Checkpoint:
-        self._handlers = {}
+        self._entered = contextlib.ExitStack()
+        _AT_WORK.add(self)
+        self._entered.callback(_AT_WORK.discard, self)
         if threading.current_thread() is threading.main_thread():  # else whoever started the thread handles signals
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._stop)
+            self._entered.enter_context(stopping_on_signals())
         return self
 
     def __exit__(self, _kind: type | None, error: BaseException | None, _trace: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._entered.close()
         if self._resumed_from is not None and isinstance(error, ODD) and not isinstance(error, ConfigError):
             with contextlib.suppress(OSError):
                 self._put_aside(self._resumed_from, "may have led to this error", "the next start goes on without it")
-
-    def _stop(self, number: int, _frame: object) -> None:
-        self.stopping = number
 
     def stop_or_save(self, parts: dict[str, Stateful]) -> None:
         """Save if it is time to; when asked to stop, save and raise Stopped."""
@@ -148,7 +163,7 @@ class Checkpoint:
             part.load_state_dict(content["state"][name])
             if isinstance(part, torch.optim.Optimizer):
                 _require_fitting(name, part)
-        _set_global_rng(content["torch_rng"])
+        set_global_rng(content["torch_rng"])
 
     def _read(self, file: Path) -> dict[str, Any]:
         if (payload := _payload(file.read_bytes())) is None:
@@ -278,16 +293,17 @@ def _write(file: BinaryIO, payload: memoryview) -> None:
 
 def _state_of(parts: dict[str, Stateful]) -> dict[str, Any]:
     """Return all state of a run, by part, with that of torch's own generators."""
-    return {"state": {name: part.state_dict() for name, part in parts.items()}, "torch_rng": _global_rng()}
+    return {"state": {name: part.state_dict() for name, part in parts.items()}, "torch_rng": global_rng()}
 
 
-def _global_rng() -> dict[str, Any]:
+def global_rng() -> dict[str, Any]:
     """Return the state of torch's own generators, from which layers such as dropout draw."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_global_rng(state: dict[str, Any]) -> None:
+def set_global_rng(state: dict[str, Any]) -> None:
+    """Set torch's own generators to a state that `global_rng` returned."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -19,12 +19,12 @@ from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
-from kd.training.capture import Stepper
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss, require_varied_images
 from kd.training.evaluate import Result, evaluate, predict
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.step import Sums, train_step
+from kd.training.stepper import Stepper
 from kd.training.synthetic_set import Course, describe, gap
 
 GAPS, GAP_BATCHES = 10, 4  # how often per run, and on how many batches of images, the student's gap is measured

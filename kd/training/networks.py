@@ -11,11 +11,12 @@ from kd.data import views
 from kd.data.dataset import Data
 from kd.models.build import build
 from kd.models.classifier import Ensemble
+from kd.runtime.files import file_digest
 from kd.runtime.messages import ConfigError
 from kd.runtime.weights import fill, read_state
 from kd.settings.run import Run
-from kd.training.capture import Stepper
 from kd.training.device_flags import set_flags
+from kd.training.stepper import Stepper
 
 
 def student_and_teacher(
@@ -33,9 +34,10 @@ def student_and_teacher(
     student = network(run, data, device)
     teachers = []
     for described, weights in zip(run.teachers or (), teacher_weights, strict=True):
-        teachers.append(network(described, data, device))
+        teacher = network(described, data, device)
         try:
-            fill(teachers[-1], read_state(weights))
+            fill(teacher, read_state(weights))
+            teachers.append(stepper.graphs.common.setdefault((described.digest, file_digest(weights)), teacher))
         except ValueError as error:
             raise ConfigError(
                 f"{weights}: cannot be used as weights of the teacher {described.model}: {error}; put the right file "

@@ -15,12 +15,12 @@ from kd.models.classifier import Ensemble
 from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.settings.run import Run
-from kd.training.capture import Stepper
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss
 from kd.training.evaluate import Result, evaluate
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.step import Sums, train_step
+from kd.training.stepper import Stepper
 
 REMEDY = "lower training.lr, or check the weights in objective"
 
@@ -66,7 +66,11 @@ def train(
     )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
     objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
-    answering = teacher.each if isinstance(teacher, Ensemble) else teacher  # each teacher answers for itself
+    if teacher is not None:
+        each = teacher.each if isinstance(teacher, Ensemble) else teacher  # each teacher answers for itself
+        members = tuple(map(id, teacher.members if isinstance(teacher, Ensemble) else [teacher]))
+        answering = stepper.answers_of(each, members)
+        stepper.next_batch = lambda: (run.dataset, run.scale, run.seed, loader.place)
     optimizer = sgd([student, objective], run.training)
     suspects = Suspects(run, student, teacher, objective, split.images, data.augment, REMEDY)
     sums = Sums(["loss", "train_accuracy", *objective.logged()], device)
@@ -84,7 +88,7 @@ def train(
 
     def step() -> None:
         batch = loader.batch()
-        seen = train_step(student, answering, objective, batch, optimizer, run.precision)
+        seen = train_step(student, answering if teacher else None, objective, batch, optimizer, run.precision)
         hits = objective.answers(seen.student).argmax(1) == batch.labels
         sums.add(seen.loss.mean(), hits.float().mean(), *objective.logged().values())
 

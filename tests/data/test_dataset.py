@@ -195,8 +195,13 @@ def loader(count, batch_size, pad=0, flip=False, seed=0):
     return Loader(numbered(count), augment, batch_size, generator(seed))
 
 
+def following(batches):
+    batches.advance()
+    return batches.batch()
+
+
 def epoch(batches):
-    return torch.cat([batches.next().index for _ in range(batches.steps_per_epoch)]).tolist()
+    return torch.cat([following(batches).index for _ in range(batches.steps_per_epoch)]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -221,7 +226,7 @@ def test_one_image_makes_no_batch_for_batch_normalisation():
 def test_a_batch_holds_the_images_and_labels_of_its_index():
     batches = loader(24, 6)
     for _ in range(8):
-        batch = batches.next()
+        batch = following(batches)
         assert torch.equal((batch.images * 255).round().long(), batch.index.view(-1, 1, 1, 1).expand(-1, 2, 4, 4))
         assert torch.equal(batch.labels, batch.index * 7 % 5)
         assert torch.equal(batch.weight, torch.ones(6))
@@ -232,7 +237,7 @@ def test_a_batch_holds_the_images_and_labels_of_its_index():
 def test_restored_loader_continues_with_the_same_batches(done):
     batches = loader(20, 3, pad=1, flip=True)
     for _ in range(done):
-        batches.next()
+        following(batches)
     file = io.BytesIO()
     torch.save(batches.state_dict(), file)
     random_state = batches.generator.get_state()
@@ -241,5 +246,5 @@ def test_restored_loader_continues_with_the_same_batches(done):
     resumed.load_state_dict(torch.load(file, weights_only=True))
     resumed.generator.set_state(random_state)
     for _ in range(14):
-        for actual, expected in zip(resumed.next(), batches.next(), strict=True):
+        for actual, expected in zip(following(resumed), following(batches), strict=True):
             assert torch.equal(actual, expected)

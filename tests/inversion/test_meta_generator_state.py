@@ -82,7 +82,6 @@ def snapshot(world):
     return copy.deepcopy(
         {
             **world.source.state_dict(),
-            "grads": [p.grad for p in world.generator.parameters()],
             "random": world.random.get_state(),
             "student": world.student.state_dict(),
         }

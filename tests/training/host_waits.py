@@ -26,6 +26,7 @@ WAITING = re.compile(
     r"|nonzero|nonzero_numpy|masked_select|bincount|histc|_?unique.*)"
 )
 # What reads a CPU tensor without any operator, or copies numbers of the host.
+FUSED = {"aten::_fused_adam_", "aten::_fused_sgd_"}
 HOST_CALLS = {"tolist", "numpy", "__array__", "cpu", "tensor", "as_tensor", "from_numpy", "copy_of_numbers"}
 TORCH = str(Path(torch.__file__).parent)
 
@@ -72,8 +73,8 @@ def noted():
         if not is_waiting(event):
             continue
         above = list(ancestors(event, events[:position]))
-        if any(map(is_waiting, above)) or any(outer["name"] == "aten::_fused_adam_" for outer in above):
-            continue  # on the CPU fused Adam reads its own step counters, which on a GPU stay there
+        if any(map(is_waiting, above)) or any(outer["name"] in FUSED for outer in above):
+            continue  # on the CPU these read their step counters and learning rates, which on a GPU stay there
         call = next((outer["name"] for outer in [event, *above] if outer["name"].startswith("call ")), "backward")
         found.append(call if call == event["name"] else f"{event['name']} in {call}")
 

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kd.training import capture
+from kd.training import cuda_graph
+from kd.training.stepper import Stepper
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 
 
 class Tape(TorchDispatchMode):
-    """What kd.training.capture.Graph is on a GPU. Raises RuntimeError for what CUDA would not capture."""
+    """What kd.training.cuda_graph.Graph is on a GPU. Raises RuntimeError for what CUDA would not capture."""
 
     def __init__(self, steps: list[Callable[[], None]], device: torch.device, generators: list[torch.Generator]):
         super().__init__()
@@ -94,18 +95,18 @@ def where_it_is(device: torch.device):
     yield
 
 
-def play_on_cpu(monkeypatch: Any, graph: type[Tape] = Tape) -> list[capture.Stepper]:
+def play_on_cpu(monkeypatch: Any, graph: type[Tape] = Tape) -> list[Stepper]:
     """Let every stepper capture on the CPU; return the list that the steppers of all runs are added to."""
-    made: list[capture.Stepper] = []
-    init = capture.Stepper.__init__
+    made: list[Stepper] = []
+    init = Stepper.__init__
 
-    def begin(self: capture.Stepper, *given: Any, **named: Any) -> None:
+    def begin(self: Stepper, *given: Any, **named: Any) -> None:
         init(self, *given, **named)
         self.capture = True
         made.append(self)
 
-    monkeypatch.setattr(capture.Stepper, "__init__", begin)
-    monkeypatch.setattr(capture, "Graph", graph)
-    monkeypatch.setattr(capture, "_aside", where_it_is)
-    monkeypatch.setattr(capture, "_waits", no_waits)
+    monkeypatch.setattr(Stepper, "__init__", begin)
+    monkeypatch.setattr(cuda_graph, "Graph", graph)
+    monkeypatch.setattr(cuda_graph, "aside", where_it_is)
+    monkeypatch.setattr(cuda_graph, "waits", no_waits)
     return made

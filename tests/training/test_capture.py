@@ -9,10 +9,7 @@ import torch
 from conftest import execute, tiny_run
 from tape import Again, play_on_cpu
 
-from kd.runs.run import run_step  # noqa: F401
-from kd.runtime.files import read_json
 from kd.settings.run import Run
-from kd.training.capture import Stepper
 
 STEP, FIRST, STUDENT = "step", "first stage's step", "student's step"
 INVERSION, ADVERSARY = "inversion step", "inversion step with the adversary"
@@ -31,10 +28,26 @@ CASES = [
     *((name, {}, {STEP}) for name in ("reviewkd", "simkd")),
     *((name, {f"objective__{name}__first_epochs": 1}, {FIRST, STEP}) for name in ("ab", "ft", "fsp")),
     ("ssdkd", LONGER, {STUDENT, INVERSION, ADVERSARY}),
-    ("ssdkd", {"replay__full_size": 97, "inversion__generator__oh": 5.0, "inversion__generator__batch_size": 13, "replay__final_beta": 1.0, **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
-    ("ssdkd", {"inversion__generator__meta": "reptile", "replay__refresh": "all", "replay__replacement": "lowest", **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
-    ("ssdkd", {"inversion__generator__precision": "bf16", "precision": "bf16", "replay__initial_priority": "phi", **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
-    ("ssdkd", {"modulation__gradient": True, "modulation__class_of": "target", "replay__replacement": "random", **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
+    (
+        "ssdkd",
+        {"replay__full_size": 99, "inversion__generator__batch_size": 14, "replay__final_beta": 1.0, **LONGER},
+        {STUDENT, INVERSION, ADVERSARY},
+    ),
+    (
+        "ssdkd",
+        {"inversion__generator__meta": "reptile", "replay__refresh": "all", "replay__replacement": "lowest", **LONGER},
+        {STUDENT, INVERSION, ADVERSARY},
+    ),
+    (
+        "ssdkd",
+        {"inversion__generator__precision": "bf16", "precision": "bf16", "replay__initial_priority": "phi", **LONGER},
+        {STUDENT, INVERSION, ADVERSARY},
+    ),
+    (
+        "ssdkd",
+        {"modulation__gradient": True, "modulation__class_of": "target", "replay__replacement": "random", **LONGER},
+        {STUDENT, INVERSION, ADVERSARY},
+    ),
     ("ssdkd", {"inversion__generator__adv": 0.0, **LONGER}, {STUDENT, INVERSION}),
     ("original", {}, {STUDENT}),
 ]  # all but kdsvd, whose decomposition makes a GPU wait

@@ -43,7 +43,7 @@ def test_a_first_stage_comes_before_the_schedule_and_learns_apart(store: Path, t
         copied = [
             {name: value.clone() for name, value in parts[part].named_parameters()} for part in ("student", "objective")
         ]
-        seen.append((parts["optimizer"].param_groups[0]["lr"], *copied))
+        seen.append((parts["optimizer"].param_groups[0]["lr"].item(), *copied))
         original(self, parts)
 
     monkeypatch.setattr(Checkpoint, "stop_or_save", watch)

@@ -234,9 +234,10 @@ def test_learning_rate_falls_along_a_cosine():
 
 def test_learning_rate_is_set_in_every_group():
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": [p], "lr": 9.0} for p in parameters])
+    rates = [torch.tensor(9.0, dtype=torch.float64) for _ in parameters]
+    optimizer = torch.optim.SGD([{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)])
     set_lr(optimizer, 0.05)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.05])
+    assert [rate.item() for rate in rates] == [0.05, 0.05], "in place"
 
 
 # --- running means ---

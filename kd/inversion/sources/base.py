@@ -24,7 +24,7 @@ class SourceContext(NamedTuple):
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
     capacity: int  # images in a full buffer
     seed: int  # of the run
-    # runs a step by its name; a GPU captures it once and replays it, see kd/training/capture.py for what a step is
+    # runs a step by its name; a GPU captures it once and replays it, see kd/training/stepper.py for what a step is
     run: Callable[[str, Callable[[], None]], None] = lambda name, step: step()
 
 

@@ -1,0 +1,76 @@
+"""How steps are captured in a CUDA graph, which is then replayed and spares the host all launches."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+
+Step = Callable[[], None]
+
+
+class Graph:
+    """Steps captured next to each other, each on its own stream.
+
+    Raises RuntimeError for what CUDA cannot capture; all generators are then as they were.
+    """
+
+    def __init__(self, steps: list[Step], device: torch.device, generators: list[torch.Generator]):
+        self.steps = steps  # what they work on must live as long as the graph
+        drawn_from = [*generators, torch.cuda.default_generators[device.index or 0]]
+        before = [generator.clone_state() for generator in drawn_from]
+        self.graph = torch.cuda.CUDAGraph()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # later versions of torch find the generators by themselves
+            for generator in generators:
+                self.graph.register_generator_state(generator)
+        try:
+            with torch.cuda.graph(self.graph):
+                whole = torch.cuda.current_stream(device)
+                streams = [torch.cuda.Stream(device) for _ in steps]
+                for step, stream in zip(steps, streams, strict=True):
+                    stream.wait_stream(whole)
+                    with torch.cuda.stream(stream):
+                        step()
+                for stream in streams:
+                    whole.wait_stream(stream)
+        except RuntimeError:
+            for generator, state in zip(drawn_from, before, strict=True):  # a failed capture leaves them unusable
+                generator.graphsafe_set_state(state)
+            raise
+
+    def replay(self) -> None:
+        """Run all steps once."""
+        self.graph.replay()
+
+
+def ready_now(device: torch.device) -> torch.cuda.Event | None:
+    """Return an event that other streams can wait for; None on a CPU."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Run on a stream of its own, as a capture does: what is created there belongs to no other stream."""
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        yield
+    current.wait_stream(side)
+
+
+@contextlib.contextmanager
+def waits() -> Iterator[list[str]]:
+    """Fill the list that is given, on the way out, with the places where the host waited for the device."""
+    found: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    found += [f"{warning.filename}:{warning.lineno}" for warning in noted if "synchroniz" in str(warning.message)]
