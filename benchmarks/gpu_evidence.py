@@ -12,7 +12,7 @@ is killed without warning):
 
 Give the folder that these were brought to as --state the next time. Data sets may arrive in parts, too: --archives
 unpacks gzip tars (cifar10/train/<class>/..., one part or several, in one call or in several), and runs whose data set
-is not whole yet wait. Where there is no git history, --commit names a file that holds the commit.
+is not whole yet wait. --commit names a file that holds the commit; it wins over git.
 
 Teachers are kept in half precision in results/reference/teachers (or --teachers), and their students learn from the
 rounded weights from the start, so that a study gives the same numbers from a teacher just trained and from one brought.
@@ -280,7 +280,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where data sets lie or are unpacked to")
     parser.add_argument("--archives", type=Path, nargs="*", default=[], help="gzip tars of data sets")
     parser.add_argument("--teachers", type=Path, default=ROOT / "results/reference/teachers", help="kept teachers")
-    parser.add_argument("--commit", type=Path, help="a file that holds the commit, where there is no git history")
+    parser.add_argument("--commit", type=Path, help="a file that holds the commit: git is not asked")
     parser.add_argument("--part-mb", type=float, default=15.0, help="size of a part of the state (default: 15)")
     parser.add_argument("--limit-mb", type=float, default=60.0, help="size of the whole state (default: 60)")
     parser.add_argument(
