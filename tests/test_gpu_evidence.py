@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import signal
 import subprocess
@@ -130,16 +129,6 @@ def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path,
 # --------------------------------------------------------------------------------------------------------- what travels
 
 
-def test_the_first_teacher_trains_alone_and_later_ones_beside_students(tmp_path: Path, script) -> None:
-    queue = script.Queue(tmp_path, True)
-    first = queue.next(set(), {"digits"})
-    assert [run.path for run in first] == [queue.sections[0][1][0].teachers[0].path]
-    later = queue.next({first[0].path}, {"digits"})
-    plan = importlib.import_module("gpu_plan")
-    assert len(later) > plan.TEACHERS_AHEAD
-    assert [run.path in queue.teachers for run in later[-plan.TEACHERS_AHEAD - 1 :]] == [False, True, True]
-
-
 def test_a_worker_that_hangs_is_killed_with_its_children(script, monkeypatch) -> None:
     monkeypatch.setattr(script, "GRACE_SECONDS", 0.5)
     deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -164,34 +153,6 @@ def test_what_fails_at_the_end_does_not_keep_the_rest_from_being_saved(tmp_path:
     assert "1 parts" in script.save(queue, options)[-1]
     with tarfile.open(tmp_path / "state.00") as tar:
         assert tar.getnames() == ["steps.json"]
-
-
-def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, script, monkeypatch) -> None:
-    monkeypatch.setitem(script.WHOLE, "cifar10", 4)
-    for number in (1, 2):
-        with tarfile.open(tmp_path / f"part{number}.tar.gz", "w:gz") as tar:
-            for image in range(2):
-                name = f"cifar10/train/cat/{number}-{image}.webp"
-                tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    data = tmp_path / "data"
-    run = tiny_run("scratch", dataset__name="cifar10", dataset__image_size=32)
-    options = script.parsed(["--results", f"{tmp_path}/r", "--data", str(data)])
-    queue = type("Queue", (), {"left": staticmethod(lambda done: [run] * 100)})
-    counted, count = [], script.images_in
-    monkeypatch.setattr(script, "images_in", lambda root: counted.append(root) or count(root))
-    script.unpack([tmp_path / "part1.tar.gz"], data)
-    assert script.images_in(data / "cifar10") == 2
-    counted.clear()
-    assert script.prepare(queue, options, set()) == set()
-    assert len(counted) == 1, "once for all runs: there are tens of thousands of files"
-    asked = []
-    monkeypatch.setattr("kd.runs.prepared_data.prepare_step", lambda dataset, file, source: asked.append(source.root))
-    script.unpack([tmp_path / "part1.tar.gz", tmp_path / "part2.tar.gz"], data)
-    assert script.prepare(queue, options, set()) == {"cifar10"}
-    assert asked == [data / "cifar10"]
-    (tmp_path / "torn.tar.gz").write_bytes((tmp_path / "part1.tar.gz").read_bytes()[:60])
-    with pytest.raises(ConfigError, match=r"torn\.tar\.gz cannot be unpacked"):
-        script.unpack([tmp_path / "torn.tar.gz"], data)
 
 
 @pytest.fixture
