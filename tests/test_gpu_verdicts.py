@@ -47,6 +47,18 @@ def test_a_run_that_was_gone_on_with_counts_in_full(verdicts) -> None:
     assert verdicts.shares(pd.DataFrame([row])) == 90
 
 
+def test_fast10_stands_next_to_what_was_published_for_its_scale(tmp_path: Path, verdicts) -> None:
+    """Runs with other settings than Fast's have another ablation."""
+    row = ROW | {"method": "fast10", "teacher_accuracy": 94.0, "seconds_total": 9.0, "device": "a GPU"}
+    row |= {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:00:09Z"}
+    rows = [row | {"accuracy": 85.0}, row | {"accuracy": 87.0, "seed": 1}, row | {"accuracy": 1.0, "ablation": "more"}]
+    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    line = "| cifar10, wrn_40_2, wrn_16_1, float32 | 94.00 (94.87) | 86.00 | (89.29) |"
+    assert line in verdicts.bars(tmp_path / "results.csv")
+    pd.DataFrame([*rows, row | {"accuracy": 88.5, "scale": 1.0}]).to_csv(tmp_path / "results.csv", index=False)
+    assert line.replace("| (", "| 88.50 (") in verdicts.bars(tmp_path / "results.csv")
+
+
 def test_kept_teachers_need_no_times(tmp_path: Path, verdicts) -> None:
     """They were made elsewhere: without a start, perhaps without any time; alone in the table or next to others."""
     student = ROW | {"accuracy": 82.0, "teacher_accuracy": 95.0, "seconds_total": 50.0, "device": "a GPU"}
