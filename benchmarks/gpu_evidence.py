@@ -1,4 +1,4 @@
-"""The published tables on a GPU, a few minutes at a time: python benchmarks/gpu_evidence.py --minutes 9 --jobs 4
+"""The published tables on a GPU, a few minutes at a time: python benchmarks/gpu_evidence.py --minutes 9
 
 Works through QUEUE, the runs in order of their value, on a machine that has torch, pandas, scipy and PyYAML and
 nothing of the workflow. It may be stopped at any moment, by the clock, a signal or a machine that goes away, and goes
@@ -54,6 +54,7 @@ from kd.runtime.files import read_json, write_atomically
 from kd.runtime.messages import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARING = ("--jobs", "N", "--slots-per-gpu", "N")  # how `python -m kd run` makes N runs at once
 REFERENCE = ROOT / "results/reference/teachers"
 SAVE_SECONDS = 30  # how often the state in --out is brought up to date while runs are at work
 GRACE_SECONDS = 40  # for workers to save their state before they are killed
@@ -82,9 +83,9 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
         write_atomically(
             settings, lambda file, todo=todo: file.write(yaml.safe_dump({"runs": [r.as_dict() for r in todo]}).encode())
         )
-        jobs = min(options.jobs, len(todo))
+        together = str(min(options.together, len(todo)))
         command = [sys.executable, "-P", "-m", "kd", "run", "--settings", str(settings), "--results", str(results)]
-        command += ["--jobs", str(jobs), "--slots-per-gpu", str(jobs), "--device", options.device, "--no-download"]
+        command += [part.replace("N", together) for part in SHARING] + ["--device", options.device, "--no-download"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "KD_TEACHERS": str(options.teachers)}
         with (results / "work.log").open("ab") as log:  # in an own process group, to be killed together
             workers = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0)
@@ -217,7 +218,7 @@ def say(text: str) -> None:
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop (default: 9)")
-    parser.add_argument("--jobs", type=int, default=4, help="runs at once (default: 4)")
+    parser.add_argument("--together", type=int, default=4, help="runs that share the GPU (default: 4)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--out", type=Path, default=ROOT / "results/gpu-evidence", help="tables, results, state")
     parser.add_argument("--state", type=Path, help="--out of an earlier day")

@@ -44,7 +44,7 @@ def start(folder: Path, **options: object) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(BARE)
     (folder / "COMMIT").write_text("abc123\n")
-    given = {"minutes": 10, "jobs": 1, "device": "cpu", "out": folder / "out", "results": folder / "results"}
+    given = {"minutes": 10, "together": 1, "device": "cpu", "out": folder / "out", "results": folder / "results"}
     given |= {"data": folder / "data", "teachers": folder / "teachers", "commit": folder / "COMMIT", **options}
     command = [sys.executable, str(SCRIPT), "--miniature"]
     for name, value in given.items():
@@ -66,7 +66,7 @@ def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path
     expected = numbers(tmp_path / "whole")
     assert len(expected) == expected["path"].nunique() == 19
 
-    first = start(tmp_path / "first", part_mb=0.5, jobs=2)
+    first = start(tmp_path / "first", part_mb=0.5, together=2)
     deadline = time.monotonic() + 600
     while not (tmp_path / "first/out/results.csv").exists() or len(numbers(tmp_path / "first")) < 6:
         assert first.poll() is None
@@ -139,6 +139,32 @@ def test_a_worker_that_hangs_is_killed_with_its_children(script, monkeypatch) ->
     script.end(worker)
     assert worker.returncode == -signal.SIGKILL
     assert worker.stdout.read() == "", "its child is gone, too: nobody holds the pipe"
+
+
+def test_runs_share_the_gpu_as_asked_and_teachers_have_it_alone(tmp_path: Path, script, monkeypatch) -> None:
+    queue = script.Queue(tmp_path, True, ["Modules, ssdkd-cifar10"])
+    commands, done = [], set()
+
+    class Worker:
+        def __init__(self, command, **_: object) -> None:
+            commands.append(command)
+            done.update(run.path for run in queue.next(done, {"digits": True}))
+
+        def poll(self) -> int:
+            return 0
+
+        def send_signal(self, _: int) -> None: ...
+        def wait(self, _: float) -> None: ...
+
+    monkeypatch.setattr(script.subprocess, "Popen", Worker)
+    monkeypatch.setattr(script, "finished", lambda *_: set(done))
+    monkeypatch.setattr(script, "prepare", lambda *_: {"digits": True})
+    monkeypatch.setattr(script, "SHARING", ("--together", "N"))
+    for name in ("save", "keep_teachers"):
+        monkeypatch.setattr(script, name, lambda *_: None)
+    options = script.parsed(["--results", str(tmp_path), "--together", "3"])
+    script.work(queue, options, time.monotonic() + 60)
+    assert [command[command.index("--together") + 1] for command in commands] == ["1", "3"], "a teacher, then students"
 
 
 def test_what_fails_at_the_end_does_not_keep_the_rest_from_being_saved(tmp_path: Path, script, monkeypatch) -> None:
