@@ -1,4 +1,4 @@
-"""The published tables on a GPU, a few minutes at a time: python benchmarks/gpu_evidence.py --minutes 9 --jobs 4
+"""The published tables on a GPU, a few minutes at a time: python benchmarks/gpu_evidence.py --minutes 9
 
 Works through QUEUE, the runs in order of their value, on a machine that has torch, pandas, scipy and PyYAML and
 nothing of the workflow. It may be stopped at any moment, by the clock, a signal or a machine that goes away, and goes
@@ -12,7 +12,9 @@ is killed without warning):
 
 Give the folder that these were brought to as --state the next time. Data sets may arrive in parts, too: --archives
 unpacks gzip tars (cifar10/train/<class>/..., one part or several, in one call or in several), and runs whose data set
-is not whole yet wait. Where there is no git history, --commit names a file that holds the commit.
+is not whole yet wait. Data-free students of kept teachers need the test images alone (benchmarks/test_images.py makes
+their tar), and --bring-teacher brings one that was trained elsewhere. --commit names a file that holds the commit; it
+wins over git.
 
 Teachers are kept in half precision in results/reference/teachers (or --teachers), and their students learn from the
 rounded weights from the start, so that a study gives the same numbers from a teacher just trained and from one brought.
@@ -27,7 +29,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import traceback
 from collections.abc import Callable
@@ -41,9 +42,10 @@ sys.path.append(str(Path(__file__).resolve().parent))
 
 import travel
 import yaml
+from gpu_data import prepare, unpack
 from gpu_plan import Queue
 from gpu_rows import append_results, finished
-from gpu_teachers import adopt, rounded_metrics
+from gpu_teachers import bring, keep_teachers
 from gpu_verdicts import bars
 
 from kd.reports.plan import plan_figures
@@ -52,11 +54,11 @@ from kd.runtime.files import read_json, write_atomically
 from kd.runtime.messages import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARING = ("--jobs", "N", "--slots-per-gpu", "N")  # how `python -m kd run` makes N runs at once
+REFERENCE = ROOT / "results/reference/teachers"
 SAVE_SECONDS = 30  # how often the state in --out is brought up to date while runs are at work
 GRACE_SECONDS = 40  # for workers to save their state before they are killed
 RECORD = ("run.json", "metrics.json", "history.csv")
-WHOLE = {"cifar10": 60_000, "cifar100": 60_000}  # images
-ENDINGS = (".webp", ".png")
 
 # ------------------------------------------------------------------------------------------------------------ at work
 
@@ -65,9 +67,10 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
     """Start workers on the next runs until all are done, the time is over, or none can go on."""
     results, tried = options.results, set()
     while time.monotonic() < until:
+        data = prepare(queue, options, finished(queue, results))
+        bring(queue, options)
         attempt(keep_teachers, queue, options)
-        done = finished(queue, results)
-        todo = [run for run in queue.next(done, prepare(queue, options, done)) if run.path not in tried]
+        todo = [run for run in queue.next(finished(queue, results), data) if run.path not in tried]
         if not todo:
             return
         tried |= {run.path for run in todo}
@@ -80,9 +83,9 @@ def work(queue: Queue, options: argparse.Namespace, until: float) -> None:
         write_atomically(
             settings, lambda file, todo=todo: file.write(yaml.safe_dump({"runs": [r.as_dict() for r in todo]}).encode())
         )
-        jobs = min(options.jobs, len(todo))
+        together = str(min(options.together, len(todo)))
         command = [sys.executable, "-P", "-m", "kd", "run", "--settings", str(settings), "--results", str(results)]
-        command += ["--jobs", str(jobs), "--slots-per-gpu", str(jobs), "--device", options.device, "--no-download"]
+        command += [part.replace("N", together) for part in SHARING] + ["--device", options.device, "--no-download"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "KD_TEACHERS": str(options.teachers)}
         with (results / "work.log").open("ab") as log:  # in an own process group, to be killed together
             workers = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0)
@@ -140,63 +143,6 @@ def measure_steps(options: argparse.Namespace, until: float, arguments: list[str
         if (options.out / "steps.json").exists():  # --out may be emptied between calls
             shutil.copyfile(options.out / "steps.json", options.results / "steps.json")
         other.wait()
-
-
-def keep_teachers(queue: Queue, options: argparse.Namespace) -> None:
-    """Round each new teacher to half precision, score the rounded one and keep it; its run is filled from it."""
-    from kd.runs.kept_teachers import keep, name_of
-
-    for path, run in queue.teachers.items():
-        folder, kept = options.results / path, options.teachers / f"{name_of(run)}.pt"
-        record = folder / "run.json"
-        if record.exists() and not kept.exists() and (folder / "weights.pt").exists():
-            keep(run, folder, rounded_metrics(run, folder, options), options.teachers)
-        data = options.results / run.data_path
-        if kept.exists() and data.exists() and not (record.exists() and "taken_from" in read_json(record)):
-            folder.mkdir(parents=True, exist_ok=True)
-            say(f"teacher {kept.name}: {adopt(run, options):.2f} %")
-
-
-# --------------------------------------------------------------------------------------------------------------- data
-
-
-def unpack(archives: list[Path], data: Path) -> None:
-    """Unpack each archive once, over what is there."""
-    for archive in archives:
-        mark = data / f".{archive.name}.unpacked"
-        if mark.exists():
-            continue
-        data.mkdir(parents=True, exist_ok=True)
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(data, filter="data")
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise ConfigError(f"--archives: {archive} cannot be unpacked ({error})") from None
-        mark.touch()
-        say(f"{archive.name} unpacked to {data}")
-
-
-def prepare(queue: Queue, options: argparse.Namespace, done: set[str]) -> set[str]:
-    """Prepare the data sets that are complete and needed; return their names."""
-    from kd.data.raw import Source
-    from kd.runs.prepared_data import prepare_step
-
-    names = set()
-    for data_path, run in {run.data_path: run for run in queue.left(done)}.items():  # counting files takes time
-        name, file = run.dataset.name, options.results / data_path
-        root = options.data / name
-        if name in WHOLE and not file.exists() and images_in(root) < WHOLE[name]:
-            continue
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            prepare_step(run.dataset, file, Source(root if name in WHOLE else None, options.data, False))
-            say(f"{name} prepared")
-        names.add(name)
-    return names
-
-
-def images_in(root: Path) -> int:
-    return sum(1 for file in root.rglob("*") if file.suffix in ENDINGS)
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -272,15 +218,22 @@ def say(text: str) -> None:
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop (default: 9)")
-    parser.add_argument("--jobs", type=int, default=4, help="runs at once (default: 4)")
+    parser.add_argument("--together", type=int, default=4, help="runs that share the GPU (default: 4)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--out", type=Path, default=ROOT / "results/gpu-evidence", help="tables, results, state")
     parser.add_argument("--state", type=Path, help="--out of an earlier day")
     parser.add_argument("--results", type=Path, default=ROOT / "results/gpu", help="where runs are made")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where data sets lie or are unpacked to")
     parser.add_argument("--archives", type=Path, nargs="*", default=[], help="gzip tars of data sets")
-    parser.add_argument("--teachers", type=Path, default=ROOT / "results/reference/teachers", help="kept teachers")
-    parser.add_argument("--commit", type=Path, help="a file that holds the commit, where there is no git history")
+    parser.add_argument("--teachers", type=Path, default=REFERENCE, help="kept teachers")
+    parser.add_argument(
+        "--bring-teacher",
+        nargs="*",
+        default=[],
+        metavar="DATA/MODEL=FILE",
+        help="a state dict that stands for the queue's teachers of this data set and network, such as cifar10/wrn_40_2",
+    )
+    parser.add_argument("--commit", type=Path, help="a file that holds the commit: git is not asked")
     parser.add_argument("--part-mb", type=float, default=15.0, help="size of a part of the state (default: 15)")
     parser.add_argument("--limit-mb", type=float, default=60.0, help="size of the whole state (default: 60)")
     parser.add_argument(
@@ -310,6 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.commit:
         os.environ["KD_COMMIT"] = options.commit.read_text(encoding="utf-8").strip()
     try:
+        if options.bring_teacher and options.teachers == REFERENCE:
+            raise ConfigError("--bring-teacher: give --teachers FOLDER, too; with the project's it would be everyone's")
         for folder in (options.out, options.results):
             folder.mkdir(parents=True, exist_ok=True)
         if options.only_data:

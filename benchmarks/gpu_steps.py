@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,6 @@ from gpu_subjects import (
     World,
     as_runs_have_it,
     culprit,
-    epochs_per_second,
     flops,
     literal_epoch_of,
     milliseconds,
@@ -213,32 +211,6 @@ def synchronisations(size: Size, device: torch.device) -> dict[str, Any]:
     return answer
 
 
-def sharing(size: Size, device: torch.device) -> dict[str, Any]:
-    """Several processes on one GPU, each with its own run of the first pair: epochs per second of all together.
-    Prediction: 2 processes 1.9x, 4 processes 3x, 8 processes 3.5x."""
-    answer: dict[str, Any] = {}
-    for jobs in size.jobs:
-        command = [sys.executable, __file__, "--share", "--device", str(device)]
-        command += ["--miniature"] if size.square == 128 else []
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        workers = [subprocess.Popen(command, **pipes) for _ in range(jobs)]
-        try:
-            if any(worker.stdout.readline() != "ready\n" for worker in workers):
-                raise RuntimeError(f"one of {jobs} processes ended")
-            for worker in workers:  # together
-                print("go", file=worker.stdin, flush=True)
-            rates = [float(worker.stdout.readline()) for worker in workers]
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.communicate()
-        answer[f"{jobs} processes"] = {"epochs_per_s": sum(rates), "ratio": sum(rates)}
-    alone = answer[f"{size.jobs[0]} processes"]["epochs_per_s"]
-    for found in answer.values():
-        found["ratio"] /= alone
-    return answer
-
-
 def utilisation(size: Size, device: torch.device) -> dict[str, Any]:
     """An epoch in bf16 as a share of the measured bf16 rate. Prediction: ResNets 35 %, WRN 4 %. Bar: 30 % for the
     ResNets."""
@@ -278,7 +250,7 @@ def profile(size: Size, device: torch.device) -> dict[str, Any]:
 
 
 # In the order of their worth; what takes minutes (to compile) comes last.
-PARTS = (ceiling, utilisation, precision, teacher, synchronisations, literal_epoch, sharing, profile, graphs)
+PARTS = (ceiling, utilisation, precision, teacher, synchronisations, literal_epoch, profile, graphs)
 PARTS += (memory_format, algorithms, optimisers, compiled)
 
 
@@ -332,12 +304,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--miniature", action="store_true")
-    parser.add_argument("--share", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.share:
-        as_runs_have_it()
-        print(epochs_per_second(Size(options.miniature), torch.device(options.device)), flush=True)
-        return
     options.out.mkdir(parents=True, exist_ok=True)
     measure(options.out, time.monotonic() + 60 * options.minutes, options.miniature, options.device)
 

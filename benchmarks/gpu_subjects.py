@@ -53,8 +53,6 @@ class Size:
         self.width, self.noise = (4, 8) if miniature else (64, 256)
         self.steps, self.rounds = (2, 3) if miniature else (40, 20)
         self.square = 128 if miniature else 8192
-        self.jobs = (1, 2) if miniature else (1, 2, 4, 8)
-        self.seconds = 1.0 if miniature else 5.0
         self.taught, self.negatives = (32, 16) if miniature else (512, 16_384)
 
 
@@ -158,21 +156,6 @@ def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int, war
         if round_ >= 0:
             times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
-
-
-def epochs_per_second(size: Size, device: torch.device) -> float:
-    """Return the epochs per second of this process, from when it is told to start."""
-    world = World(size.pairs[0], size, device)
-    world.epoch()
-    wait(device)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < size.seconds:
-        world.epoch()
-        wait(device)
-        done += 1
-    return done / (time.perf_counter() - start)
 
 
 def verdict(met: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import signal
 import subprocess
@@ -45,7 +44,7 @@ def start(folder: Path, **options: object) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(BARE)
     (folder / "COMMIT").write_text("abc123\n")
-    given = {"minutes": 10, "jobs": 1, "device": "cpu", "out": folder / "out", "results": folder / "results"}
+    given = {"minutes": 10, "together": 1, "device": "cpu", "out": folder / "out", "results": folder / "results"}
     given |= {"data": folder / "data", "teachers": folder / "teachers", "commit": folder / "COMMIT", **options}
     command = [sys.executable, str(SCRIPT), "--miniature"]
     for name, value in given.items():
@@ -67,7 +66,7 @@ def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path
     expected = numbers(tmp_path / "whole")
     assert len(expected) == expected["path"].nunique() == 19
 
-    first = start(tmp_path / "first", part_mb=0.5, jobs=2)
+    first = start(tmp_path / "first", part_mb=0.5, together=2)
     deadline = time.monotonic() + 600
     while not (tmp_path / "first/out/results.csv").exists() or len(numbers(tmp_path / "first")) < 6:
         assert first.poll() is None
@@ -130,16 +129,6 @@ def test_results_know_rounded_teachers_only(tmp_path: Path, script, store: Path,
 # --------------------------------------------------------------------------------------------------------- what travels
 
 
-def test_the_first_teacher_trains_alone_and_later_ones_beside_students(tmp_path: Path, script) -> None:
-    queue = script.Queue(tmp_path, True)
-    first = queue.next(set(), {"digits"})
-    assert [run.path for run in first] == [queue.sections[0][1][0].teachers[0].path]
-    later = queue.next({first[0].path}, {"digits"})
-    plan = importlib.import_module("gpu_plan")
-    assert len(later) > plan.TEACHERS_AHEAD
-    assert [run.path in queue.teachers for run in later[-plan.TEACHERS_AHEAD - 1 :]] == [False, True, True]
-
-
 def test_a_worker_that_hangs_is_killed_with_its_children(script, monkeypatch) -> None:
     monkeypatch.setattr(script, "GRACE_SECONDS", 0.5)
     deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -150,6 +139,32 @@ def test_a_worker_that_hangs_is_killed_with_its_children(script, monkeypatch) ->
     script.end(worker)
     assert worker.returncode == -signal.SIGKILL
     assert worker.stdout.read() == "", "its child is gone, too: nobody holds the pipe"
+
+
+def test_runs_share_the_gpu_as_asked_and_teachers_have_it_alone(tmp_path: Path, script, monkeypatch) -> None:
+    queue = script.Queue(tmp_path, True, ["Modules, ssdkd-cifar10"])
+    commands, done = [], set()
+
+    class Worker:
+        def __init__(self, command, **_: object) -> None:
+            commands.append(command)
+            done.update(run.path for run in queue.next(done, {"digits": True}))
+
+        def poll(self) -> int:
+            return 0
+
+        def send_signal(self, _: int) -> None: ...
+        def wait(self, _: float) -> None: ...
+
+    monkeypatch.setattr(script.subprocess, "Popen", Worker)
+    monkeypatch.setattr(script, "finished", lambda *_: set(done))
+    monkeypatch.setattr(script, "prepare", lambda *_: {"digits": True})
+    monkeypatch.setattr(script, "SHARING", ("--together", "N"))
+    for name in ("save", "keep_teachers"):
+        monkeypatch.setattr(script, name, lambda *_: None)
+    options = script.parsed(["--results", str(tmp_path), "--together", "3"])
+    script.work(queue, options, time.monotonic() + 60)
+    assert [command[command.index("--together") + 1] for command in commands] == ["1", "3"], "a teacher, then students"
 
 
 def test_what_fails_at_the_end_does_not_keep_the_rest_from_being_saved(tmp_path: Path, script, monkeypatch) -> None:
@@ -164,34 +179,6 @@ def test_what_fails_at_the_end_does_not_keep_the_rest_from_being_saved(tmp_path:
     assert "1 parts" in script.save(queue, options)[-1]
     with tarfile.open(tmp_path / "state.00") as tar:
         assert tar.getnames() == ["steps.json"]
-
-
-def test_archives_come_in_parts_and_runs_wait_for_the_whole(tmp_path: Path, script, monkeypatch) -> None:
-    monkeypatch.setitem(script.WHOLE, "cifar10", 4)
-    for number in (1, 2):
-        with tarfile.open(tmp_path / f"part{number}.tar.gz", "w:gz") as tar:
-            for image in range(2):
-                name = f"cifar10/train/cat/{number}-{image}.webp"
-                tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    data = tmp_path / "data"
-    run = tiny_run("scratch", dataset__name="cifar10", dataset__image_size=32)
-    options = script.parsed(["--results", f"{tmp_path}/r", "--data", str(data)])
-    queue = type("Queue", (), {"left": staticmethod(lambda done: [run] * 100)})
-    counted, count = [], script.images_in
-    monkeypatch.setattr(script, "images_in", lambda root: counted.append(root) or count(root))
-    script.unpack([tmp_path / "part1.tar.gz"], data)
-    assert script.images_in(data / "cifar10") == 2
-    counted.clear()
-    assert script.prepare(queue, options, set()) == set()
-    assert len(counted) == 1, "once for all runs: there are tens of thousands of files"
-    asked = []
-    monkeypatch.setattr("kd.runs.prepared_data.prepare_step", lambda dataset, file, source: asked.append(source.root))
-    script.unpack([tmp_path / "part1.tar.gz", tmp_path / "part2.tar.gz"], data)
-    assert script.prepare(queue, options, set()) == {"cifar10"}
-    assert asked == [data / "cifar10"]
-    (tmp_path / "torn.tar.gz").write_bytes((tmp_path / "part1.tar.gz").read_bytes()[:60])
-    with pytest.raises(ConfigError, match=r"torn\.tar\.gz cannot be unpacked"):
-        script.unpack([tmp_path / "torn.tar.gz"], data)
 
 
 @pytest.fixture
@@ -292,49 +279,3 @@ def test_a_halved_second_moment_does_not_become_zero(tmp_path: Path) -> None:
     assert Checkpoint(tmp_path, "me", 60, lambda text: None).restore({"part": found})
     torch.testing.assert_close(found.state["v"], squares, rtol=2**-8, atol=0)
     assert found.state["large"].isfinite().all()
-
-
-# ------------------------------------------------------------------------------------------------------- bars and steps
-
-
-ROW = {"dataset": "cifar10", "teacher": "wrn_40_2", "student": "wrn_16_1", "method": "ssdkd", "scale": 0.1}
-ROW |= {"ablation": "full", "seed": 0, "precision": "float32"}
-
-
-def test_bars_are_judged_by_a_run_s_share_of_the_time(tmp_path: Path, script) -> None:
-    """Two runs at once in 100 s are 50 s each, under the bar of 60, though each took 90; whatever the other run is."""
-    row = ROW | {"accuracy": 90.0, "teacher_accuracy": 95.0, "seconds_total": 90.0, "device": "a GPU"}
-    rows = [
-        row | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:35Z"},
-        row | {"started": "2026-01-01T00:00:05Z", "finished": "2026-01-01T00:01:40Z"},
-    ]
-    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
-    text = "\n".join(script.bars(tmp_path / "results.csv"))
-    assert "| 60 s | 90.0 | 50.0 | 90.00 | 2 | met, a GPU |" in text
-    pd.DataFrame([rows[0], rows[1] | {"method": "fast10"}]).to_csv(tmp_path / "results.csv", index=False)
-    assert "| 60 s | 90.0 | 50.0 | 90.00 | 1 | met, a GPU |" in "\n".join(script.bars(tmp_path / "results.csv"))
-    weak = row | {"teacher": "", "student": "wrn_40_2", "method": "teacher", "scale": 1.0, "accuracy": 94.0}
-    pd.DataFrame([weak | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:30Z"}]).to_csv(
-        tmp_path / "results.csv", index=False
-    )
-    assert "180 s, 94.87 % | 90.0 | 90.0 | 94.00 | 1 | MISSED" in "\n".join(script.bars(tmp_path / "results.csv"))
-
-
-def test_a_run_that_was_gone_on_with_counts_in_full(script) -> None:
-    verdicts = importlib.import_module("gpu_verdicts")
-    """Its last attempt took ten seconds, all of it 90."""
-    row = {"started": "2026-01-02T00:00:00Z", "finished": "2026-01-02T00:00:10Z", "seconds_total": 90.0}
-    assert verdicts.shares(pd.DataFrame([row])) == 90
-
-
-@pytest.mark.parametrize(
-    ("bf16", "verdict"),
-    [([90.1, 91.3, 89.9], "equal within noise"), ([89.0, 90.1, 89.1], "DIFFERS"), ([90.1], "not decided")],
-)
-def test_bf16_is_judged_beside_float32_seed_by_seed(script, bf16: list[float], verdict: str) -> None:
-    rows = [ROW | {"seed": seed, "accuracy": value} for seed, value in enumerate((90.0, 91.0, 90.2))]
-    rows += [ROW | {"seed": seed, "accuracy": value, "precision": "bf16"} for seed, value in enumerate(bf16)]
-    verdicts = importlib.import_module("gpu_verdicts")
-    *_, line = verdicts.precisions(pd.DataFrame(rows))
-    assert line.startswith("| cifar10, wrn_40_2, wrn_16_1, ssdkd, full, 0.1 |")
-    assert line.endswith(f"| {len(bf16)} | {verdict} |")

@@ -14,7 +14,7 @@ from kd.runtime.files import read_json
 def test_steps_are_measured_once_each_and_go_on(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     steps = importlib.import_module("gpu_steps")
-    parts = [part for part in steps.PARTS if part.__name__ not in ("compiled", "sharing")]
+    parts = [part for part in steps.PARTS if part.__name__ != "compiled"]
     monkeypatch.setattr(steps, "PARTS", parts)
     steps.measure(tmp_path, time.monotonic() - 1, True, "cpu")
     assert not (tmp_path / "steps.json").exists(), "no time, no part"

@@ -25,7 +25,7 @@ def load(dataset: Dataset, source: Source) -> RawData:
     Raises ConfigError if they are missing or incomplete.
     """
     if source.root is not None and is_tree(source.root):
-        raw = read_tree(source.root, replace(dataset, image_size=32, classes=None))
+        raw = read_tree(source.root, replace(dataset, image_size=32, classes=None), source.cores)
     else:
         splits = torchvision_splits({"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[dataset.name], source)
         arrays = [array for split in splits for array in (split.data, np.array(split.targets))]

@@ -15,6 +15,7 @@ from kd.data.augment import Augment
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Dataset
 
+WHOLE = "remove it, so that the whole data set is prepared"
 VALIDATION_SEED = 0  # the validation split belongs to the data set, not to a run
 
 
@@ -56,11 +57,15 @@ class Data:
 def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
     """Return a prepared file's data on a device; without the test images if a validation split is held out.
 
-    Raises ConfigError for a validation split that would hold out every image of a class.
+    A file of test images alone (benchmarks/test_images.py) has no training images, but says how many there are.
+
+    Raises ConfigError for a validation split that would hold out every image of a class, or has none to hold out.
     """
     content = torch.load(path, weights_only=True, mmap=True)
     train = Split(content["train_images"], content["train_labels"])
-    full_size = len(train)
+    full_size = content.get("full_size", len(train))
+    if dataset.validation and not len(train):
+        raise ConfigError(f"dataset.validation: got {dataset.validation}; {path} holds test images alone; {WHOLE}")
     if dataset.validation:
         held_out = stratified(train.labels, dataset.validation, VALIDATION_SEED)
         rest = torch.ones(full_size, dtype=torch.bool)

@@ -6,15 +6,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kd.data.listing import ENDINGS, SPLITS, Skipped, class_names, image_files, listing, note_others, readable
+from kd.data.decoding import decode
+from kd.data.listing import ENDINGS, SPLITS, Skipped, class_names, image_files, listing, note_others
 from kd.data.raw import RawData, Source, Tree, chosen
 from kd.runtime.messages import ConfigError, bearable, name_as_text
 from kd.settings.shapes import Dataset
-
-# Whatever a file's ending: Pillow runs Ghostscript for EPS and opens other containers that are no pictures.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def load(dataset: Dataset, source: Source) -> RawData:
@@ -23,7 +20,7 @@ def load(dataset: Dataset, source: Source) -> RawData:
     The tree is `source.root` or, where that is not given, the run's own `dataset.root`. The sorted names of the folders
     in train/ are the classes. Raises ConfigError for a tree of another shape or a file that cannot be decoded.
     """
-    return read_tree(source.root or Path(os.path.expanduser(dataset.root)), dataset)
+    return read_tree(source.root or Path(os.path.expanduser(dataset.root)), dataset, source.cores)
 
 
 def is_tree(root: Path) -> bool:
@@ -31,7 +28,7 @@ def is_tree(root: Path) -> bool:
     return all(os.path.isdir(root / split) for split in SPLITS)
 
 
-def read_tree(root: Path, dataset: Dataset) -> RawData:
+def read_tree(root: Path, dataset: Dataset, cores: int | None = None) -> RawData:
     """Return the images below `root`, and what was found there; raises ConfigError as `load` does."""
     if not is_tree(root):
         raise ConfigError(
@@ -54,7 +51,7 @@ def read_tree(root: Path, dataset: Dataset) -> RawData:
         files = [_images(root / split / found[split][name], skipped) for name in classes]
         listed.append([file for of_class in files for file in of_class])
         arrays += [
-            _decode(listed[-1], dataset.image_size),
+            decode(listed[-1], dataset.image_size, cores),
             np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files]),
         ]
     return RawData(*arrays, classes, Tree(root, *listed, skipped, before))
@@ -77,39 +74,3 @@ def _images(folder: Path, skipped: Skipped) -> list[Path]:
             f"needed: files ending in {', '.join(ENDINGS)}"
         )
     return [folder / name for name in found]
-
-
-def _decode(files: list[Path], size: int) -> np.ndarray:
-    """Return images [N, size, size, 3] uint8, read one after the other: threads cost more than they save here."""
-    images = np.empty((len(files), size, size, 3), np.uint8)
-    for place, file in enumerate(files):
-        images[place] = _square(file, size)
-    return images
-
-
-def _square(file: Path, size: int) -> Image.Image:
-    place = bearable(str(file))
-    with readable(file):
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                upright = _rgb(image)
-        except UnidentifiedImageError:
-            raise ConfigError(f"dataset.root: {place} is no {', '.join(FORMATS)} image; remove it") from None
-        except OSError:  # of the disk, or a file that is cut off
-            raise
-        except Exception as error:  # Pillow's readers raise anything for a broken file
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"dataset.root: {place} cannot be decoded ({why}); mend or remove it") from None
-    return upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size), Image.BILINEAR)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return the first frame, upright, as RGB. Raises ValueError for pixels whose range is not known."""
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        raise ValueError("its pixels are of 32 bits, of which nothing says what is white: save it with 8 or 16")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, where Pillow's own conversion turns all above 255 white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:  # Pillow warns of the direct way
-        image = image.convert("RGBA")
-    return image.convert("RGB")

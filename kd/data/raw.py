@@ -39,6 +39,7 @@ class Source(NamedTuple):
     root: Path | None  # the user's `dataset.root`
     downloads: Path  # folder for downloads
     download: bool  # whether downloading is allowed
+    cores: int | None = None  # that decode images; None: all that this process may use
 
 
 def chosen(names: list[str], classes: int | tuple[str, ...] | None) -> list[str]:

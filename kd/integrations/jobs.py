@@ -76,7 +76,7 @@ def source_of(snakemake: Any) -> Source:
     results, file = results_of(snakemake), Path(snakemake.output[0])
     root = snakemake.config["roots"][file.relative_to(results).as_posix()]
     download = snakemake.config["compute"]["download"]
-    return Source(root and Path(root), results / "data/downloads", download)
+    return Source(root and Path(root), results / "data/downloads", download, snakemake.threads)
 
 
 def open_study(study: Study, say: Callable[[str], None]) -> None:

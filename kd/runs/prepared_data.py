@@ -14,6 +14,7 @@ from kd.data.listing import listing
 from kd.runs.provenance import data_code
 from kd.runtime.files import read_json, write_json
 from kd.runtime.progress import inform
+from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ def changed_folder(path: Path, root: Path) -> bool:
     before = (_record(path).get("read") or {}).get("listing")
     now = listing(root) if before else ""
     return now != "" and now != before
+
+
+def reads_training_images(run: Run) -> bool:
+    """Whether a run learns from the training images; others need of them only mean, std and number."""
+    return run.inversion is None or not run.inversion.entry.synthesises
 
 
 def _record_file(path: Path) -> Path:

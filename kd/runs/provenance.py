@@ -158,8 +158,17 @@ def environment() -> dict[str, str]:
 
 
 def git_state() -> dict[str, str]:
-    """Return commit and local changes of the code, without secrets in URIs; $KD_COMMIT where there is no history."""
-    commit = _git("rev-parse", "HEAD").decode() or os.environ.get("KD_COMMIT", "unknown")
+    """Return commit and local changes of the code, without secrets in URIs.
+
+    $KD_COMMIT wins: whoever sets it vouches for the code. A repository that merely surrounds kd's folder is not its
+    history.
+    """
+    if given := os.environ.get("KD_COMMIT"):
+        return {"commit": given, "diff": ""}
+    top = os.fsdecode(_git("rev-parse", "--show-toplevel").removesuffix(b"\n"))
+    if not top or Path(top).resolve() != ROOT:
+        return {"commit": "unknown", "diff": ""}
+    commit = _git("rev-parse", "HEAD").decode() or "unknown"
     parts = ("kd", "workflow", "config", "Snakefile")
     new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *parts).split(b"\0")[:-1]
     diffs = [_git("diff", "HEAD", "--", *parts), *(_git("diff", "--no-index", "--", "/dev/null", name) for name in new)]

@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd.data.dataset import Data, load
+from kd.data.dataset import WHOLE, Data, load
 from kd.registry.kinds import KINDS
 from kd.runs import devices
 from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.kept_teachers import fill_from_kept
+from kd.runs.prepared_data import reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
 from kd.runs.together import Stepping, alone
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
+from kd.runtime.messages import ConfigError
 from kd.runtime.progress import Progress
 from kd.runtime.run_lock import RunLock, TakenOver
 from kd.settings.run import Run
@@ -117,6 +119,8 @@ def _make(
     progress = journal.progress
     progress.title = f"{run.path} on {device}"
     data = load(data_file, run.dataset, device)
+    if reads_training_images(run) and not len(data.train):
+        raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
     compute = importlib.import_module(KINDS[run.kind].loop).compute
     student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
@@ -145,7 +149,7 @@ def _record(run: Run, journal: Journal, stepper: Stepper, started: float, data: 
         "computed": stepper.computed,
         "seconds": {**seconds, "total": round(sum(journal.seconds.values()), 3)},
         "counts": dict(journal.counts),
-        "train_images": len(data.train),
+        "train_images": len(data.train) or data.full_size,
         "classes": data.classes,
         "peak_memory_mb": round(devices.peak_memory_mb(stepper.device), 1),
         "started": _time(started),

@@ -307,6 +307,19 @@ def test_git_state_in_a_repository(tmp_path):
     diff = python(tmp_path, GIT, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")["diff"]
     assert {"+# schön →", "+# \\xff", "+NEW = 1", "+uri: https://***@host"} <= set(diff.splitlines())
     assert "secret" not in diff
+    given = python(tmp_path, GIT, KD_COMMIT="abc")
+    assert given == {"commit": "abc", "diff": ""}, "whoever names the commit vouches for the code"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_repository_that_merely_surrounds_kd_is_not_its_history(tmp_path):
+    inside = tmp_path / "home/kd-project"
+    shutil.copytree(ROOT / "kd", inside / "kd", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "home/notes.txt").write_text("of another project\n")
+    name = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "notes.txt"], [*name, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path / "home"), *command], check=True, capture_output=True)
+    assert python(inside, GIT) == {"commit": "unknown", "diff": ""}, "all of kd would be its diff"
 
 
 def test_the_record_names_versions():

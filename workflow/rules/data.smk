@@ -8,6 +8,7 @@ rule prepare_data:
         f"{ROOT}/logs/data/{{data}}.txt",
     conda:
         "../../environment.yml"
+    threads: 4  # that decode images; fewer where Snakemake has fewer cores
     params:
         dataset=lambda wildcards: dataset_settings(wildcards),
     script:
