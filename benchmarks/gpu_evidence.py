@@ -54,7 +54,7 @@ from kd.runtime.files import read_json, write_atomically
 from kd.runtime.messages import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARING = ("--jobs", "N", "--slots-per-gpu", "N")  # how `python -m kd run` makes N runs at once
+SHARING = ("--together", "N")  # how `python -m kd run` makes N runs at once
 REFERENCE = ROOT / "results/reference/teachers"
 SAVE_SECONDS = 30  # how often the state in --out is brought up to date while runs are at work
 GRACE_SECONDS = 40  # for workers to save their state before they are killed
