@@ -25,7 +25,7 @@ from kd.runs.prepared_data import reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
 from kd.runs.together import Stepping, alone
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import write_atomically, write_json
+from kd.runtime.files import file_digest, write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import Progress
@@ -118,7 +118,7 @@ def _make(
     started, device = time.time(), stepper.device
     progress = journal.progress
     progress.title = f"{run.path} on {device}"
-    data = load(data_file, run.dataset, device)
+    data = stepper.graphs.common((file_digest(data_file), run.dataset), lambda: load(data_file, run.dataset, device))
     if reads_training_images(run) and not len(data.train):
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
     compute = importlib.import_module(KINDS[run.kind].loop).compute

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 Step = Callable[[], None]
+WAITED = "called a synchronizing"  # how torch's warning begins; another one only says that this is a prototype
 
 
 class Graph:
@@ -73,4 +74,4 @@ def waits() -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    found += [f"{warning.filename}:{warning.lineno}" for warning in noted if "synchroniz" in str(warning.message)]
+    found += [f"{warning.filename}:{warning.lineno}" for warning in noted if WAITED in str(warning.message)]

@@ -37,7 +37,9 @@ def student_and_teacher(
         teacher = network(described, data, device)
         try:
             fill(teacher, read_state(weights))
-            teachers.append(stepper.graphs.common.setdefault((described.digest, file_digest(weights)), teacher))
+            teachers.append(
+                stepper.graphs.common((described.digest, file_digest(weights)), lambda teacher=teacher: teacher)
+            )
         except ValueError as error:
             raise ConfigError(
                 f"{weights}: cannot be used as weights of the teacher {described.model}: {error}; put the right file "

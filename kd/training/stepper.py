@@ -103,7 +103,7 @@ class Graphs:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.common: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()  # teachers, by what identifies them
+        self._common: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         self._calls: Counter[tuple] = Counter()
         self._graphs: dict[tuple, cuda_graph.Graph | None] = {}  # None: these steps cannot be captured together
         self._alike: dict[tuple, tuple[int, ...]] = {}  # which of the steps draw the same batch, as far back as known
@@ -111,6 +111,12 @@ class Graphs:
             Hashable, tuple[Any, Any]
         ] = {}  # while steps are captured: answers, and when they are ready
         self._batch: Hashable = None  # of the step that is being captured
+
+    def common(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what another run of this process has made under this key and still uses, else what `make` returns."""
+        if (found := self._common.get(key)) is None:
+            found = self._common[key] = make()
+        return found
 
     def run(self, requests: list[Request]) -> list[BaseException | None]:
         """Run the steps that are asked for at the same time, each once; return what each has raised."""

@@ -98,6 +98,7 @@ OTHERS = {
     "max": "phi",
     "drawn": "all",
     "maml": "reptile",
+    "float32": "bf16",
 }
 
 
