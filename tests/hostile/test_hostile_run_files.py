@@ -25,7 +25,7 @@ def by_hand(
 ) -> Callable[[bytes], list[Run] | None]:
     """`python -m kd run --settings FILE` in which no run is made: those that would be, or None after error lines."""
     asked: list[Run] = []
-    monkeypatch.setattr("kd.runs.worker.work_through", lambda runs, *_: asked.extend(runs) or {})
+    monkeypatch.setattr("kd.runs.worker.work_through", lambda runs, *_, **__: asked.extend(runs) or {})
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "run.yaml"
 
