@@ -106,6 +106,12 @@ class Lab:
             own["objective"] = {"crd": {"negatives": size.negatives}}
         return run_of(merge(defaults, defaults["methods"][method], own, changes), seed)
 
+    def stepper(self, capture: str, **named: Any) -> Stepper:
+        """Return what runs the steps of a run; networks are compiled only where a part asks for it."""
+        made = Stepper(self.device, capture, **named)
+        made.compile = "off"
+        return made
+
     def student(self, run: Run) -> nn.Module:
         torch.manual_seed(run.seed)
         return network(run, self.data, self.device)
@@ -142,7 +148,7 @@ class Lab:
         **changes: Any,
     ) -> _Distillation:
         """Return SSD-KD's loop after its first epoch, with a full buffer of random images."""
-        run, stepper = self.run("ssdkd", pair, precision, seed, **changes), Stepper(self.device, capture, graphs=graphs)
+        run, stepper = self.run("ssdkd", pair, precision, seed, **changes), self.stepper(capture, graphs=graphs)
         student, random = self.student(run), stepper.draws_from(torch.Generator(self.device).manual_seed(seed))
         made = _Distillation(run, self.data, student, self.teacher(run), random, stepper, journal(), _checkpoint())
         images, classes = (
@@ -175,7 +181,7 @@ class Lab:
 
         turns = Turns(serve)
         students = [self.student(run) for run in runs]
-        steppers = [Stepper(self.device, capture, graphs=graphs, serve=turns.meet) for _ in runs]
+        steppers = [self.stepper(capture, graphs=graphs, serve=turns.meet) for _ in runs]
         for error in turns.work([partial(go, *each) for each in zip(runs, students, steppers, strict=True)]):
             if error is not None and not isinstance(error, _Enough):
                 raise error
