@@ -32,10 +32,10 @@ class Bar:
 
 SSDKD = {"method": ["ssdkd"], "ablation": ["full"], "scale": [0.1]}
 BARS = [
-    Bar("SSD-KD, WRN-40-2 to WRN-16-1", {**SSDKD, **pair("wrn_40_2", "wrn_16_1")}, 60),
-    Bar("SSD-KD, ResNet-34 to ResNet-18", {**SSDKD, **pair("resnet34", "resnet18")}, 120),
+    Bar("SSD-KD, WRN-40-2 to WRN-16-1", {**SSDKD, **pair("wrn_40_2", "wrn_16_1")}, 45),
+    Bar("SSD-KD, ResNet-34 to ResNet-18", {**SSDKD, **pair("resnet34", "resnet18")}, 85),
     Bar(
-        "teacher WRN-40-2", {"method": ["teacher"], "student": ["wrn_40_2"]}, 180, {"cifar10": 94.87, "cifar100": 75.83}
+        "teacher WRN-40-2", {"method": ["teacher"], "student": ["wrn_40_2"]}, 110, {"cifar10": 94.87, "cifar100": 75.83}
     ),
 ]
 # Fang et al., AAAI 2022, with their own teachers: teacher, student from scratch, Fast10, in %.

@@ -23,22 +23,22 @@ ROW |= {"ablation": "full", "seed": 0, "precision": "float32"}
 
 
 def test_bars_are_judged_by_a_run_s_share_of_the_time(tmp_path: Path, verdicts) -> None:
-    """Two runs at once in 100 s are 50 s each, under the bar of 60, though each took 90; whatever the other run is."""
-    row = ROW | {"accuracy": 90.0, "teacher_accuracy": 95.0, "seconds_total": 90.0, "device": "a GPU"}
+    """Two runs at once in 80 s are 40 s each, under the bar of 45, though each took 75; whatever the other run is."""
+    row = ROW | {"accuracy": 90.0, "teacher_accuracy": 95.0, "seconds_total": 75.0, "device": "a GPU"}
     rows = [
-        row | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:35Z"},
-        row | {"started": "2026-01-01T00:00:05Z", "finished": "2026-01-01T00:01:40Z"},
+        row | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:15Z"},
+        row | {"started": "2026-01-01T00:00:05Z", "finished": "2026-01-01T00:01:20Z"},
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
     text = "\n".join(verdicts.bars(tmp_path / "results.csv"))
-    assert "| 60 s | 90.0 | 50.0 | 90.00 | 2 | met, a GPU |" in text
+    assert "| 45 s | 75.0 | 40.0 | 90.00 | 2 | met, a GPU |" in text
     pd.DataFrame([rows[0], rows[1] | {"method": "fast10"}]).to_csv(tmp_path / "results.csv", index=False)
-    assert "| 60 s | 90.0 | 50.0 | 90.00 | 1 | met, a GPU |" in "\n".join(verdicts.bars(tmp_path / "results.csv"))
+    assert "| 45 s | 75.0 | 40.0 | 90.00 | 1 | met, a GPU |" in "\n".join(verdicts.bars(tmp_path / "results.csv"))
     weak = row | {"teacher": "", "student": "wrn_40_2", "method": "teacher", "scale": 1.0, "accuracy": 94.0}
-    pd.DataFrame([weak | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:30Z"}]).to_csv(
+    pd.DataFrame([weak | {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:15Z"}]).to_csv(
         tmp_path / "results.csv", index=False
     )
-    assert "180 s, 94.87 % | 90.0 | 90.0 | 94.00 | 1 | MISSED" in "\n".join(verdicts.bars(tmp_path / "results.csv"))
+    assert "110 s, 94.87 % | 75.0 | 75.0 | 94.00 | 1 | MISSED" in "\n".join(verdicts.bars(tmp_path / "results.csv"))
 
 
 def test_a_run_that_was_gone_on_with_counts_in_full(verdicts) -> None:
@@ -61,17 +61,17 @@ def test_fast10_stands_next_to_what_was_published_for_its_scale(tmp_path: Path, 
 
 def test_kept_teachers_need_no_times(tmp_path: Path, verdicts) -> None:
     """They were made elsewhere: without a start, perhaps without any time; alone in the table or next to others."""
-    student = ROW | {"accuracy": 82.0, "teacher_accuracy": 95.0, "seconds_total": 50.0, "device": "a GPU"}
-    student |= {"started": "2026-01-02T00:00:00Z", "finished": "2026-01-02T00:00:50Z"}
+    student = ROW | {"accuracy": 82.0, "teacher_accuracy": 95.0, "seconds_total": 40.0, "device": "a GPU"}
+    student |= {"started": "2026-01-02T00:00:00Z", "finished": "2026-01-02T00:00:40Z"}
     kept = student | {"teacher": "", "student": "wrn_40_2", "method": "teacher", "scale": 1.0, "accuracy": 95.0}
-    kept |= {"started": None, "finished": "2026-01-01T00:02:30Z", "seconds_total": 150.0}
+    kept |= {"started": None, "finished": "2026-01-01T00:01:40Z", "seconds_total": 100.0}
     timeless = kept | {"finished": None, "seconds_total": None, "device": None}
     file = tmp_path / "results.csv"
     for rows, teacher, students in (
-        ([kept], "| 150.0 | 150.0 | 95.00 | 1 | met, a GPU |", ""),
+        ([kept], "| 100.0 | 100.0 | 95.00 | 1 | met, a GPU |", ""),
         ([timeless], "", ""),
-        ([kept, timeless, student], "| 150.0 | 150.0 | 95.00 | 1 | met, a GPU |", "| 50.0 | 50.0 | 82.00 | 1 | met,"),
-        ([kept | {"finished": None}, student], "| 150.0 | nan | 95.00 | 1 |", "| 50.0 | 50.0 | 82.00 | 1 | met,"),
+        ([kept, timeless, student], "| 100.0 | 100.0 | 95.00 | 1 | met, a GPU |", "| 40.0 | 40.0 | 82.00 | 1 | met,"),
+        ([kept | {"finished": None}, student], "| 100.0 | nan | 95.00 | 1 |", "| 40.0 | 40.0 | 82.00 | 1 | met,"),
     ):
         pd.DataFrame(rows).to_csv(file, index=False)
         text = "\n".join(verdicts.bars(file))

@@ -52,6 +52,7 @@ class Stepper:
         self.captured: dict[str, int] = {}  # name of a step -> how many steps the last graph with it holds
         self.refused: dict[str, str] = {}  # name of a step -> why it is not captured
         self.by_itself: set[str] = set()  # names of steps that draw from torch's own generators
+        self.steps, self.shares = 0, 0.0  # of n runs that ask at the same time, each has a share of 1/n
 
     def draws_from(self, generator: torch.Generator) -> torch.Generator:
         """Return a generator that steps draw from; its draws go on from replay to replay."""
@@ -85,8 +86,8 @@ class Stepper:
 
     @property
     def computed(self) -> dict[str, Any]:
-        """Return how the steps were computed, for run.json."""
-        together = max(self.captured.values(), default=1)
+        """Return how the steps were computed, for run.json; `together` is how many runs asked for each, on average."""
+        together = round(self.steps / self.shares, 2) if self.steps else 1.0
         return {"captured": sorted(self.captured), "not_captured": self.refused, "together": together}
 
 
@@ -107,9 +108,7 @@ class Graphs:
         self._calls: Counter[tuple] = Counter()
         self._graphs: dict[tuple, cuda_graph.Graph | None] = {}  # None: these steps cannot be captured together
         self._alike: dict[tuple, tuple[int, ...]] = {}  # which of the steps draw the same batch, as far back as known
-        self._answers: dict[
-            Hashable, tuple[Any, Any]
-        ] = {}  # while steps are captured: answers, and when they are ready
+        self._answers: dict[Hashable, tuple[Any, Any]] = {}  # during a capture: answers, and when they are ready
         self._batch: Hashable = None  # of the step that is being captured
 
     def common(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -120,13 +119,19 @@ class Graphs:
 
     def run(self, requests: list[Request]) -> list[BaseException | None]:
         """Run the steps that are asked for at the same time, each once; return what each has raised."""
+        for request in requests:
+            request.stepper.steps += 1
+            request.stepper.shares += 1 / len(requests)
+        return self._run_each(requests)
+
+    def _run_each(self, requests: list[Request]) -> list[BaseException | None]:
         errors: list[BaseException | None] = [None] * len(requests)
         together: list[int] = []
         for position, (stepper, name, step) in enumerate(requests):
             if not stepper.may_capture(name):
                 errors[position] = _as_own(requests[position], step)
             elif len(requests) > 1 and name in stepper.by_itself:
-                (errors[position],) = self.run([requests[position]])
+                (errors[position],) = self._run_each([requests[position]])
             else:
                 together.append(position)
         found = self._run([requests[position] for position in together]) if together else []
@@ -146,12 +151,12 @@ class Graphs:
             error = _as_own(able[0], graph.replay) if len(able) == 1 else _outcome(graph.replay)
             return [error] * len(able)
         if key in self._graphs:
-            return [self.run([request])[0] for request in able]
+            return [self._run_each([request])[0] for request in able]
         self._calls[key] += 1
         if self._calls[key] <= WARM_UP:
             return [self._warm_up(request, self._calls[key] == WARM_UP) for request in able]
         self._capture(key, able, [batches[first] for first in self._alike[key]])
-        return self.run(able)
+        return self._run_each(able)
 
     def _warm_up(self, request: Request, watched: bool) -> BaseException | None:
         if not watched:
