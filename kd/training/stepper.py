@@ -11,6 +11,7 @@ each on a stream of its own, and give the numbers that they give alone.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -49,7 +50,9 @@ class Stepper:
         self.own_random: Callable[[], AbstractContextManager] = contextlib.nullcontext  # torch's own generators
         self.next_batch: Callable[[], Hashable] = object  # what identifies the batch that the next step draws
         self.generators: list[torch.Generator] = []
-        self.captured: dict[str, int] = {}  # name of a step -> how many steps the last graph with it holds
+        self.clock: Callable[[], float] = time.perf_counter  # of runs made together: each has its share of the time
+        self.together = 1  # how many runs have been made together with this one at most, itself included
+        self.captured: set[str] = set()  # names of steps that are in a graph
         self.refused: dict[str, str] = {}  # name of a step -> why it is not captured
         self.by_itself: set[str] = set()  # names of steps that draw from torch's own generators
 
@@ -86,8 +89,7 @@ class Stepper:
     @property
     def computed(self) -> dict[str, Any]:
         """Return how the steps were computed, for run.json."""
-        together = max(self.captured.values(), default=1)
-        return {"captured": sorted(self.captured), "not_captured": self.refused, "together": together}
+        return {"captured": sorted(self.captured), "not_captured": self.refused, "together": self.together}
 
 
 class Request(NamedTuple):
@@ -180,7 +182,7 @@ class Graphs:
         finally:
             self._answers.clear()
         for request in able:
-            request.stepper.captured[request.name] = len(able)
+            request.stepper.captured.add(request.name)
 
     def _noting(self, batch: Hashable, step: Step) -> None:
         """Run a step so that its teacher's answer serves later steps with the same batch."""
