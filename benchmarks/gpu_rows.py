@@ -53,7 +53,7 @@ COLUMNS = [
     *("accuracy", "teacher_accuracy", "agreement"),
     *("seconds_total", "seconds_inversion", "seconds_distillation", "seconds_training"),
     *("images", "generator_steps", "student_steps", "peak_memory_mb"),
-    *("started", "finished", "device", "commit", "path"),
+    *("started", "finished", "device", "computed", "commit", "path"),
 ]
 
 

@@ -41,7 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--threads", type=_positive, default=1, help="CPU threads (default: 1); their number decides last bits"
     )
     run.add_argument("--jobs", type=_positive, default=1, help="processes that share the work (default: 1)")
-    run.add_argument("--slots-per-gpu", type=_positive, default=1, help="how many of them may share a GPU (default: 1)")
+    run.add_argument(
+        "--slots-per-gpu",
+        type=_positive,
+        default=1,
+        help="how many of them may share a GPU, where they take turns (default: 1)",
+    )
     run.add_argument(
         "--together",
         type=_positive,

@@ -32,7 +32,8 @@ class Project:
         self.folder = folder
         for name in ("kd", "config", "workflow", "profiles"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "Snakefile", folder)
+        for name in ("Snakefile", "environment.yml"):
+            shutil.copy(ROOT / name, folder)
 
     def follow(self, page: str) -> list[str]:
         """Do what the Python blocks of a page of docs/ say; return those marked "instead", for `replace`.
@@ -95,6 +96,14 @@ class Project:
     def run_planned(self) -> subprocess.CompletedProcess:
         """Run what `plan` has listed."""
         return self._python("-m", "kd", "run", "--settings", "runs.yaml", "--device", "cpu", "--no-download")
+
+    def shell(self, command: str) -> str:
+        """Run a command line as one types it, with this environment's programs; return what it says."""
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        variables = {**os.environ, "PATH": programs, "PYTHONPATH": str(self.folder)}
+        done = subprocess.run(command, shell=True, cwd=self.folder, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
 
     def _python(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess:
         variables = {**os.environ, "PYTHONPATH": ""}

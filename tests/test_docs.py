@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,25 @@ def test_images_of_ones_own(copy: Project) -> None:
     [record] = copy.run(**study).values()
     assert record["classes"] == ["daisy", "rose"]
     assert (record["train_images"], record["settings"]["dataset"]["image_size"]) == (8, 64)
+
+
+def test_a_study_on_few_gpus(copy: Project) -> None:
+    """The runs of one process, then the tables of the workflow, which makes no run again."""
+    [commands] = [block for block in blocks("gpu.md", "sh") if "my-study" in block]
+    study = distilling(PAIR, **{key: TINY[key] for key in ("dataset", "teacher", "training", "compute")})
+    study["experiments"]["docs"]["methods"] = ["scratch", "kd"]
+    (copy.folder / "config/studies/my-study.yaml").write_text(yaml.safe_dump({"title": "docs", **study}))
+    plan, run, tables = commands.splitlines()
+    assert "3 runs written to runs.yaml" in copy.shell(plan)
+    copy.shell(f"{run} --device cpu --no-download")
+    records = sorted((copy.folder / "results/runs").rglob("run.json"))
+    before = [file.stat().st_mtime_ns for file in records]
+    assert len(before) == 3
+    said = copy.shell(f"{tables} --resources gpu=1")
+    assert "rule tables" in said
+    assert not re.search(r"rule (train|distill|datafree|prepare_data)\b", said)
+    assert [file.stat().st_mtime_ns for file in records] == before
+    assert "2 together" in (copy.folder / "results/studies/my-study/table.md").read_text()
 
 
 def keys(section: dict[str, Any], above: str = "") -> list[str]:

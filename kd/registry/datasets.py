@@ -13,6 +13,12 @@ DATASETS: dict[str, str] = {
     "fashion_mnist": "kd.data.fashion_mnist:load",
     "folder": "kd.data.folder:load",
 }
+SIZES: dict[str, tuple[int, int]] = {  # training images and classes, for estimates; unknown where it is not here
+    "digits": (1_437, 10),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "fashion_mnist": (60_000, 10),
+}
 GREY = ("digits", "fashion_mnist")  # their images have no colours, so the only view of them is rgb
 
 # What lies below dataset.root: one of these groups of names. Looked for before anything runs; data sets that are made

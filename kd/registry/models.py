@@ -36,26 +36,41 @@ class Model:
     # Without it, losses on maps are checked only when the network is built.
     map_shapes: Callable[..., maps.Shapes] | None = None
     has_batchnorm: bool = True  # whether it has a BatchNorm2d, as teachers of data-free methods need
+    multiply_adds: float | None = None  # in millions, of a 32x32 image, about; without it plans know no GPU-hours
 
 
 def _resnet(depth: int) -> Model:
-    return Model("kd.models.resnet:ResNet", {"depth": depth}, maps.resnet)
+    cost = {18: 555, 34: 1159, 50: 1298}[depth]
+    return Model("kd.models.resnet:ResNet", {"depth": depth}, maps.resnet, multiply_adds=cost)
 
 
 def _resnet_cifar(depth: int, **widths: Any) -> Model:
-    return Model("kd.models.resnet_cifar:ResNetCifar", {"depth": depth, **widths}, maps.resnet_cifar)
+    cost = _three_stages(widths.get("stem", 16), widths.get("widths", (16, 32, 64)), (depth - 2) // 3)
+    settings = {"depth": depth, **widths}
+    return Model("kd.models.resnet_cifar:ResNetCifar", settings, maps.resnet_cifar, multiply_adds=cost)
 
 
 def _wrn(depth: int, width: int) -> Model:
-    return Model("kd.models.wrn:WideResNet", {"depth": depth, "width": width}, maps.wrn)
+    cost = _three_stages(16, (16 * width, 32 * width, 64 * width), (depth - 4) // 3)
+    return Model("kd.models.wrn:WideResNet", {"depth": depth, "width": width}, maps.wrn, multiply_adds=cost)
+
+
+def _three_stages(stem: int, widths: tuple[int, ...], convolutions: int) -> float:
+    """Return the millions of multiply-adds of three stages of that many 3x3 convolutions, on 32x32, 16x16 and 8x8."""
+    total, before = 27 * stem * 32**2, stem
+    for stage, width in enumerate(widths):
+        total += 9 * width * (before + (convolutions - 1) * width) * (32 >> stage) ** 2
+        before = width
+    return total / 1e6
 
 
 def _vgg(depth: int) -> Model:
-    return Model("kd.models.vgg:VGG", {"depth": depth}, maps.vgg)
+    cost = {8: 96, 11: 209, 13: 285, 16: 398, 19: 511}[depth]
+    return Model("kd.models.vgg:VGG", {"depth": depth}, maps.vgg, multiply_adds=cost)
 
 
-def _mobilenetv2(**settings: Any) -> Model:
-    return Model("kd.models.mobilenetv2:MobileNetV2", settings, maps.mobilenetv2)
+def _mobilenetv2(cost: float, **settings: Any) -> Model:
+    return Model("kd.models.mobilenetv2:MobileNetV2", settings, maps.mobilenetv2, multiply_adds=cost)
 
 
 MODELS: dict[str, Model] = {
@@ -85,10 +100,10 @@ MODELS: dict[str, Model] = {
     "vgg16": _vgg(16),
     "vgg19": _vgg(19),
     # mobile networks; mobilenetv2 is the data-free papers', mobilenetv2_half is CRD's
-    "mobilenetv2": _mobilenetv2(width=1.0, strides=(2, 1, 2, 2, 2, 1, 2, 1)),
-    "mobilenetv2_half": _mobilenetv2(width=0.5, strides=(2, 1, 1, 2, 2, 1, 2, 1), widen_first=True, relu6=False),
-    "shufflenetv1": Model("kd.models.shufflenetv1:ShuffleNetV1", {}, maps.shufflenetv1),
-    "shufflenetv2": Model("kd.models.shufflenetv2:ShuffleNetV2", {}, maps.shufflenetv2),
+    "mobilenetv2": _mobilenetv2(6.1, width=1.0, strides=(2, 1, 2, 2, 2, 1, 2, 1)),
+    "mobilenetv2_half": _mobilenetv2(6.4, width=0.5, strides=(2, 1, 1, 2, 2, 1, 2, 1), widen_first=True, relu6=False),
+    "shufflenetv1": Model("kd.models.shufflenetv1:ShuffleNetV1", {}, maps.shufflenetv1, multiply_adds=38.6),
+    "shufflenetv2": Model("kd.models.shufflenetv2:ShuffleNetV2", {}, maps.shufflenetv2, multiply_adds=44.4),
 }
 
 FORMS = (

@@ -14,7 +14,7 @@ from kd.reports import pairs_table
 from kd.reports.figures import OF_RUNS, VIEWS
 from kd.reports.figures.drawing import save
 from kd.reports.plan import PlannedFigure, plan_figures, plan_tables
-from kd.reports.tables import collect, markdown, study_markdown, summarise
+from kd.reports.tables import collect, computed_note, markdown, study_markdown, summarise
 from kd.runs.folder import with_results
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
@@ -76,11 +76,12 @@ def write_tables(
             cells = pairs_table.accuracy_by_pair(rows)
             cells.to_csv(file, index=False)
             file.with_suffix(".tex").write_text(pairs_table.latex(cells), encoding="utf-8")
-            parts.append(pairs_table.markdown(cells, table.title))
+            text = pairs_table.markdown(cells, table.title)
         else:
             summary = summarise(rows)
             summary.to_csv(file, index=False)
-            parts.append(markdown(summary, table.title))
+            text = markdown(summary, table.title)
+        parts.append(text + computed_note(rows))
     if claims:
         judged = judge(claims, results)
         judged.to_csv(folder / "claims.csv", index=False)

@@ -20,7 +20,7 @@ def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Return the study's table with columns from each run's files; a row per run and experiment.
 
     Numbers are those of the last epoch. The columns of metrics.json keep their names; run.json adds seconds_<phase>,
-    counts, memory, commit, device and what the teacher sees of an image.
+    counts, memory, commit, device, how it was computed there, in words, and what the teacher sees of an image.
     """
     records = {path: _record(root / path) for path in dict.fromkeys(table["path"])}
     return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
@@ -36,8 +36,45 @@ def _record(folder: Path) -> dict[str, Any]:
         **run["counts"],
         "peak_memory_mb": run["peak_memory_mb"],
         "device": run["device"],
+        "computed": _in_words(run["device"], run.get("computed") or {}),
         "commit": run["git"]["commit"][:10] + ("+changes" if run["git"]["diff"] else ""),
     }
+
+
+def _in_words(device: str, computed: dict[str, Any]) -> str:
+    """Return how a run was computed, such as "NVIDIA H200, captured, 4 together"; {} is of an older kd."""
+    captured, not_captured = computed.get("captured"), computed.get("not_captured")
+    words = [
+        device,
+        ("partly captured" if not_captured else "captured") if captured else "",
+        "compiled" if computed.get("compiled") else "",
+        f"{computed['together']} together" if computed.get("together", 1) > 1 else "",
+    ]
+    return ", ".join(filter(None, words))
+
+
+def computed_note(results: pd.DataFrame) -> str:
+    """Return the line under a table that says which rows were computed how; empty where all were computed alike.
+
+    What most runs have in common is said of "the others".
+    """
+    if "computed" not in results or results["computed"].nunique() < 2:
+        return ""
+    named = [name for name in GROUP if results[name].nunique() > 1]
+    if (results.groupby(GROUP, dropna=False)["computed"].nunique() > 1).any():
+        named.append("seed")
+    *rare, common = results["computed"].value_counts(ascending=True).index
+    parts = []
+    for computed in rare:
+        rows = results.loc[results["computed"] == computed, named].drop_duplicates()
+        labels = ["/".join(_label(name, value) for name, value in zip(named, row, strict=True)) for row in rows.values]
+        parts.append(f"{', '.join(labels)}: {computed}")
+    ways = "; ".join([*parts, f"the others: {common}"])
+    return f"\nComputed in different ways, so that seconds do not compare. {ways}.\n"
+
+
+def _label(name: str, value: Any) -> str:
+    return f"{100 * value:.4g} %" if name == "scale" else f"seed {value}" if name == "seed" else str(value)
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
@@ -120,13 +157,13 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     lines += [
         f"Accuracy in % of the {results['scored'].iloc[0]} images after the last epoch, mean ± standard deviation over"
     ]
-    lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training."]
-    lines += ["Differences are paired by seed, ± standard error.", ""]
+    lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]
+    lines += ["runs made together share them. Differences are paired by seed, ± standard error.", ""]
     for row in known.reset_index().itertuples():
         spread = f"{row.min:.2f}" if row.min == row.max else f"{row.min:.2f} to {row.max:.2f}"
         view = "" if row.teacher_view == RGB else f" ({row.teacher_view})"
         lines += [f"Teacher {row.teacher}{view} on {row.dataset}: {spread} %."]
-    devices = ", ".join(sorted(set(results["device"])))
+    devices = "; ".join(sorted(set(results.get("computed", results["device"]))))
     lines += [f"Device: {devices}. Code: {', '.join(sorted(set(results['commit'])))}.", ""]
     return "\n".join(lines) + "\n" + "\n".join(parts)
 

@@ -20,6 +20,7 @@ from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Compute
 
 POLL_SECONDS = 0.005
+TURNS = "jobs that share a GPU take turns, more than 2 gain nothing; docs/gpu.md says what does"
 
 
 @contextmanager
@@ -72,11 +73,13 @@ def check(compute: Compute, asked: int | None) -> str:
         gpus = 1  # all jobs want this one
     slots = gpus * compute.slots_per_gpu
     have = f"{gpus} GPUs x compute.slots_per_gpu {compute.slots_per_gpu}"
+    hints = [f"compute.slots_per_gpu: got {compute.slots_per_gpu}; {TURNS}"] if compute.slots_per_gpu > 2 else []
     if asked is None:
-        return f"{slots} GPU slots here ({have}); give --resources gpu={slots}, or jobs start that only wait for one"
+        wait = f"give --resources gpu={slots}, or jobs start that only wait for one"
+        return "; ".join([f"{slots} GPU slots here ({have})", wait, *hints])
     if asked > slots:
         raise ConfigError(f"--resources gpu: got {asked}; allowed: at most {slots} on this machine ({have})")
-    return ""
+    return "".join(hints)
 
 
 def visible_gpus() -> int:

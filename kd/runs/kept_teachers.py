@@ -22,7 +22,10 @@ from kd.runtime.weights import read_state
 from kd.settings.run import Run, slug
 
 KEPT = Path(os.path.expanduser(os.environ.get("KD_TEACHERS", ROOT / "results/reference/teachers")))
-RECORDED = ("settings", "git", "environment", "device", "seconds", "counts", "train_images", "classes", "finished")
+RECORDED = (
+    *("settings", "git", "environment", "device", "computed"),
+    *("seconds", "counts", "train_images", "classes", "finished"),
+)
 
 
 def name_of(run: Run) -> str:

@@ -75,7 +75,8 @@ def run_step(
                 checkpoint,
                 tracker or nullcontext() as sink,
             ):
-                metrics = _make(run, folder, data_file, teacher_weights, stepper, checkpoint, Journal(progress, sink))
+                journal = Journal(progress, sink, stepper.clock)
+                metrics = _make(run, folder, data_file, teacher_weights, stepper, checkpoint, journal)
         checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)

@@ -11,7 +11,7 @@ import torch
 
 from kd.runs import devices
 from kd.runtime.checkpoint import Stopped, global_rng, set_global_rng, stopping_on_signals
-from kd.runtime.turns import Turns
+from kd.runtime.turns import SharedClock, Turns
 from kd.settings.shapes import Compute
 from kd.training.stepper import Graphs, Request, Stepper
 
@@ -35,6 +35,7 @@ class Company:
     def __init__(self, compute: Compute, say: Callable[[str], Any]):
         self.compute, self.say = compute, say
         self.stopped_by = 0  # the signal that asked to stop
+        self._clock, self._steppers = SharedClock(), set[Stepper]()  # of the runs under way
         self._turns = Turns(self._serve, self._leave, self._enter)
         self._random: dict[int, dict[str, Any]] = {}
 
@@ -60,9 +61,15 @@ class Company:
             torch.cuda.set_device(self._device)
         stepper = Stepper(self._device, compute.capture, say, self._graphs, self._turns.meet)
         stepper.own_random = lambda: self._own_random(number)
+        stepper.clock = self._clock
+        self._steppers.add(stepper)
+        for each in self._steppers:
+            each.together = max(each.together, len(self._steppers))
         try:
-            yield stepper
+            with self._clock.used():
+                yield stepper
         finally:
+            self._steppers.discard(stepper)
             self._graphs.forget(stepper)
 
     def pause(self) -> None:

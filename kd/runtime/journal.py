@@ -19,11 +19,12 @@ class Journal:
     """Curves, counts and seconds; part of a checkpoint, so that a resumed run ends with those of an undisturbed one.
 
     `history`: a list of rows, one per epoch; `counts`: how often something was done (student_steps, images, ...);
-    `seconds`: wall-clock time by phase, over all attempts. `sink` receives the whole history after each row.
+    `seconds`: time by phase as `clock` counts it, over all attempts; runs that are made together share it. `sink`
+    receives the whole history after each row.
     """
 
-    def __init__(self, progress: Progress, sink: Sink | None = None):
-        self.progress, self.sink = progress, sink
+    def __init__(self, progress: Progress, sink: Sink | None = None, clock: Callable[[], float] | None = None):
+        self.progress, self.sink, self.clock = progress, sink, clock or time.perf_counter
         self.history: list[dict[str, float]] = []
         self.counts: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
@@ -33,7 +34,7 @@ class Journal:
     @contextmanager
     def phase(self, name: str, device: torch.device) -> Iterator[None]:
         """Add the time spent inside to `seconds[name]`; waits for the device once, at the end."""
-        self._open = (name, time.perf_counter())
+        self._open = (name, self.clock())
         try:
             yield
             if device.type == "cuda":
@@ -46,7 +47,7 @@ class Journal:
         seconds = Counter(self.seconds)
         if self._open is not None:
             name, start = self._open
-            seconds[name] += time.perf_counter() - start
+            seconds[name] += self.clock() - start
         return seconds
 
     def log(self, epoch: int, epochs: int, values: dict[str, torch.Tensor | float]) -> dict[str, float]:

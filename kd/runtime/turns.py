@@ -4,10 +4,39 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 PAUSE_SECONDS = 1.0
+
+
+class SharedClock:
+    """Seconds of functions that share the time: while n of them use the clock, a second counts 1/n for each.
+
+    What several users measure of one stretch of time adds up to it.
+    """
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._now, self._read = 0.0, time.perf_counter()
+
+    def __call__(self) -> float:
+        """Return the seconds so far."""
+        before, self._read = self._read, time.perf_counter()
+        self._now += (self._read - before) / max(1, self.users)
+        return self._now
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Count the caller as a user until the end of the block."""
+        self()
+        self.users += 1
+        try:
+            yield
+        finally:
+            self()
+            self.users -= 1
 
 
 class Turns:

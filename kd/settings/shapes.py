@@ -213,7 +213,12 @@ class Compute:
     freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
     pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")
     download: bool = setting(True, "data sets that are not there may be downloaded, to results/data/downloads")
-    slots_per_gpu: int = setting(1, "training jobs of this machine that share one GPU", at_least=1, at_most=64)
+    slots_per_gpu: int = setting(
+        1,
+        "training jobs that share one GPU: they take turns, 2 overlap start-up and host work, more gain nothing",
+        at_least=1,
+        at_most=64,
+    )
     gpu: int = setting(
         1, "GPU slots that a training job asks of Snakemake or SLURM; none with device: cpu", at_least=0, at_most=1
     )

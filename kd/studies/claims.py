@@ -129,6 +129,8 @@ def _judge_test(test: dict[str, Any], results: pd.DataFrame) -> dict[str, Any]:
     measure, ratio = test.get("measure", "accuracy"), test.get("as") == "ratio"
     column = MEASURES[measure]
     compared = pairs(results.assign(**{column: results.get(column, np.nan)}), test)  # absent: no run that has it yet
+    if measure == "seconds" and "computed_of" in compared:  # on another card, or not captured: seconds do not compare
+        compared = compared[compared["computed_of"] == compared["computed_to"]]
     of, to = (compared[f"{column}_{side}"] for side in ("of", "to"))
     found = Interval(*map(float, interval((np.log(of / to) if ratio else of - to).dropna())))
     if ratio:

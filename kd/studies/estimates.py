@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kd.registry.datasets import SIZES
 from kd.runs.folder import Records, run_folders
 from kd.settings.run import Run
 
@@ -24,6 +25,7 @@ class Finished:
     seconds: dict[str, float]
     images: int
     when: str
+    device: str
 
     @property
     def bytes(self) -> int:
@@ -46,6 +48,8 @@ class Estimates:
         self._by: dict[tuple, list[Finished]] = defaultdict(list)
         found = sorted(_finished(records, known), key=lambda item: item.when)
         self.count = len(found)
+        self.devices = sorted({item.device for item in found if item.device})
+        self._sizes = {item.run.data_path: item.images for item in found}
         for item in found:
             for key in _likenesses(item.run):
                 self._by[key].append(item)
@@ -55,6 +59,14 @@ class Estimates:
         for alike in filter(None, (self._by.get(key) for key in _likenesses(run))):
             return _mean(_scaled_seconds(run, item) for item in alike[-RECENT:])
         return None
+
+    def training_images(self, run: Run) -> int | None:
+        """Return the size of a run's training set: as its data set is known, else as finished runs found it."""
+        if run.dataset.name not in SIZES:
+            return self._sizes.get(run.data_path)
+        (images, all_classes), chosen = SIZES[run.dataset.name], run.dataset.classes
+        classes = len(chosen) if isinstance(chosen, tuple) else chosen or all_classes
+        return images * classes // all_classes
 
     def bytes(self, run: Run) -> float | None:
         """Return the bytes that a run takes on the disk; None where no finished run is like it."""
@@ -73,7 +85,7 @@ def _finished(records: Records, known: dict[str, Run]) -> Iterator[Finished]:
                 run = Run.from_dict(record["settings"])
             seconds = {name: float(value) for name, value in record["seconds"].items()}
             folder, images = records.root / path, int(record["train_images"])
-            yield Finished(run, folder, seconds, images, str(record["finished"]))
+            yield Finished(run, folder, seconds, images, str(record["finished"]), record.get("device") or "")
         except (ValueError, KeyError, TypeError, AttributeError):  # written by another version: of no use
             continue
 
@@ -86,12 +98,12 @@ def _likenesses(run: Run) -> list[tuple]:
 
 def _scaled_seconds(run: Run, item: Finished) -> float:
     """Return the seconds of `run` if an image costs in each phase what it cost in the finished run."""
-    mine, theirs = _images(run, item.images), _images(item.run, item.images)
+    mine, theirs = images_by_phase(run, item.images), images_by_phase(item.run, item.images)
     fixed = item.seconds["total"] - sum(item.seconds.get(phase, 0.0) for phase in theirs)
     return fixed + sum(item.seconds.get(phase, 0.0) * mine.get(phase, 0) / theirs[phase] for phase in theirs)
 
 
-def _images(run: Run, training_set: int) -> dict[str, float]:
+def images_by_phase(run: Run, training_set: int) -> dict[str, float]:
     """Return how many images pass through the networks in each phase."""
     if run.kind != "datafree":
         return {"training": run.training.epochs * run.scale * training_set}

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from kd.runs.folder import TRIAL, WEIGHTS, Records, ended, finished, inputs_of, is_whole
+from kd.runs.gpu_slots import visible_gpus
 from kd.runs.prepared_data import changed_folder, outdated_data
 from kd.runs.provenance import outdated, run_code
 from kd.runtime.files import read_json
@@ -19,6 +20,7 @@ from kd.runtime.run_lock import owner, peek
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 from kd.studies.estimates import Estimates
+from kd.studies.gpu_steps import CARD, gpu_seconds
 from kd.studies.search import Tuning, made_of
 from kd.studies.study import Study
 
@@ -168,10 +170,14 @@ def data_hints(study: Study) -> list[str]:
 
 
 def plan(study: Study) -> str:
-    """Return the numbers of runs and jobs, and the hours and the disk space that finished runs let expect."""
+    """Return the numbers of runs and jobs, and the hours and the disk space that finished runs let expect.
+
+    Where runs would use a GPU, or might on another machine, steps that were measured on one tell more.
+    """
     records = Records(study.root)
     found, estimates = states(study, records), Estimates(records, study.runs)
     left = _left(study, found, estimates)
+    hours = _hours_left(study, found, estimates, left)
     rows = [
         {
             "experiment": name,
@@ -193,11 +199,37 @@ def plan(study: Study) -> str:
     summary = {
         "runs": f"{len(found)}, {len(found) - len(todo)} of them done; experiments share equal ones",
         "jobs": ", ".join(f"{count} {name}" for name, count in jobs.items() if count) or "none",
-        "GPU-hours": f"{_sum(left.values(), _hours)}, estimated from {estimates.count} finished runs",
+        **hours,
         "disk": disk + (f" + {sizes.count(None)} runs unknown" if None in sizes else ""),
     }
     lines = [f"{study.title} ({study.name})", "", _table(rows), ""]
     return "\n".join([*lines, *(f"{name:<9} {text}" for name, text in summary.items())])
+
+
+def _hours_left(
+    study: Study, found: dict[str, State], estimates: Estimates, left: dict[str, float | None]
+) -> dict[str, str]:
+    """Return a plan's lines on hours. Where runs would use a GPU, fill what is unknown in `left` by measured steps.
+
+    Without a GPU here such steps tell nothing about this machine: they have a line of their own, for others.
+    """
+    steps = {
+        path: None if seconds is None else seconds * (1 - state.share)
+        for path, state in found.items()
+        if state.name != "done" and study.compute.device != "cpu"
+        for seconds in [gpu_seconds(study.runs[path], estimates.training_images(study.runs[path]))]
+    }
+    finished = f"estimated from {estimates.count} finished runs"
+    finished += f" ({'; '.join(estimates.devices)})" if estimates.devices else ""
+    if steps and visible_gpus():
+        filled = [path for path, seconds in steps.items() if left[path] is None and seconds is not None]
+        left.update({path: steps[path] for path in filled})
+        measured = f" and, for {len(filled)} runs, from steps measured on an {CARD}" if filled else ""
+        return {"GPU-hours": f"{_sum(left.values(), _hours)}, {finished}{measured}"}
+    lines = {"hours": f"{_sum(left.values(), _hours)}, {finished}"}
+    if any(seconds is not None for seconds in steps.values()):
+        lines["GPU-hours"] = f"{_sum(steps.values(), _hours)} on an {CARD}, estimated from steps measured there"
+    return lines
 
 
 def needs_preparing(study: Study, path: str, dataset: Dataset) -> bool:
@@ -246,7 +278,7 @@ def _sum(seconds: Iterable[float | None], shown: Callable[[float], str] | None =
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2f}"
+    return "under 0.01" if 0 < seconds < 36 else f"{seconds / 3600:.2f}"
 
 
 def _duration(seconds: float) -> str:

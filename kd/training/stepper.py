@@ -11,6 +11,7 @@ each on a stream of its own, and give the numbers that they give alone.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -49,10 +50,11 @@ class Stepper:
         self.own_random: Callable[[], AbstractContextManager] = contextlib.nullcontext  # torch's own generators
         self.next_batch: Callable[[], Hashable] = object  # what identifies the batch that the next step draws
         self.generators: list[torch.Generator] = []
+        self.clock: Callable[[], float] = time.perf_counter  # of runs made together: each has its share of the time
+        self.together = 1  # how many runs have been made together with this one at most, itself included
         self.captured: dict[str, int] = {}  # name of a step -> how many steps the last graph with it holds
         self.refused: dict[str, str] = {}  # name of a step -> why it is not captured
         self.by_itself: set[str] = set()  # names of steps that draw from torch's own generators
-        self.steps, self.shares = 0, 0.0  # of n runs that ask at the same time, each has a share of 1/n
 
     def draws_from(self, generator: torch.Generator) -> torch.Generator:
         """Return a generator that steps draw from; its draws go on from replay to replay."""
@@ -86,9 +88,8 @@ class Stepper:
 
     @property
     def computed(self) -> dict[str, Any]:
-        """Return how the steps were computed, for run.json; `together` is how many runs asked for each, on average."""
-        together = round(self.steps / self.shares, 2) if self.steps else 1.0
-        return {"captured": sorted(self.captured), "not_captured": self.refused, "together": together}
+        """Return how the steps were computed, for run.json."""
+        return {"captured": sorted(self.captured), "not_captured": self.refused, "together": self.together}
 
 
 class Request(NamedTuple):
@@ -119,19 +120,13 @@ class Graphs:
 
     def run(self, requests: list[Request]) -> list[BaseException | None]:
         """Run the steps that are asked for at the same time, each once; return what each has raised."""
-        for request in requests:
-            request.stepper.steps += 1
-            request.stepper.shares += 1 / len(requests)
-        return self._run_each(requests)
-
-    def _run_each(self, requests: list[Request]) -> list[BaseException | None]:
         errors: list[BaseException | None] = [None] * len(requests)
         together: list[int] = []
         for position, (stepper, name, step) in enumerate(requests):
             if not stepper.may_capture(name):
                 errors[position] = _as_own(requests[position], step)
             elif len(requests) > 1 and name in stepper.by_itself:
-                (errors[position],) = self._run_each([requests[position]])
+                (errors[position],) = self.run([requests[position]])
             else:
                 together.append(position)
         found = self._run([requests[position] for position in together]) if together else []
@@ -151,12 +146,12 @@ class Graphs:
             error = _as_own(able[0], graph.replay) if len(able) == 1 else _outcome(graph.replay)
             return [error] * len(able)
         if key in self._graphs:
-            return [self._run_each([request])[0] for request in able]
+            return [self.run([request])[0] for request in able]
         self._calls[key] += 1
         if self._calls[key] <= WARM_UP:
             return [self._warm_up(request, self._calls[key] == WARM_UP) for request in able]
         self._capture(key, able, [batches[first] for first in self._alike[key]])
-        return self._run_each(able)
+        return self.run(able)
 
     def _warm_up(self, request: Request, watched: bool) -> BaseException | None:
         if not watched:

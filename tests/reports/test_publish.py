@@ -84,6 +84,9 @@ def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> N
     assert "| crd | 50.0 | 150.0 | 100.0 (-535 to 735) | 100.0 |" in text
     assert len(pd.read_csv(tmp_path / "tables/_all-by-pair.csv")) == 6
     assert (tmp_path / "tables/_all-by-pair.tex").read_text().startswith("\\begin{tabular}{lcc}")
+    assert "Computed in different ways" not in text
+    write_tables(results.assign(computed=results["experiment"]), "T", experiments, {}, tmp_path)
+    assert (tmp_path / "table.md").read_text().count("Computed in different ways") == 1, "both in the last table only"
 
     write_tables(results, "T", {**experiments, "other": {"title": "other", "view": "methods"}}, {}, tmp_path / "one")
     assert not list((tmp_path / "one").rglob("_all*"))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kd.reports.tables import collect, markdown, study_markdown, summarise
+from kd.reports.tables import collect, computed_note, markdown, study_markdown, summarise
 from kd.runtime.files import write_json
 from kd.studies.expansion import COLUMNS
 
@@ -79,6 +79,24 @@ def test_each_row_gets_what_its_runs_files_say(tmp_path):
     assert list(results["student_steps"]) == [7] * 3
     assert list(results["commit"]) == ["0123456789+changes", "0123456789", "0123456789+changes"]
     assert list(results.index) == [5, 2, 9]
+
+
+@pytest.mark.parametrize(
+    ("device", "computed", "words"),
+    [
+        ("NVIDIA H200", {"captured": ["step"], "not_captured": {}, "together": 4}, "NVIDIA H200, captured, 4 together"),
+        ("NVIDIA H200", {"captured": ["step"], "not_captured": {"first": "it waits"}}, "NVIDIA H200, partly captured"),
+        ("NVIDIA H200", {"captured": [], "not_captured": {"step": "it waits"}, "together": 1}, "NVIDIA H200"),
+        ("NVIDIA H200", {"captured": ["step"], "compiled": True}, "NVIDIA H200, captured, compiled"),
+        ("cpu, 1 thread", {"captured": [], "not_captured": {}, "together": 2}, "cpu, 1 thread, 2 together"),
+        ("cpu, 1 thread", None, "cpu, 1 thread"),  # as older records
+    ],
+)
+def test_how_a_run_was_computed_stands_in_its_row(device, computed, words, tmp_path):
+    record = {"seconds": {}, "counts": {}, "peak_memory_mb": 1.0, "git": {"commit": "a", "diff": ""}}
+    write_json(tmp_path / "metrics.json", {"accuracy": 50.0})
+    write_json(tmp_path / "run.json", {**record, "device": device, **({"computed": computed} if computed else {})})
+    assert list(collect(pd.DataFrame({"path": ["."]}), tmp_path)["computed"]) == [words]
 
 
 def test_a_summary_is_what_one_computes_by_hand():
@@ -203,6 +221,22 @@ def test_a_studys_text_says_what_was_measured():
     assert text.count("### One") == 2
     results.loc[0, "teacher_accuracy"] = 88.0
     assert "88.00 to 90.00 %" in study_markdown("My study", [], results)
+
+
+def test_rows_that_were_computed_differently_are_named_under_their_table():
+    results = frame().assign(computed="H200, captured")
+    assert computed_note(frame()) == computed_note(results) == ""
+    results.loc[(results["method"] == "crd") & (results["ablation"] == "no-bank"), "computed"] = "cpu, 1 thread"
+    assert computed_note(results) == (
+        "\nComputed in different ways, so that seconds do not compare. "
+        "crd/no-bank/10 %, crd/no-bank/100 %: cpu, 1 thread; the others: H200, captured.\n"
+    )
+    results["computed"] = "H200, captured"
+    results.loc[(results["method"] == "kd") & (results["seed"] == 2), "computed"] = "H200"
+    assert "kd/full/10 %/seed 2, kd/full/100 %/seed 2: H200; the others" in computed_note(results)
+    seeds = frame({("kd", "full", 1.0): [70.0, 71.0, 72.0]}).assign(computed=["H200", "H100", "H200"])
+    assert "seed 1: H100; the others: H200." in computed_note(seeds)
+    assert "Device: H100; H200. Code: abc." in study_markdown("My study", [], seeds)
 
 
 def test_teachers_that_see_something_else_are_named_with_it(tmp_path):

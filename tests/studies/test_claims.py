@@ -98,6 +98,19 @@ def test_seconds_are_compared_too():
     assert row["mean"] == pytest.approx(math.sqrt(1.1) / 8)
 
 
+def test_seconds_of_runs_that_were_computed_differently_are_not_compared():
+    values = {("ssdkd", "full", 0.1): [50, 60, 70], ("ssdkd", "none", 0.1): [50, 60, 70]}
+    frame = results(values, {("ssdkd", "none", 0.1): 8.0}).assign(computed="H200, captured")
+    test = {"of": FULL, "to": NONE, "measure": "seconds", "as": "ratio", "below": 0.5}
+    assert judge(claim(test), frame).iloc[0]["n"] == 3
+    frame.loc[0, "computed"] = "H200"
+    assert judge(claim(test), frame).iloc[0]["n"] == 2
+    frame.loc[frame["ablation"] == "full", "computed"] = "cpu"
+    row = judge(claim(test), frame).iloc[0]
+    assert (row["n"], row["verdict"]) == (0, "not decided")
+    assert judge(claim({**test, "measure": "accuracy"}), frame).iloc[0]["n"] == 3
+
+
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [((0, 1), "holds"), ((0, 6), "not decided"), ((6, 20), "does not hold"), ((20, 0), "does not hold")],

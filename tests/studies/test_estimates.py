@@ -31,7 +31,7 @@ def test_without_a_finished_run_the_time_is_unknown(study: Study) -> None:
     assert {path: left(study, study.runs[path]) for path in study.runs} == dict.fromkeys(study.runs)
     for text in (state.status(study), state.plan(study)):
         assert rows_of(text)["together"][-3:] == ["6", "runs", "unknown"]
-    assert re.search(r"^GPU-hours 6 runs unknown, estimated from 0 finished runs$", state.plan(study), re.MULTILINE)
+    assert re.search(r"^hours     6 runs unknown, estimated from 0 finished runs$", state.plan(study), re.MULTILINE)
 
 
 def test_a_finished_run_leaves_nothing(study: Study) -> None:
@@ -123,7 +123,7 @@ def test_known_and_unknown_times_are_told_apart(study: Study) -> None:
     # `scratch` is a run of the teacher's kind and `fast` one of ssdkd's; kd is of another
     assert rows_of(plan)["data"] == ["2", "2", "0:01:40", "+", "1", "runs", "unknown"]
     assert rows_of(plan)["together"] == ["6", "6", "0:08:20", "+", "1", "runs", "unknown"]
-    assert "GPU-hours 0.14 + 1 runs unknown, estimated from 2 finished runs" in plan
+    assert "\nhours     0.14 + 1 runs unknown, estimated from 2 finished runs\n" in plan
 
 
 def test_runs_of_other_studies_and_versions_help_or_are_left_out(study: Study) -> None:
