@@ -18,7 +18,9 @@ class _ChannelStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, maps: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = torch.batch_norm_update_stats(maps, None, None, 0.0)
+        # GPUs return the statistics of bf16 maps in float32; CPUs would round them
+        values = maps.float() if maps.dtype == torch.bfloat16 and not maps.is_cuda else maps
+        mean, variance = torch.batch_norm_update_stats(values, None, None, 0.0)
         ctx.save_for_backward(maps, mean)
         return mean, variance
 
@@ -30,11 +32,15 @@ class _ChannelStatistics(torch.autograd.Function):
         count = maps.numel() / len(mean)
         slope = grad_variance * (2 / count)
         offset = grad_mean / count - slope * mean
-        return torch.addcmul(offset[:, None, None], maps, slope[:, None, None])
+        gradient = torch.empty_like(maps)  # rounded to bf16 only here, without a float32 copy
+        return torch.addcmul(offset[:, None, None], maps, slope[:, None, None], out=gradient)
 
 
 def channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean [C] and biased variance [C] of maps [B, C, H, W] over all but the channels."""
+    """Return mean [C] and biased variance [C] of maps [B, C, H, W] over all but the channels.
+
+    Those of bf16 maps are float32.
+    """
     return _ChannelStatistics.apply(maps)
 
 
@@ -64,7 +70,7 @@ class BatchStatistics:
             handle.remove()
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._noted[layer] = channel_statistics(inputs[0].float())
+        self._noted[layer] = channel_statistics(inputs[0])
 
     def collect(self) -> Statistics:
         """Return the statistics of the last forward pass, in the order of `layers`, and forget them."""

@@ -76,6 +76,32 @@ def test_the_step_with_the_lowest_loss_is_kept_whole():
     assert {0, 3} < set(best)  # first, last and between
 
 
+# --- precision ---
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_is_that_of_the_three_networks_and_of_nothing_else(precision, dtype):
+    world, seen = World(precision=precision), set()
+    for module in (world.source.inner.body[2], world.source.inner.first, world.teacher.conv2, world.student.conv2):
+        module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    made = world.epoch()
+    assert seen == {dtype}
+    kept = [made.phi, made.confidence, *made.losses.values(), *sum(world.source.past, ())]
+    kept += [p.grad for p in world.generator.parameters()]
+    assert {value.dtype for value in kept} == {torch.float32}
+
+
+def test_a_bf16_epoch_stays_close_to_the_naive_one():
+    world = World(precision="bf16", steps=1)
+    naive = Naive(world)
+    made = world.epoch()
+    naive.epoch()
+    assert made.losses["loss"].item() == pytest.approx(naive.steps[0][0], rel=0.01)
+    actual = torch.cat([p.grad.flatten() for p in world.generator.parameters()])
+    wanted = torch.cat([gradient.flatten() for gradient in naive.gradients])
+    assert 1e-4 < relative(actual, wanted) < 0.1
+
+
 # --- the adversarial term ---
 
 

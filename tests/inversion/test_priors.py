@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd.inversion.priors import BatchStatistics, batchnorm_loss, blend
+from kd.inversion.priors import BatchStatistics, batchnorm_loss, blend, channel_statistics
 
 
 def generator(seed=0):
@@ -93,6 +93,24 @@ def test_statistics_pass_gradients_to_the_images():
     size = IMAGES[:, 0].numel()
     centred = IMAGES - IMAGES.mean((0, 2, 3), keepdim=True)
     torch.testing.assert_close(gradient, (randn(4).view(4, 1, 1) + 2 * centred) / size, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_of_bf16_maps_are_float32_and_their_gradient_is_rounded_only_once(layout):
+    maps = (3 * randn(32, 4, 8, 8, seed=3) + 2 * randn(4, 1, 1)).to(torch.bfloat16, memory_format=layout)
+    weights = randn(2, 4, seed=4)
+    found = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        inputs = maps.to(dtype).requires_grad_()
+        mean, variance = channel_statistics(inputs)
+        (gradient,) = torch.autograd.grad((mean * weights[0].to(mean) + variance * weights[1].to(mean)).sum(), inputs)
+        found[dtype] = mean.detach(), variance.detach(), gradient
+    (mean, variance, gradient), exact = found[torch.bfloat16], found[torch.float64]
+    torch.testing.assert_close(mean, exact[0].float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(variance, exact[1].float(), rtol=1e-4, atol=1e-6)
+    once = exact[2].to(torch.bfloat16)
+    torch.testing.assert_close(gradient, once, rtol=2**-7, atol=0)  # the next number where float32 rounds to a tie
+    assert (gradient != once).float().mean() < 0.01
 
 
 def test_each_layer_is_compared_with_its_own_statistics_whatever_the_order_of_declaration():
