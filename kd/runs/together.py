@@ -22,7 +22,7 @@ Stepping = Callable[[Compute, Callable[[str], Any]], AbstractContextManager[Step
 def alone(compute: Compute, say: Callable[[str], Any]) -> Iterator[Stepper]:
     """Reserve a device for one run and return what runs its steps there."""
     with devices.reserved_device(compute, say) as device:
-        yield Stepper(device, compute.capture, say)
+        yield Stepper(device, compute.capture, say, compile=compute.compile)
 
 
 class Company:
@@ -44,7 +44,7 @@ class Company:
         SIGTERM and Ctrl-C stop all runs. Raises what a function raised, Stopped last of all.
         """
         with devices.reserved_device(self.compute, self.say) as device, stopping_on_signals(self._stop):
-            self._device, self._graphs = device, Graphs(device)
+            self._device, self._graphs = device, Graphs(device, len(functions))
             errors = [error for error in self._turns.work(functions) if error is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
             raise error
@@ -58,7 +58,7 @@ class Company:
         torch.set_num_threads(compute.threads)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        stepper = Stepper(self._device, compute.capture, say, self._graphs, self._turns.meet)
+        stepper = Stepper(self._device, compute.capture, say, self._graphs, self._turns.meet, compute.compile)
         stepper.own_random = lambda: self._own_random(number)
         try:
             yield stepper
