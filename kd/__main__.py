@@ -40,6 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument(
         "--threads", type=_positive, default=1, help="CPU threads (default: 1); their number decides last bits"
     )
+    run.add_argument("--capture", choices=("auto", "off"), default="auto", help="as compute.capture (default: auto)")
+    run.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto", help="as compute.compile (default: auto)"
+    )
     run.add_argument("--jobs", type=_positive, default=1, help="processes that share the work (default: 1)")
     run.add_argument(
         "--slots-per-gpu",
@@ -119,7 +123,8 @@ def _run(given: argparse.Namespace) -> int:
     from kd.data.raw import Source
     from kd.runs.worker import work_through
 
-    compute = Compute.by_hand(device=given.device, threads=given.threads, slots_per_gpu=given.slots_per_gpu)
+    names = ("device", "threads", "capture", "compile", "slots_per_gpu")
+    compute = Compute.by_hand(**{name: getattr(given, name) for name in names})
     source = Source(given.root, given.results / "data/downloads", not given.no_download)
     failed = work_through(runs, given.results, compute, source, together=given.together)
     for path, message in failed.items():

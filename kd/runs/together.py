@@ -22,7 +22,7 @@ Stepping = Callable[[Compute, Callable[[str], Any]], AbstractContextManager[Step
 def alone(compute: Compute, say: Callable[[str], Any]) -> Iterator[Stepper]:
     """Reserve a device for one run and return what runs its steps there."""
     with devices.reserved_device(compute, say) as device:
-        yield Stepper(device, compute.capture, say)
+        yield Stepper(device, compute.capture, say, compile=compute.compile)
 
 
 class Company:
@@ -59,7 +59,7 @@ class Company:
         torch.set_num_threads(compute.threads)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        stepper = Stepper(self._device, compute.capture, say, self._graphs, self._turns.meet)
+        stepper = Stepper(self._device, compute.capture, say, self._graphs, self._turns.meet, compute.compile)
         stepper.own_random = lambda: self._own_random(number)
         stepper.clock = self._clock
         self._steppers.add(stepper)

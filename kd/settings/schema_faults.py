@@ -67,7 +67,9 @@ def _explain(error: Any) -> str:
         hint = "; write 0.001, not 1e-3" if isinstance(came, str) and "number" in wanted and is_number(came) else ""
         return f"{path}: got {kind_of(came)}; allowed: {wanted}{hint}"
     if rule == "enum":
-        return f"{path}: got {shown(came)}; {suggest(str(came), [str(item) for item in allowed])}"
+        word = {True: "on", False: "off"}[came] if isinstance(came, bool) else None
+        hint = f"; YAML reads {word} as {str(came).lower()}: write '{word}'" if word in allowed else ""
+        return f"{path}: got {shown(came)}; {suggest(str(came), [str(item) for item in allowed])}{hint}"
     limits = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
     if rule in limits:
         return f"{path}: got {shown(came)}; allowed: {limits[rule]} {allowed}"

@@ -209,6 +209,10 @@ class Compute:
     capture: Literal["auto", "off"] = setting(
         "auto", "auto: on a GPU, a whole step is captured in a CUDA graph and replayed; off: steps run as they are"
     )
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "torch.compile for the networks of the student's step, on a GPU; auto: where a run is long enough for it",
+    )
     checkpoint_seconds: float = setting(60, "how often a running job saves its state", above=0)
     freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
     pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")

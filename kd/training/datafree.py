@@ -19,11 +19,12 @@ from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
+from kd.training import compiled
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss, require_varied_images
 from kd.training.evaluate import Result, evaluate, predict
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
-from kd.training.step import Sums, train_step
+from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 from kd.training.synthetic_set import Course, describe, gap
 
@@ -78,6 +79,7 @@ def distil(
     distillation = _Distillation(run, data, student, teacher, generator, stepper, journal, checkpoint)
     checkpoint.restore(distillation.parts)
     student.train()
+    distillation.compile()
     for epoch in range(len(journal.history), distillation.epochs):
         distillation.synthesise(epoch)
         distillation.learn(epoch)
@@ -114,6 +116,7 @@ class _Distillation:
         self.course = Course()
         self.steps = math.ceil(run.distillation.passes * full / self.training.batch_size)  # of the student, per epoch
         self.epochs = self.source.warmup + self.training.epochs
+        self.networks: tuple[nn.Module, nn.Module] = student, teacher  # as the student's step calls them
         self.parts = {
             "student": student,
             "source": self.source,
@@ -144,6 +147,14 @@ class _Distillation:
         counts["inversions"] = epoch + 1
         counts.update(self.source.work)
 
+    def compile(self) -> None:
+        """Compile the networks of the student's step where that is worth it."""
+        images = self.buffer.images.new_zeros(self.training.batch_size, *self.buffer.images.shape[1:])
+        images = self.data.augment(images, torch.Generator(self.device))
+        asked = asked_of(self.objective)
+        given = (self.run, self.stepper, self.journal, self.student, self.teacher, images, asked)
+        self.networks = compiled.networks(*given, steps=self.training.epochs * self.steps)
+
     def learn(self, epoch: int) -> None:
         """After the warm-up, train the student for ceil(passes * capacity / batch) steps on samples of the buffer."""
         learned, counts = epoch - self.source.warmup, self.journal.counts
@@ -164,7 +175,7 @@ class _Distillation:
         drawn = self.buffer.sample(self.training.batch_size, self.generator)
         images = self.data.augment(self.buffer.images[drawn.index], self.generator)
         batch = Batch(images, self.buffer.classes[drawn.index], drawn.index, drawn.weight)
-        step = train_step(self.student, self.teacher, self.objective, batch, self.optimizer, self.run.precision)
+        step = train_step(*self.networks, self.objective, batch, self.optimizer, self.run.precision)
         divergence = kl_divergence(step.teacher.logits.float(), step.student.logits.float(), 1.0)
         self.buffer.update_priority(drawn, divergence)
         agree = step.teacher.logits.argmax(1) == step.student.logits.argmax(1)

@@ -20,6 +20,25 @@ class Step(NamedTuple):
     teacher: Output | None
 
 
+def asked_of(objective: Objective | EnsembleObjective) -> dict[str, bool]:
+    """Return what an objective needs of the networks, as keyword arguments of their calls."""
+    return {kind: True for kind, wanted in (("maps", objective.maps), ("signed", objective.signed)) if wanted}
+
+
+def outputs(
+    student: Callable[..., Any],
+    teacher: Callable[..., Any] | None,
+    images: Tensor,
+    asked: dict[str, bool],
+    precision: str,
+) -> tuple[Output, Any]:
+    """Return what both networks say about images, the teacher without gradient; of an ensemble a list, or None."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad():
+            teacher_output = None if teacher is None else teacher(images, **asked)
+        return student(images, **asked), teacher_output
+
+
 def train_step(
     student: nn.Module,
     teacher: Callable[..., Any] | None,
@@ -32,11 +51,7 @@ def train_step(
 
     The teacher is in eval mode and without gradient. No value comes to the host.
     """
-    asked = {kind: True for kind, wanted in (("maps", objective.maps), ("signed", objective.signed)) if wanted}
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        with torch.no_grad():
-            teacher_output = None if teacher is None else teacher(batch.images, **asked)
-        student_output = student(batch.images, **asked)
+    student_output, teacher_output = outputs(student, teacher, batch.images, asked_of(objective), precision)
     loss = objective(student_output, teacher_output, batch)  # [B]
     optimizer.zero_grad(set_to_none=True)
     (batch.weight * loss).mean().backward()

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -42,11 +43,15 @@ class Stepper:
         say: Callable[[str], Any] = print,
         graphs: Graphs | None = None,
         serve: Callable[[Request], BaseException | None] | None = None,
+        compile: Literal["auto", "on", "off"] = "auto",
     ):
         self.device, self.say = device, say
         self.capture = capture == "auto" and device.type == "cuda"
         self.graphs = graphs or Graphs(device)
         self.serve = serve or (lambda request: self.graphs.run([request])[0])
+        self.compile = compile  # asked by kd.training.compiled, which notes in `compiled` the names of the networks
+        self.compiled: list[str] = []
+        self.cache: Path | None = None  # folder that keeps what the compiler makes, for later runs
         self.own_random: Callable[[], AbstractContextManager] = contextlib.nullcontext  # torch's own generators
         self.next_batch: Callable[[], Hashable] = object  # what identifies the batch that the next step draws
         self.generators: list[torch.Generator] = []
@@ -89,7 +94,12 @@ class Stepper:
     @property
     def computed(self) -> dict[str, Any]:
         """Return how the steps were computed, for run.json."""
-        return {"captured": sorted(self.captured), "not_captured": self.refused, "together": self.together}
+        return {
+            "captured": sorted(self.captured),
+            "not_captured": self.refused,
+            "together": self.together,
+            "compiled": self.compiled,
+        }
 
 
 class Request(NamedTuple):

@@ -15,11 +15,12 @@ from kd.models.classifier import Ensemble
 from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.settings.run import Run
+from kd.training import compiled
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss
 from kd.training.evaluate import Result, evaluate
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
-from kd.training.step import Sums, train_step
+from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 
 REMEDY = "lower training.lr, or check the weights in objective"
@@ -66,11 +67,6 @@ def train(
     )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
     objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
-    if teacher is not None:
-        each = teacher.each if isinstance(teacher, Ensemble) else teacher  # each teacher answers for itself
-        members = tuple(map(id, teacher.members if isinstance(teacher, Ensemble) else [teacher]))
-        answering = stepper.answers_of(each, members)
-        stepper.next_batch = lambda: (run.dataset, run.scale, run.seed, loader.place)
     optimizer = sgd([student, objective], run.training)
     suspects = Suspects(run, student, teacher, objective, split.images, data.augment, REMEDY)
     sums = Sums(["loss", "train_accuracy", *objective.logged()], device)
@@ -85,15 +81,23 @@ def train(
     }
     checkpoint.restore(parts)
     student.train()
+    first, per_epoch = objective.first_epochs, loader.steps_per_epoch
+    epochs = first + run.training.epochs
+    images = data.augment(split.images[: loader.batch_size], torch.Generator(device))
+    given = (run, stepper, journal, student, teacher, images, asked_of(objective))
+    learner, answering = compiled.networks(*given, steps=epochs * per_epoch)
+    if teacher is not None:
+        members = tuple(map(id, teacher.members if isinstance(teacher, Ensemble) else [teacher]))
+        each = answering.each if isinstance(answering, Ensemble) else answering  # each teacher answers for itself
+        answering = stepper.answers_of(each, (*members, bool(stepper.compiled)))
+        stepper.next_batch = lambda: (run.dataset, run.scale, run.seed, loader.place)
 
     def step() -> None:
         batch = loader.batch()
-        seen = train_step(student, answering if teacher else None, objective, batch, optimizer, run.precision)
+        seen = train_step(learner, answering, objective, batch, optimizer, run.precision)
         hits = objective.answers(seen.student).argmax(1) == batch.labels
         sums.add(seen.loss.mean(), hits.float().mean(), *objective.logged().values())
 
-    first, per_epoch = objective.first_epochs, loader.steps_per_epoch
-    epochs = first + run.training.epochs
     while journal.counts["student_steps"] < epochs * per_epoch:
         epoch = journal.counts["student_steps"] // per_epoch
         objective.begin(epoch)

@@ -16,6 +16,8 @@ MISTAKES = [
     ({"replay": {"alhpa": 0.1}}, "replay", "'alhpa'", "did you mean 'alpha'?"),
     ({"compute": {"cpus": 2}}, "compute", "'cpus'", "threads"),
     ({"tracking": {"url": "x"}}, "tracking", "'url'", "did you mean 'uri'?"),
+    ({"compute": {"compile": False}}, "compute.compile", "False", "YAML reads off as false: write 'off'"),
+    ({"compute": {"capture": True}}, "compute.capture", "True", "allowed: auto, off"),
     ({1: 2}, "top level", "1", "allowed: "),
     ({"kind": DROP}, "top level", "'kind'", "missing"),
     ({"inversion": {"source": DROP}}, "inversion", "'source'", "missing"),
