@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 
 from kd.models.build import build
 from kd.runs.together import Company
-from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 from kd.training import compiled
@@ -140,6 +139,18 @@ def test_hooks_of_a_view_stay_those_of_their_network(on_cpu):
             torch.testing.assert_close(compiled._compiled(network)(images).logits, network(images).logits)
 
 
+def test_maps_of_a_wrapped_network_are_those_of_the_call(on_cpu):
+    network = build("torchvision:mobilenet_v3_small", num_classes=2, in_channels=3, image_size=32).eval()
+    again = compiled._compiled(network)
+    for _ in range(2):  # it hangs hooks into itself at each call, which is one graph break
+        images = torch.randn(3, 3, 32, 32)
+        with torch.no_grad():
+            one, other = network(images, maps=True), again(images, maps=True)
+        assert len(one.maps) > 1
+        torch.testing.assert_close(tuple(other), tuple(one))
+    assert len(breaks()) == 1
+
+
 def test_what_cannot_be_compiled_runs_as_it_is(store, tmp_path, on_cpu, monkeypatch):
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no compiler here\nand a long story")
@@ -203,9 +214,3 @@ def test_the_cache_lies_in_the_results_unless_the_user_has_one(store, tmp_path):
     command = [sys.executable, "-c", CODE, *map(str, given)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert f"{tmp_path / 'here/cache/inductor'} /of/the/user False" in done.stdout
-
-
-def test_capture_and_compile_are_no_part_of_a_run():
-    described = tiny_run("kd").as_dict()
-    assert "compute" not in described
-    assert read_yaml(ROOT / "config/config.yaml")["compute"]["compile"] == "auto"
