@@ -22,7 +22,6 @@ from tape import Tape, play_on_cpu
 from test_two_jobs import by_hand
 from torch.nn.modules.module import register_module_forward_hook
 
-from kd import __main__ as command_line
 from kd.models.classifier import Classifier
 from kd.runs import run as run_module
 from kd.runs import worker
@@ -338,29 +337,3 @@ def test_one_at_a_time_is_the_way_without_turns(results, alone, monkeypatch) -> 
 def test_more_than_there_are_runs(runs: list[Run], results, alone) -> None:
     assert together(runs, results, 9) == {}
     assert_as_alone(runs, results, alone)
-
-
-@pytest.mark.parametrize("given", ["0", "-1", "x", "1.5"])
-def test_other_numbers_are_refused_in_one_line(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        command_line.main(["run", "--settings", "runs.yaml", f"--together={given}"])
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"python -m kd run: error: argument --together: got '{given}'; allowed: 1 or more"
-
-
-def test_several_bars_and_lines_do_not_write_into_each_other(results) -> None:
-    """On a terminal, which every line begins at its left."""
-    import pty
-
-    command = by_hand([KD, AT, SCRATCH], results, "--together", "3")
-    parent, child = pty.openpty()
-    process = subprocess.Popen(command, stdout=child, stderr=child, cwd=ROOT)
-    os.close(child)
-    shown = b""
-    with contextlib.suppress(OSError):  # at its end
-        while part := os.read(parent, 4096):
-            shown += part
-    assert process.wait(30) == 0, shown
-    written = shown.replace(str(results).encode(), b"results")
-    lines = re.findall(rb"(?:^|[\r\n])(?:results|runs)[^\r\n]*accuracy \d+\.\d\d %", written)
-    assert len(lines) == 2 * 4, shown.decode()
