@@ -53,6 +53,10 @@ LONG = ("test_workflow.py", "test_interrupted_studies.py", "test_run.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole studies and runs first: at the end they would leave one of two workers without work."""
     items.sort(key=lambda item: item.path.name not in LONG)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
 @pytest.fixture(autouse=True, scope="session")

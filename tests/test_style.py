@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,3 +58,13 @@ def test_text_is_utf_8_whatever_the_locale() -> None:
     files = [file for folder in ("kd", "benchmarks", "workflow") for file in (ROOT / folder).rglob("*.py")]
     found = {file.relative_to(ROOT).as_posix(): list(unnamed_encodings(file.read_text("utf-8"))) for file in files}
     assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_make_test_gpu_runs_every_file_with_tests_of_a_gpu() -> None:
+    target = (ROOT / "Makefile").read_text("utf-8").partition("\ntest-gpu:")[2].partition("\n\n")[0]
+    marked = [
+        file.name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        if any(name in file.read_text("utf-8") for name in ("@on_each_device", "@GPU", "mark" + ".gpu"))
+    ]
+    assert set(re.findall(r"test_\w+\.py", target)) == set(marked) - {"test_style.py"}

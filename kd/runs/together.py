@@ -22,7 +22,11 @@ Stepping = Callable[[Compute, Callable[[str], Any]], AbstractContextManager[Step
 def alone(compute: Compute, say: Callable[[str], Any]) -> Iterator[Stepper]:
     """Reserve a device for one run and return what runs its steps there."""
     with devices.reserved_device(compute, say) as device:
-        yield Stepper(device, compute.capture, say, compile=compute.compile)
+        stepper = Stepper(device, compute.capture, say, compile=compute.compile)
+        try:
+            yield stepper
+        finally:
+            stepper.graphs.forget(stepper)
 
 
 class Company:

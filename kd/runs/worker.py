@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import traceback
@@ -43,6 +44,9 @@ def work_through(
     if together == 1:
         work.go_on(alone, lambda: time.sleep(POLL_SECONDS))
     else:
+        for run in {run.data_path: run for run in work.waiting.values()}.values():
+            with contextlib.suppress(Exception):  # its runs will tell
+                _prepare(run, results, source)  # now: nothing could be saved meanwhile
         company = Company(compute, say)
         company.work([lambda: work.go_on(company.stepping, company.pause)] * min(together, len(work.waiting)))
     return work.failed
@@ -116,13 +120,19 @@ def _gpu_is_lost() -> bool:
 
 def make(run: Run, results: Path, compute: Compute, source: Source, stepping: Stepping = alone) -> dict[str, float]:
     """Make one run whose teacher is there; prepare its data set if it is missing. Raises as run_step, and Busy."""
+    _prepare(run, results, source)
     data, teachers = inputs_of(run, results)
+    return run_step(run, results / run.path, data, teachers, compute, wait=False, stepping=stepping)
+
+
+def _prepare(run: Run, results: Path, source: Source) -> None:
+    """Prepare a run's data set if it is missing; one process does, others wait for it."""
+    data, _ = inputs_of(run, results)
     if not data.exists() or outdated_data(run.dataset, data):
         data.parent.mkdir(parents=True, exist_ok=True)
         with RunLock(data.parent, say=lambda text: None, name=data.stem):
             if not data.exists() or outdated_data(run.dataset, data):
                 prepare_step(run.dataset, data, source)
-    return run_step(run, results / run.path, data, teachers, compute, wait=False, stepping=stepping)
 
 
 def _failed_since(folder: Path, started: float) -> str | None:

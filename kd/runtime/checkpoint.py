@@ -21,6 +21,7 @@ from kd.runtime.messages import ConfigError
 ODD = (TypeError, KeyError, IndexError, AttributeError, ValueError)  # what unfit state leads to, and no machine does
 MAGIC = b"kd-checkpoint-1\n"
 _AT_WORK: set[Checkpoint] = set()  # of the runs that this process makes
+_ASKED: list[int] = []  # signals that have asked its runs to stop
 
 
 class Stateful(Protocol):
@@ -42,6 +43,7 @@ def stopping_on_signals(note: Callable[[int], Any] = lambda number: None) -> Ite
 
     def stop(number: int, _frame: object) -> None:
         note(number)
+        _ASKED.append(number)
         for checkpoint in list(_AT_WORK):
             checkpoint.stopping = number
 
@@ -49,6 +51,7 @@ def stopping_on_signals(note: Callable[[int], Any] = lambda number: None) -> Ite
     try:
         yield
     finally:
+        _ASKED.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -83,6 +86,8 @@ class Checkpoint:
         self._entered.callback(_AT_WORK.discard, self)
         if threading.current_thread() is threading.main_thread():  # else whoever started the thread handles signals
             self._entered.enter_context(stopping_on_signals())
+        elif _ASKED:  # between two runs
+            self.stopping = _ASKED[-1]
         return self
 
     def __exit__(self, _kind: type | None, error: BaseException | None, _trace: object) -> None:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 LINE_EVERY_SECONDS = 10.0
 
 
 QUIETLY = contextlib.suppress(OSError, ValueError)  # a disk or terminal that fails; a stream that is closed
+_BARS: dict[int, Any] = {}  # on a terminal now: of several runs where they are made together
 
 
 def inform(text: str, stream: TextIO | None = None) -> bool:
     """Write a line to a stream, stderr by default; False where it cannot be written: that ends no run."""
-    with QUIETLY:
-        print(text, file=stream or sys.stderr, flush=True)
+    stream = stream or sys.stderr
+    with QUIETLY, _above_bars(stream):
+        print(text, file=stream, flush=True)
         return True
     return False
+
+
+def _above_bars(stream: TextIO) -> AbstractContextManager:
+    """Take bars away from a terminal while something else is written there."""
+    bar = next(iter(_BARS.values()), None) if stream.isatty() else None
+    return bar.external_write_mode(stream) if bar is not None else contextlib.nullcontext()
 
 
 class Progress:
@@ -49,9 +58,6 @@ class Progress:
         if self._log is not None:
             line = f"{time.strftime('%H:%M:%S')} {self.title}: {text}"
             inform(line, self._log) or inform(line)
-        elif self._bar is not None:
-            with QUIETLY:
-                self._bar.write(f"{self.title}: {text}", file=self._terminal)
         else:
             inform(f"{self.title}: {text}", self._terminal)
 
@@ -71,11 +77,15 @@ class Progress:
             self._bar = tqdm(
                 total=total, initial=done - 1, unit="epoch", desc=self.title, leave=False, file=self._terminal
             )
+            _BARS[id(self)] = self._bar
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        for stream in (self._bar, self._log if self._owns_log else None):
+        if _BARS.pop(id(self), None) is not None:
             with QUIETLY:
-                if stream is not None:
-                    stream.close()
+                self._bar.close()
+                self._terminal.write("\r")  # tqdm leaves the cursor where a lower bar ended
+        if self._owns_log:
+            with QUIETLY:
+                self._log.close()

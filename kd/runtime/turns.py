@@ -110,14 +110,15 @@ class Turns:
     def _run(self, member: _Member) -> None:
         member.go.acquire()
         self._own.member = member
-        self.enter(member.number)
         try:
+            self.enter(member.number)
             member.function()
+            self.leave(member.number)
         except BaseException as error:
             member.error = error
-        member.ended = True
-        self.leave(member.number)
-        self._back.release()
+        finally:
+            member.ended = True
+            self._back.release()
 
 
 class _Member:

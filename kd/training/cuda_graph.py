@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 
 Step = Callable[[], None]
+FAILED: list[torch.cuda.CUDAGraph] = []  # torch's allocator goes on asking them; they hold no memory of their own
 WAITED = "called a synchronizing"  # how torch's warning begins; another one only says that this is a prototype
 
 
 class Graph:
     """Steps captured next to each other, each on its own stream.
 
-    Raises RuntimeError for what CUDA cannot capture; all generators are then as they were.
+    Raises what a step raises, RuntimeError for what CUDA cannot capture. All generators then go on where they were, but
+    with other states than those that earlier graphs know: such graphs must be captured again.
     """
 
     def __init__(self, steps: list[Step], device: torch.device, generators: list[torch.Generator]):
@@ -28,7 +31,7 @@ class Graph:
             for generator in generators:
                 self.graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(self.graph):
                 whole = torch.cuda.current_stream(device)
                 streams = [torch.cuda.Stream(device) for _ in steps]
                 for step, stream in zip(steps, streams, strict=True):
@@ -37,10 +40,11 @@ class Graph:
                         step()
                 for stream in streams:
                     whole.wait_stream(stream)
-        except RuntimeError:
+        except Exception as error:
+            FAILED.append(self.graph)
             for generator, state in zip(drawn_from, before, strict=True):  # a failed capture leaves them unusable
                 generator.graphsafe_set_state(state)
-            raise
+            raise error.__context__ or error from None  # that the capture could not end hides why
 
     def replay(self) -> None:
         """Run all steps once."""
@@ -55,11 +59,17 @@ def ready_now(device: torch.device) -> torch.cuda.Event | None:
 @contextlib.contextmanager
 def aside(device: torch.device) -> Iterator[None]:
     """Run on a stream of its own, as a capture does: what is created there belongs to no other stream."""
-    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    current, side = torch.cuda.current_stream(device), _side(device)
     side.wait_stream(current)
     with torch.cuda.stream(side):
         yield
     current.wait_stream(side)
+
+
+@functools.cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of all warm-ups: what one has freed serves the next."""
+    return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ class Graphs:
         self._graphs: dict[tuple, cuda_graph.Graph | None] = {}  # None: these steps cannot be captured together
         self._alike: dict[tuple, tuple[int, ...]] = {}  # which of the steps draw the same batch, as far back as known
         self._answers: dict[Hashable, tuple[Any, Any]] = {}  # during a capture: answers, and when they are ready
-        self._batch: Hashable = None  # of the step that is being captured
+        self._batch: int | None = None  # of the step that is being captured, alike for those that draw the same one
 
     def common(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what another run of this process has made under this key and still uses, else what `make` returns."""
@@ -148,9 +148,9 @@ class Graphs:
         """Run steps that may be captured: as they are at first, the last time watched; then captured and replayed."""
         key = tuple((id(request.stepper), request.name) for request in able)
         batches = [request.stepper.next_batch() for request in able] if len(able) > 1 else [None]
-        alike = tuple(map(batches.index, batches))
-        if self._alike.setdefault(key, alike) != alike:  # a graph is only right for those that it was captured for
-            self._alike[key] = tuple(range(len(able)))
+        alike, all_differ = tuple(map(batches.index, batches)), tuple(range(len(able)))
+        if self._alike.setdefault(key, alike) not in (alike, all_differ):  # the graph shares what is no longer the same
+            self._alike[key] = all_differ
             self._graphs.pop(key, None)
         if graph := self._graphs.get(key):
             error = _as_own(able[0], graph.replay) if len(able) == 1 else _outcome(graph.replay)
@@ -160,7 +160,7 @@ class Graphs:
         self._calls[key] += 1
         if self._calls[key] <= WARM_UP:
             return [self._warm_up(request, self._calls[key] == WARM_UP) for request in able]
-        self._capture(key, able, [batches[first] for first in self._alike[key]])
+        self._capture(key, able)
         return self.run(able)
 
     def _warm_up(self, request: Request, watched: bool) -> BaseException | None:
@@ -177,12 +177,14 @@ class Graphs:
             request.stepper.refuse(request.name, f"it makes the host wait for the GPU ({waits[0]})")
         return error
 
-    def _capture(self, key: tuple, able: list[Request], batches: list[Hashable]) -> None:
+    def _capture(self, key: tuple, able: list[Request]) -> None:
+        batches = self._alike[key] if len(able) > 1 else [None]
         steps = [partial(self._noting, batch, request.step) for batch, request in zip(batches, able, strict=True)]
         generators = [generator for request in able for generator in request.stepper.generators]
         try:
             self._graphs[key] = cuda_graph.Graph(steps, self.device, generators)
-        except RuntimeError as error:
+        except Exception as error:
+            self._graphs = {key: None for key, graph in self._graphs.items() if graph is None}  # see cuda_graph.Graph
             self._graphs[key] = None  # of several, each is tried by itself
             if len(able) == 1:
                 able[0].stepper.refuse(able[0].name, str(error).strip().partition("\n")[0])
@@ -192,7 +194,7 @@ class Graphs:
         for request in able:
             request.stepper.captured[request.name] = len(able)
 
-    def _noting(self, batch: Hashable, step: Step) -> None:
+    def _noting(self, batch: int | None, step: Step) -> None:
         """Run a step so that its teacher's answer serves later steps with the same batch."""
         self._batch = batch
         try:

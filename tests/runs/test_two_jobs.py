@@ -1,9 +1,10 @@
-"""python -m kd run --jobs 2: every run is made exactly once; a stop saves, and a later call goes on."""
+"""python -m kd run --jobs 2, --together 3: every run is made exactly once; a stop saves, and a later call goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -98,3 +99,28 @@ def halt_after_an_epoch(runs: list[Run], results: Path, log: Path, halted: dict[
             halted[run.path] = read_json(results / run.path / "lock.1.json")["pid"]
             os.kill(halted[run.path], signal.SIGSTOP)
     return len(halted)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "x", "1.5"])
+def test_other_numbers_are_refused_in_one_line(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["run", "--settings", "runs.yaml", f"--together={given}"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"python -m kd run: error: argument --together: got '{given}'; allowed: 1 or more"
+
+
+def test_several_bars_and_lines_do_not_write_into_each_other(made: Made, tmp_path: Path) -> None:
+    """On a terminal, which every line begins at its left."""
+    results = prepared_copy(made, tmp_path / "results")
+    command = by_hand([KD, tiny_run("kd", 1), SCRATCH], results, "--together", "3")
+    parent, child = pty.openpty()
+    process = subprocess.Popen(command, stdout=child, stderr=child, cwd=ROOT)
+    os.close(child)
+    shown = b""
+    with contextlib.suppress(OSError):  # at its end
+        while part := os.read(parent, 4096):
+            shown += part
+    assert process.wait(30) == 0, shown
+    written = shown.replace(str(results).encode(), b"results")
+    lines = re.findall(rb"(?:^|[\r\n])(?:results|runs)[^\r\n]*accuracy \d+\.\d\d %", written)
+    assert len(lines) == 2 * 4, shown.decode()

@@ -107,9 +107,9 @@ def watched(device):
         raise AssertionError("\n".join(["a GPU would wait:", *(f"{times[wait]} x {wait}" for wait in times)]))
 
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+GPU = pytest.mark.gpu  # tests/conftest.py skips these where there is none
 on_each_device = pytest.mark.parametrize(
-    "device", [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=cuda)], ids=["cpu", "cuda"]
+    "device", [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=GPU)], ids=["cpu", "cuda"]
 )
 
 

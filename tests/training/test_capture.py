@@ -1,4 +1,4 @@
-"""Captured steps: a step that is noted and replayed (tests/training/tape.py) gives the bytes of one that is run."""
+"""Captured steps: a step that is noted and replayed (tests/tape.py) gives the bytes of one that is run."""
 
 from __future__ import annotations
 

@@ -27,31 +27,32 @@ class Tape(TorchDispatchMode):
     def __init__(self, steps: list[Callable[[], None]], device: torch.device, generators: list[torch.Generator]):
         super().__init__()
         self.noted: list[tuple[Any, Any, Any, Any]] = []
+        self.before: list[tuple[Tensor, Tensor]] = []  # tensors that were changed, and what they held
         drawn_from = [*generators, torch.default_generator]
-        before = [generator.get_state() for generator in drawn_from]
+        states = [generator.get_state() for generator in drawn_from]
         try:
             with self:
                 for step in steps:
                     step()
-        except RuntimeError:
-            for generator, state in zip(drawn_from, before, strict=True):
+        finally:  # unlike a capture, noting a step has run it
+            with torch.no_grad():
+                for tensor, held in reversed(self.before):
+                    tensor.copy_(held)
+            self.before.clear()
+            for generator, state in zip(drawn_from, states, strict=True):
                 generator.set_state(state)
-            raise
-        self._already = True  # unlike a capture, noting a step has run it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func._schema.name in WAITING:
             raise RuntimeError(f"operation not permitted when stream is capturing: {func._schema.name}\nmore words")
+        self.before += [(tensor, tensor.clone()) for tensor in written(func, args, kwargs)]
         found = func(*args, **kwargs)
         if not is_view(func):
             self.noted.append((func, args, kwargs, found))
         return found
 
     def replay(self) -> None:
-        if self._already:
-            self._already = False
-            return
         with torch.no_grad():
             for func, args, kwargs, places in self.noted:
                 found = func(*args, **kwargs)
@@ -61,7 +62,7 @@ class Tape(TorchDispatchMode):
 
 
 class Again(Tape):
-    """Runs the steps again instead: the same course of operations, from Python each time.
+    """Runs the steps of one run again instead: the same course of operations, from Python each time.
 
     Under a dispatch mode torch differentiates a few operations otherwise, so the last bits of some runs are others.
     """
@@ -71,18 +72,28 @@ class Again(Tape):
         self.steps = steps
 
     def replay(self) -> None:
-        if not self._already:
-            with self:
-                for step in self.steps:
-                    step()
+        with self:
+            for step in self.steps:
+                step()
         self.noted.clear()
-        self._already = False
+        self.before.clear()
 
 
 def is_view(func: Any) -> bool:
     """Return whether an operation only looks at memory that is there."""
     infos = [result.alias_info for result in func._schema.returns]
     return bool(infos) and all(info is not None and not info.is_write for info in infos)
+
+
+def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors that an operation is about to change."""
+    named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    if func._schema.name == "aten::native_batch_norm":  # whose schema does not say so
+        changed = ["running_mean", "running_var"] if named["training"] else []
+    else:
+        infos = {argument.name: argument.alias_info for argument in func._schema.arguments}
+        changed = [name for name in named if infos[name] is not None and infos[name].is_write]
+    return [tensor for name in changed for tensor in tree_leaves(named[name]) if isinstance(tensor, Tensor)]
 
 
 @contextmanager
