@@ -28,6 +28,7 @@ if find_spec("kd") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parent))
 
+import gpu_networks
 import torch
 from gpu_clock import flops, kernels, milliseconds
 from gpu_subjects import (
@@ -48,8 +49,6 @@ from kd.runtime.files import write_json
 from kd.training.stepper import Request
 
 PRECISIONS = ("bf16", "float32")
-
-# --------------------------------------------------------------------------------------------------------------- parts
 
 
 def ceiling(lab: Lab) -> dict[str, Any]:
@@ -241,12 +240,26 @@ def compiled(lab: Lab) -> dict[str, Any]:
     return answer
 
 
+def candidates(lab: Lab) -> dict[str, Any]:
+    """A captured bf16 step with one thing changed in a network (benchmarks/gpu_networks.py). Predictions stand in
+    docs/gpu.md: -0.1 to +0.5 ms each."""
+    answer = {}
+    teachers = {"folded teacher": gpu_networks.folded, "teacher cast once": gpu_networks.cast_once}
+    norms = {"BatchNorm in float16": gpu_networks.HalfBatchNorm, "BatchNorm in float32": gpu_networks.FullBatchNorm}
+    for pair in lab.size.pairs:
+        for name in ("as it is", *teachers, *norms):
+            change = partial(gpu_networks.with_batchnorm, kind=norms.get(name, torch.nn.BatchNorm2d))
+            one = lab.new_distillation(pair, "bf16", 0, "auto", change=change)
+            one.networks = one.student, teachers.get(name, lambda teacher: teacher)(one.teacher)
+            ms = milliseconds(partial(one.stepper.run, STEP, one._step), lab.clock())
+            answer[f"{' to '.join(pair)}, {name}"] = {"ms": ms, "captured": captured(one.stepper, STEP)}
+    return answer
+
+
 # In the order of their worth; only on request what takes half a minute for each network.
 PARTS = (ceiling, steps, inversion, together, epochs, crd, teacher_training, same_numbers, waits, kernels_by_kind)
 PARTS += (together_with_data,)
-ON_REQUEST = (compiled,)
-
-# -------------------------------------------------------------------------------------------------------- what they use
+ON_REQUEST = (candidates, compiled)
 
 
 def with_data(lab: Lab, runs: list[Any]) -> tuple[float, str]:
@@ -309,13 +322,10 @@ def markdown(answers: dict[str, Any]) -> str:
     for part in PARTS + ON_REQUEST:
         if part.__name__ in answers:
             found = dict(answers[part.__name__])
-            lines += [f"**{part.__name__}** ({found.pop('device')}, torch {found.pop('torch')}). {_prose(part)}", ""]
+            prose = " ".join(part.__doc__.split())
+            lines += [f"**{part.__name__}** ({found.pop('device')}, torch {found.pop('torch')}). {prose}", ""]
             lines += [f"- {key}: {_shown(value)}" for key, value in found.items()] + [""]
     return "\n".join(lines)
-
-
-def _prose(part: Callable) -> str:
-    return " ".join(part.__doc__.split())
 
 
 def _shown(value: Any) -> str:
@@ -330,7 +340,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--miniature", action="store_true")
-    parser.add_argument("--compiled", action="store_true", help="compiled steps, too; takes minutes")
+    parser.add_argument("--compiled", action="store_true", help="changed and compiled networks, too; takes minutes")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * options.minutes

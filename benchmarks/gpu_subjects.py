@@ -145,11 +145,12 @@ class Lab:
         seed: int,
         capture: str,
         graphs: Graphs | None = None,
+        change: Callable[[nn.Module], nn.Module] = lambda student: student,
         **changes: Any,
     ) -> _Distillation:
-        """Return SSD-KD's loop after its first epoch, with a full buffer of random images."""
+        """Return SSD-KD's loop after its first epoch, with a full buffer of random images, and a changed student."""
         run, stepper = self.run("ssdkd", pair, precision, seed, **changes), self.stepper(capture, graphs=graphs)
-        student, random = self.student(run), stepper.draws_from(torch.Generator(self.device).manual_seed(seed))
+        student, random = change(self.student(run)), stepper.draws_from(torch.Generator(self.device).manual_seed(seed))
         made = _Distillation(run, self.data, student, self.teacher(run), random, stepper, journal(), _checkpoint())
         images, classes = (
             values[: made.buffer.capacity] for values in (self.data.train.images, self.data.train.labels)
