@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
