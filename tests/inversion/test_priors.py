@@ -95,10 +95,14 @@ def test_statistics_pass_gradients_to_the_images():
     torch.testing.assert_close(gradient, (randn(4).view(4, 1, 1) + 2 * centred) / size, rtol=1e-4, atol=1e-6)
 
 
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_statistics_of_bf16_maps_are_float32_and_their_gradient_is_rounded_only_once(layout):
-    maps = (3 * randn(32, 4, 8, 8, seed=3) + 2 * randn(4, 1, 1)).to(torch.bfloat16, memory_format=layout)
-    weights = randn(2, 4, seed=4)
+def test_statistics_of_bf16_maps_are_float32_and_their_gradient_is_rounded_only_once(layout, device):
+    maps = (3 * randn(32, 4, 8, 8, seed=3) + 2 * randn(4, 1, 1)).to(device, torch.bfloat16, memory_format=layout)
+    weights = randn(2, 4, seed=4).to(device)
     found = {}
     for dtype in (torch.bfloat16, torch.float64):
         inputs = maps.to(dtype).requires_grad_()

@@ -106,6 +106,7 @@ WITHOUT_DATA = {"distillation__training__epochs": 2, "replay__full_size": 40}  #
         ("fast", {}),
         ("ssdkd", {"inversion__generator__meta": "reptile", "replay__refresh": "all", "replay__replacement": "lowest"}),
         ("ssdkd", {"replay__initial_priority": "phi", "replay__replacement": "random", "precision": "bf16"}),
+        ("ssdkd", {"inversion__generator__precision": "bf16"}),
         ("ssdkd", {"modulation__gradient": True, "modulation__normalise": True, "modulation__class_of": "target"}),
         ("ssdkd", {"replay__priority_feedback": False, "replay__normalise_weights": False, "scale": 0.25}),
     ],
