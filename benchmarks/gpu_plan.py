@@ -54,6 +54,7 @@ QUEUE = [
     Section("Open choices at full size", rows={"experiment": ["choices"]}, **FULL_SIZE),
     Section("Fast at full size", rows={"experiment": ["full-scale"]}, **FULL_SIZE),
     Section("Two and twenty passes at 10 %", rows={"experiment": ["passes"]}, **FULL_SIZE),
+    Section("Inversion in bf16 at 10 %", rows={"experiment": ["precision"]}, **FULL_SIZE),
     *(
         Section(f"WRN-40-2 to WRN-16-1, {name}", name, {**AT_TEN, **pair("wrn_40_2", "wrn_16_1")}, WRN)
         for name in ("ssdkd-cifar10", "ssdkd-cifar100")
