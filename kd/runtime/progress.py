@@ -25,10 +25,11 @@ def inform(text: str, stream: TextIO | None = None) -> bool:
     return False
 
 
-def _above_bars(stream: TextIO) -> AbstractContextManager:
+def _above_bars(stream: TextIO | None) -> AbstractContextManager:
     """Take bars away from a terminal while something else is written there."""
-    bar = next(iter(_BARS.values()), None) if stream.isatty() else None
-    return bar.external_write_mode(stream) if bar is not None else contextlib.nullcontext()
+    if not _BARS or stream is None or not stream.isatty():
+        return contextlib.nullcontext()
+    return next(iter(_BARS.values())).external_write_mode(stream)
 
 
 class Progress:
