@@ -24,7 +24,9 @@ WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::i
 class Tape(TorchDispatchMode):
     """What kd.training.cuda_graph.Graph is on a GPU. Raises RuntimeError for what CUDA would not capture."""
 
-    def __init__(self, steps: list[Callable[[], None]], device: torch.device, generators: list[torch.Generator]):
+    def __init__(
+        self, steps: list[Callable[[], None]], device: torch.device, generators: list[torch.Generator], memory: Any
+    ):
         super().__init__()
         self.noted: list[tuple[Any, Any, Any, Any]] = []
         self.before: list[tuple[Tensor, Tensor]] = []  # tensors that were changed, and what they held
@@ -67,8 +69,8 @@ class Again(Tape):
     Under a dispatch mode torch differentiates a few operations otherwise, so the last bits of some runs are others.
     """
 
-    def __init__(self, steps: list[Callable[[], None]], device: torch.device, generators: list[torch.Generator]):
-        super().__init__(steps, device, generators)
+    def __init__(self, steps: list[Callable[[], None]], *given: Any):
+        super().__init__(steps, *given)
         self.steps = steps
 
     def replay(self) -> None:
@@ -118,6 +120,7 @@ def play_on_cpu(monkeypatch: Any, graph: type[Tape] = Tape) -> list[Stepper]:
 
     monkeypatch.setattr(Stepper, "__init__", begin)
     monkeypatch.setattr(cuda_graph, "Graph", graph)
+    monkeypatch.setattr(cuda_graph, "new_memory", object)
     monkeypatch.setattr(cuda_graph, "aside", where_it_is)
     monkeypatch.setattr(cuda_graph, "waits", no_waits)
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -32,8 +31,8 @@ def alone(compute: Compute, say: Callable[[str], Any]) -> Iterator[Stepper]:
 class Company:
     """Runs that are made together on one device, which is reserved once for all of them.
 
-    Only one of them works at a time, so nothing of theirs meets; torch's own generators are kept for each. Steps of one
-    name are run together: whoever asks for another one waits until most do.
+    Only one of them works at a time, so nothing of theirs meets; torch's own generators are kept for each. Their steps,
+    whichever each asks for, are run together.
     """
 
     def __init__(self, compute: Compute, say: Callable[[str], Any]):
@@ -83,12 +82,7 @@ class Company:
             raise Stopped(self.stopped_by)
 
     def _serve(self, asked: dict[int, Request]) -> dict[int, BaseException | None]:
-        """Run the steps of the name that most ask for."""
-        by_name = defaultdict(list)
-        for number, request in asked.items():
-            by_name[request.name].append(number)
-        numbers = max(by_name.values(), key=len)
-        return dict(zip(numbers, self._graphs.run([asked[number] for number in numbers]), strict=True))
+        return dict(zip(asked, self._graphs.run(list(asked.values())), strict=True))
 
     @contextmanager
     def _own_random(self, number: int) -> Iterator[None]:

@@ -14,6 +14,11 @@ FAILED: list[torch.cuda.CUDAGraph] = []  # torch's allocator goes on asking them
 WAITED = "called a synchronizing"  # how torch's warning begins; another one only says that this is a prototype
 
 
+def new_memory() -> tuple[int, int]:
+    """Return memory that graphs may share which are never replayed at the same time: none leaves another anything."""
+    return torch.cuda.graph_pool_handle()
+
+
 class Graph:
     """Steps captured next to each other, each on its own stream.
 
@@ -21,7 +26,9 @@ class Graph:
     with other states than those that earlier graphs know: such graphs must be captured again.
     """
 
-    def __init__(self, steps: list[Step], device: torch.device, generators: list[torch.Generator]):
+    def __init__(
+        self, steps: list[Step], device: torch.device, generators: list[torch.Generator], memory: tuple[int, int]
+    ) -> None:
         self.steps = steps  # what they work on must live as long as the graph
         drawn_from = [*generators, torch.cuda.default_generators[device.index or 0]]
         before = [generator.clone_state() for generator in drawn_from]
@@ -31,7 +38,7 @@ class Graph:
             for generator in generators:
                 self.graph.register_generator_state(generator)
         try:
-            with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(self.graph):
+            with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(self.graph, memory):
                 whole = torch.cuda.current_stream(device)
                 streams = [torch.cuda.Stream(device) for _ in steps]
                 for step, stream in zip(steps, streams, strict=True):

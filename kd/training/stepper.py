@@ -116,6 +116,7 @@ class Graphs:
     def __init__(self, device: torch.device):
         self.device = device
         self._common: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        self._memory: Any = None  # of all graphs
         self._calls: Counter[tuple] = Counter()
         self._graphs: dict[tuple, cuda_graph.Graph | None] = {}  # None: these steps cannot be captured together
         self._alike: dict[tuple, tuple[int, ...]] = {}  # which of the steps draw the same batch, as far back as known
@@ -182,8 +183,10 @@ class Graphs:
         steps = [partial(self._noting, batch, request.step) for batch, request in zip(batches, able, strict=True)]
         generators = [generator for request in able for generator in request.stepper.generators]
         try:
-            self._graphs[key] = cuda_graph.Graph(steps, self.device, generators)
+            self._memory = self._memory or cuda_graph.new_memory()
+            self._graphs[key] = cuda_graph.Graph(steps, self.device, generators, self._memory)
         except Exception as error:
+            self._memory = None  # nobody knows what a failed capture left in it
             self._graphs = {key: None for key, graph in self._graphs.items() if graph is None}  # see cuda_graph.Graph
             self._graphs[key] = None  # of several, each is tried by itself
             if len(able) == 1:

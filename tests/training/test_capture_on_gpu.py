@@ -53,7 +53,7 @@ def test_captured_steps_give_the_numbers_of_steps_as_they_are(method, changes, s
     expected = as_it_is(run, tmp_path / "expected", device)
     capturing(device, monkeypatch)
     found = made(run, tmp_path / "captured", device)
-    assert found.computed == {"captured": sorted(steps), "not_captured": {}, "together": 1}
+    assert found.computed == {"captured": sorted(steps), "not_captured": {}, "together": 1, "compiled": []}
     assert_same(found, expected, lambda: as_it_is(run, tmp_path / "once-more", device))
 
 
@@ -158,7 +158,7 @@ def test_three_together_end_as_each_alone(method, device, tmp_path, monkeypatch,
     found = made_together(runs, tmp_path, device)
     for run, each, expected in zip(runs, found, alone, strict=True):
         assert each.computed["not_captured"] == {}
-        assert each.computed["together"] == (1 if method == "dropout" else 3)
+        assert each.computed["together"] == 3
         assert_same(each, expected, lambda run=run: as_it_is(run, tmp_path / f"once-more-{run.digest}", device))
 
 
