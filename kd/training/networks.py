@@ -48,6 +48,7 @@ def student_and_teacher(
     teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
     if teacher is not None:
         teacher.eval().requires_grad_(False)
+    stepper.watch(student, teacher)
     return student, teacher, stepper.draws_from(torch.Generator(device).manual_seed(run.seed))
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
+from torch import nn
 
 from kd.runtime.checkpoint import global_rng
 from kd.training import cuda_graph
@@ -60,6 +61,21 @@ class Stepper:
         self.captured: dict[str, int] = {}  # name of a step -> how many steps the last graph with it holds
         self.refused: dict[str, str] = {}  # name of a step -> why it is not captured
         self.by_itself: set[str] = set()  # names of steps that draw from torch's own generators
+        self._modules: list[nn.Module] = []
+
+    def watch(self, *modules: nn.Module | None) -> None:
+        """Capture no step that changes a number of these modules which is no tensor: a replay would not change it."""
+        self._modules += [module for module in modules if module is not None]
+
+    def numbers(self) -> list[tuple[str, Any]]:
+        """Return all plain numbers and texts of the watched modules, each with a name for people."""
+        return [
+            (f"{type(each).__name__}.{name}", value)
+            for module in self._modules
+            for each in module.modules()
+            for name, value in vars(each).items()
+            if isinstance(value, bool | int | float | str)
+        ]
 
     def draws_from(self, generator: torch.Generator) -> torch.Generator:
         """Return a generator that steps draw from; its draws go on from replay to replay."""
@@ -169,11 +185,13 @@ class Graphs:
             with cuda_graph.aside(self.device):
                 return _as_own(request, request.step)
         with request.stepper.own_random():
-            before = global_rng()
+            before, numbers = global_rng(), request.stepper.numbers()
             with cuda_graph.aside(self.device), cuda_graph.waits() as waits:
                 error = _outcome(request.step)
             if any(not _same(global_rng()[kind], state) for kind, state in before.items()):
                 request.stepper.by_itself.add(request.name)
+        if changed := [now[0] for now, then in zip(request.stepper.numbers(), numbers, strict=False) if now != then]:
+            request.stepper.refuse(request.name, f"it changes {changed[0]}, which is no tensor")
         if waits:
             request.stepper.refuse(request.name, f"it makes the host wait for the GPU ({waits[0]})")
         return error

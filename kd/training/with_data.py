@@ -67,6 +67,7 @@ def train(
     )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
     objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
+    stepper.watch(objective)
     optimizer = sgd([student, objective], run.training)
     suspects = Suspects(run, student, teacher, objective, split.images, data.augment, REMEDY)
     sums = Sums(["loss", "train_accuracy", *objective.logged()], device)

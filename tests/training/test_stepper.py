@@ -106,6 +106,31 @@ def test_a_failed_capture_lets_all_be_captured_again(monkeypatch) -> None:
     assert again[0] is not first
 
 
+class Counts(torch.nn.Module):
+    """Weights its answer by a number that a replay would not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, total: torch.Tensor) -> None:
+        self.calls += 1
+        total += self.calls
+
+
+def test_a_number_that_changes_in_a_step_keeps_it_from_being_captured(monkeypatch) -> None:
+    play_on_cpu(monkeypatch)
+    said, counts, total = [], Counts(), torch.zeros(())
+    stepper = Stepper(CPU, "auto", said.append)
+    stepper.watch(None, torch.nn.Linear(2, 2), counts)
+    for _ in range(WARM_UP + 3):
+        stepper.run("step", lambda: counts(total))
+    assert total.item() == sum(range(1, WARM_UP + 4))
+    assert said == [
+        "the step is not captured: it changes Counts.calls, which is no tensor; it runs as it is, which is slower"
+    ]
+
+
 def test_graphs_of_a_run_that_has_ended_are_forgotten(monkeypatch) -> None:
     play_on_cpu(monkeypatch)
     graphs = Graphs(CPU)
