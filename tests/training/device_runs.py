@@ -15,6 +15,7 @@ import torch
 from conftest import tiny_run
 from tape import play_on_cpu
 
+from kd.data import views
 from kd.models.build import build
 from kd.runs.run import run_step
 from kd.runs.together import Company, Stepping, alone
@@ -22,7 +23,7 @@ from kd.runtime.files import read_json
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 
-CLASSES, SIZE, IMAGES = 10, 8, 96
+CLASSES, COLOURS, SIZE, IMAGES = 10, 3, 8, 96
 SHORT = {"training__batch_size": 16, "training__lr": 0.02}  # six steps an epoch; two epochs
 SAME_WITHIN = 10  # times the distance of two runs of the same, where a device sums in any order
 
@@ -49,10 +50,10 @@ class Numbers(NamedTuple):
 def inputs() -> Path:
     """Return a folder with prepared images; `teacher_of` adds teachers."""
     folder, random = Path(tempfile.mkdtemp()), torch.Generator().manual_seed(1)
-    images = torch.randint(256, (2, IMAGES, 1, SIZE, SIZE), generator=random, dtype=torch.uint8)
+    images = torch.randint(256, (2, IMAGES, COLOURS, SIZE, SIZE), generator=random, dtype=torch.uint8)
     labels = torch.arange(IMAGES) % CLASSES
     split = {"train_images": images[0], "train_labels": labels, "test_images": images[1], "test_labels": labels}
-    normal = {"mean": torch.full((1,), 0.4), "std": torch.full((1,), 0.3)}
+    normal = {"mean": torch.full((COLOURS,), 0.4), "std": torch.full((COLOURS,), 0.3)}
     torch.save({**split, **normal, "classes": [str(number) for number in range(CLASSES)]}, folder / "data.pt")
     return folder
 
@@ -62,7 +63,8 @@ def teacher_of(run: Run) -> Path:
     file = inputs() / f"{run.digest}.pt"
     if not file.exists():
         torch.manual_seed(3)
-        network = build(run.model, num_classes=CLASSES, in_channels=1, image_size=SIZE)
+        channels = views.channels(run.view, COLOURS)
+        network = build(run.model, num_classes=CLASSES, in_channels=channels, image_size=SIZE)
         torch.save(network.state_dict(), file)
     return file
 

@@ -24,12 +24,16 @@ from kd.settings.run import Run
 from kd.training import datafree, with_data
 from kd.training.step import Sums
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ON_CPU = ("scratch", "crd", "ssdkd")  # the others: tests/training/test_capture.py
-FIRST_ON_CPU = [next(case for case in CASES if case[0] == name) for name in ON_CPU]
+VIEWS = ("kd", {"student__view": "chrominance", "teacher__view": "luminance"}, {"step"})
+FIRST_ON_CPU = [VIEWS, *(next(case for case in CASES if case[0] == name) for name in ON_CPU)]
 EACH = [
     *(pytest.param(*case, CPU, id=f"{case[0]}-cpu") for case in FIRST_ON_CPU),
-    *(pytest.param(*case, torch.device("cuda"), marks=GPU, id=f"{case[0]}-{n}-cuda") for n, case in enumerate(CASES)),
+    *(
+        pytest.param(*case, torch.device("cuda"), marks=GPU, id=f"{case[0]}-{n}-cuda")
+        for n, case in enumerate([*CASES, VIEWS])
+    ),
 ]
 LONGER = {"distillation__training__epochs": 5}
 
