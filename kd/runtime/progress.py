@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -30,6 +31,29 @@ def _above_bars(stream: TextIO | None) -> AbstractContextManager:
     if not _BARS or stream is None or not stream.isatty():
         return contextlib.nullcontext()
     return next(iter(_BARS.values())).external_write_mode(stream)
+
+
+@functools.cache
+def _bar_class() -> type:
+    """Return tqdm without its lock, which stays taken where a terminal fails: other threads would wait for ever.
+
+    Runs that are made together draw one at a time, so none is needed.
+    """
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        _lock = _NoLock()
+        monitor_interval = 0  # no thread that draws
+
+    return Bar
+
+
+class _NoLock(contextlib.nullcontext):
+    def acquire(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
 
 
 class Progress:
@@ -73,9 +97,7 @@ class Progress:
 
     def _draw(self, done: int, total: int, text: str) -> None:
         if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
+            self._bar = _bar_class()(
                 total=total, initial=done - 1, unit="epoch", desc=self.title, leave=False, file=self._terminal
             )
             _BARS[id(self)] = self._bar

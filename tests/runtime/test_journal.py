@@ -1,6 +1,7 @@
 """What a run records as it goes on, and what it shows."""
 
 import io
+import threading
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,6 +251,21 @@ def test_what_cannot_be_shown_ends_nothing(log, error, tty, tmp_path, monkeypatc
     progress.close()
     progress.say("after")
     progress.close()
+
+
+def test_a_terminal_that_fails_holds_up_no_other_run():
+    """Of several runs that are made together, each in its thread; tqdm's own lock would stay taken."""
+    terminal = Failing(OSError("gone"), tty=True)
+    failing, shown = Progress("run", terminal=terminal), Terminal()
+    for epoch in (1, 2):
+        failing.show(epoch, 9, "loss 1")
+    other = Progress("other", terminal=shown)
+    thread = threading.Thread(target=other.show, args=(1, 9, "loss 2"), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert "loss 2" in shown.getvalue()
+    for progress in (failing, other):
+        progress.close()
 
 
 def test_without_a_terminal_there_is_nothing_to_show(monkeypatch):
