@@ -261,7 +261,7 @@ def test_a_models_line_counts_for_its_runs(touched):
 def test_what_an_entry_knows_of_a_network_without_building_it_touches_nothing(touched):
     edits = {
         "kd/registry/map_shapes.py": lambda text: text.replace("[64, 128, 256, 512, 512]", "[64, 128, 256, 512, 9]"),
-        "kd/registry/models.py": lambda text: text.replace("maps.wrn)", "maps.wrn, has_batchnorm=False)"),
+        "kd/registry/models.py": lambda text: text.replace("maps.wrn,", "maps.wrn, has_batchnorm=False,"),
     }
     assert touched(edits) == set()
 
