@@ -13,7 +13,7 @@ if find_spec("kd") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parent))
 
-import test_images
+import gpu_test_images
 from gpu_plan import Queue
 
 from kd.data.raw import Source
@@ -58,15 +58,15 @@ def prepare(queue: Queue, options: argparse.Namespace, done: set[str]) -> dict[s
 def _prepared(run: Run, file: Path, data: Path) -> bool | None:
     """Prepare a data set as far as it is there; return whether it has training images, None where none of it is."""
     name, root = run.dataset.name, data / run.dataset.name
-    if file.exists() and not test_images.lacks_training(file):
+    if file.exists() and not gpu_test_images.lacks_training(file):
         return True
     if name not in SIZES or images_in(root) >= sum(SIZES[name]):
         file.parent.mkdir(parents=True, exist_ok=True)
         prepare_step(run.dataset, file, Source(root if name in SIZES else None, data, False))
         say(f"{name} prepared")
         return True
-    if not file.exists() and test_images.is_there(root, run.dataset, SIZES[name][1]):
-        test_images.prepare_without_training(root, run.dataset, file)
+    if not file.exists() and gpu_test_images.is_there(root, run.dataset, SIZES[name][1]):
+        gpu_test_images.prepare_without_training(root, run.dataset, file)
         say(f"{name}: test images prepared")
     return False if file.exists() else None
 

@@ -12,8 +12,8 @@ is killed without warning):
 
 Give the folder that these were brought to as --state the next time. Data sets may arrive in parts, too: --archives
 unpacks gzip tars (cifar10/train/<class>/..., one part or several, in one call or in several), and runs whose data set
-is not whole yet wait. Data-free students of kept teachers need the test images alone (benchmarks/test_images.py makes
-their tar), and --bring-teacher brings one that was trained elsewhere. --commit names a file that holds the commit; it
+is not whole yet wait. Data-free students of kept teachers need the test images alone (gpu_test_images.py makes their
+tar), and --bring-teacher brings one that was trained elsewhere. --commit names a file that holds the commit; it
 wins over git.
 
 Teachers are kept in half precision in results/reference/teachers (or --teachers), and their students learn from the

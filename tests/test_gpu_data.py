@@ -81,7 +81,7 @@ def test_data_free_students_learn_the_same_without_training_images(tmp_path: Pat
     options = script.parsed(["--results", f"{tmp_path}/r", "--data", f"{tmp_path}/data"])
     file, weights = options.results / free.data_path, tmp_path / "teacher/weights.pt"
     queue = SimpleNamespace(left=lambda done: [free])
-    data.test_images.pack(archives, tmp_path / "test.tar.gz")
+    data.gpu_test_images.pack(archives, tmp_path / "test.tar.gz")
     data.unpack([tmp_path / "test.tar.gz"], options.data)
     assert not (options.data / "cifar10/train").exists()
     assert data.prepare(queue, options, set()) == {"cifar10": False}

@@ -57,7 +57,7 @@ class Data:
 def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
     """Return a prepared file's data on a device; without the test images if a validation split is held out.
 
-    A file of test images alone (benchmarks/test_images.py) has no training images, but says how many there are.
+    A file of test images alone (benchmarks/gpu_test_images.py) has no training images, but says how many there are.
 
     Raises ConfigError for a validation split that would hold out every image of a class, or has none to hold out.
     """

@@ -10,9 +10,8 @@ from kd.settings.run import Run
 from kd.studies.estimates import images_by_phase
 
 CARD = "NVIDIA H200"
-GROWTH = (
-    1 / 3
-)  # of a step's time with multiply-adds: these GPU steps wait for memory (exponents measured: 0.31 to 0.39)
+# Exponent with which a step's time grows with multiply-adds: steps wait for memory (measured: 0.31 to 0.39).
+GROWTH = 1 / 3
 BACKWARD = 3  # forward and backward pass of a network that learns, in forward passes
 
 

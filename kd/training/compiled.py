@@ -31,9 +31,9 @@ RECOMPILE_LIMIT = 64  # as many pairs of networks in one process; torch's own 8 
 CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
-def earns(images: torch.Size, steps: int) -> bool:
+def earns(shape: tuple[int, ...], steps: int) -> bool:
     """Return whether a run of so many steps on images [B, C, H, W] wins back the time of compiling."""
-    return steps * images[0] * images[2] * images[3] >= EARNED_PIXELS
+    return steps * shape[0] * shape[2] * shape[3] >= EARNED_PIXELS
 
 
 def possible(device: torch.device) -> bool:
@@ -47,13 +47,13 @@ def networks(
     journal: Journal,
     student: nn.Module,
     teacher: nn.Module | None,
-    images: Tensor,
+    shape: tuple[int, ...],
     asked: dict[str, bool],
     steps: int,
 ) -> tuple[nn.Module, nn.Module | None]:
     """Return what train_step calls as student and teacher: compiled, if that is wanted, possible and earned.
 
-    `images` [B, C, H, W] are like those of a step, `asked` is what a step asks of the networks, `steps` are those of
+    `shape` [B, C, H, W] is that of a step's images, `asked` is what a step asks of the networks, `steps` are those of
     the whole run. Compiling ends here, in a trial that leaves no trace in the networks. What cannot be compiled runs as
     it is, with a line.
     """
@@ -64,7 +64,7 @@ def networks(
     if not possible(device):
         stepper.say(f"compute.compile: on, but nothing is compiled on a {device.type.upper()}")
         return plain
-    if stepper.compile == "auto" and not earns(images.shape, steps):
+    if stepper.compile == "auto" and not earns(shape, steps):
         return plain
     if stepper.cache is not None:
         for variable, folder in CACHES.items():  # before the compiler is imported
@@ -72,6 +72,7 @@ def networks(
     try:
         with journal.phase("compiling", device), _untouched(student):
             found = _compiled(student), teacher and _compiled(teacher)
+            images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
             _try(*found, images, asked, run.precision)
     except Exception as error:  # whatever a compiler raises
         reason = " ".join(str(error).split("\n")[:2])  # the first line often only names the compiler

@@ -149,10 +149,8 @@ class _Distillation:
 
     def compile(self) -> None:
         """Compile the networks of the student's step where that is worth it."""
-        images = self.buffer.images.new_zeros(self.training.batch_size, *self.buffer.images.shape[1:])
-        images = self.data.augment(images, torch.Generator(self.device))
-        asked = asked_of(self.objective)
-        given = (self.run, self.stepper, self.journal, self.student, self.teacher, images, asked)
+        shape = (self.training.batch_size, *self.buffer.images.shape[1:])
+        given = (self.run, self.stepper, self.journal, self.student, self.teacher, shape, asked_of(self.objective))
         self.networks = compiled.networks(*given, steps=self.training.epochs * self.steps)
 
     def learn(self, epoch: int) -> None:

@@ -84,8 +84,8 @@ def train(
     student.train()
     first, per_epoch = objective.first_epochs, loader.steps_per_epoch
     epochs = first + run.training.epochs
-    images = data.augment(split.images[: loader.batch_size], torch.Generator(device))
-    given = (run, stepper, journal, student, teacher, images, asked_of(objective))
+    shape = (loader.batch_size, *split.images.shape[1:])
+    given = (run, stepper, journal, student, teacher, shape, asked_of(objective))
     learner, answering = compiled.networks(*given, steps=epochs * per_epoch)
     if teacher is not None:
         members = tuple(map(id, teacher.members if isinstance(teacher, Ensemble) else [teacher]))

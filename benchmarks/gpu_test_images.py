@@ -1,10 +1,10 @@
-"""The test images alone, for a machine that shall run only data-free students: python benchmarks/test_images.py
+"""The test images alone, for a machine that shall run only data-free students: python benchmarks/gpu_test_images.py
 
 From the archives of a whole data set (gzip tars with cifar10/{train,test}/<class>/<image>) it makes one of 18 MB that
 benchmarks/gpu_evidence.py unpacks like any other: the test images, and train.json with all that a data-free run needs
 of the training set: mean and std as they would be prepared, the number of images, the class names.
 
-    python benchmarks/test_images.py --archives cifar10.part1.tar.gz cifar10.part2.tar.gz --out cifar10-test.tar.gz
+    python benchmarks/gpu_test_images.py --archives cifar10.part1.tar.gz cifar10.part2.tar.gz --out cifar10-test.tar.gz
 """
 
 from __future__ import annotations
