@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
             "steps": 2,
             "noise_dim": 8,
             "width": 4,
-            "reset_epoch": 1,
+            "reset_epoch": 2,
             "bn": 1.0,
         }
     },

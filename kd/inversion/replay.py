@@ -40,6 +40,8 @@ class ReplayBuffer:
         self._used = torch.zeros((), dtype=torch.int64, device=device)  # the same number
         self._slot = torch.arange(capacity, device=device)
         self._next = 0  # the oldest slot, once full
+        self._order = torch.zeros(0, dtype=torch.int64, device=device)  # slots to draw, where none is drawn twice
+        self._place = torch.zeros((), dtype=torch.int64, device=device)  # in that order
 
     def class_share(self, classes: Tensor) -> Tensor:
         """Return the share of each given class [B] among the stored samples, [B]; 0 while the buffer is empty."""
@@ -49,9 +51,12 @@ class ReplayBuffer:
         """Store uint8 images [B, C, S, S], their classes [B] and modulation values [B].
 
         Free slots are filled first; then the oldest, the lowest-priority or random samples are replaced (setting
-        `replacement`). Only the first `capacity` samples of a batch larger than the buffer are stored.
+        `replacement`). Only the first `capacity` samples of a batch larger than the buffer are stored, and of a batch
+        for a full buffer the share `admitted`, at least one.
         """
-        images, classes, phi = (values[: self.capacity] for values in (images, classes, phi))
+        share = self.settings.admitted if self.size == self.capacity else 1.0
+        count = min(self.capacity, max(1, round(share * len(classes))))
+        images, classes, phi = (values[:count] for values in (images, classes, phi))
         if self.settings.initial_priority == "max" and self.size:
             priority = self.priority[: self.size].max().expand_as(phi)
         elif self.settings.initial_priority == "max":
@@ -112,9 +117,27 @@ class ReplayBuffer:
         """Return the importance-sampling weights w = (N * P)^(-beta), float64, for probabilities of slots in use."""
         return (self._used * probabilities) ** -self.beta
 
+    def shuffle(self, count: int, generator: torch.Generator) -> None:
+        """Unless drawn with replacement, lay out the slots of the next `count` draws: shuffled passes over the buffer.
+
+        Every call must ask for the same `count`.
+        """
+        if self.settings.with_replacement:
+            return
+        device = self.images.device
+        passes = [torch.randperm(self.size, generator=generator, device=device) for _ in range(-(-count // self.size))]
+        if not len(self._order):
+            self._order = torch.zeros(count, dtype=torch.int64, device=device)
+        self._order.copy_(torch.cat(passes)[:count])
+        self._place.zero_()
+
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
-        """Draw `count` slots from P, with replacement, by inverting its cumulative sum."""
+        """Draw `count` slots from P, with replacement, by inverting its cumulative sum; or the next of `shuffle`."""
         probabilities = self.probabilities()
+        if not self.settings.with_replacement:
+            index = self._order[self._place + torch.arange(count, device=self._order.device)]
+            self._place += count
+            return self._drawn(index, probabilities)
         steps = probabilities.cumsum(0)
         uniform = torch.rand(count, generator=generator, device=steps.device, dtype=torch.float64) * steps[-1]
         index = torch.searchsorted(steps, uniform, right=True)
@@ -150,6 +173,8 @@ class ReplayBuffer:
             **{name: getattr(self, name) for name in ("images", "classes", "priority", "seen", "class_counts")},
             "size": self.size,
             "next": self._next,
+            "order": self._order,
+            "place": self._place,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -157,3 +182,5 @@ class ReplayBuffer:
             getattr(self, name).copy_(state[name])
         self._resize(state["size"])
         self._next = state["next"]
+        self._order = state["order"].to(self.images.device)
+        self._place.copy_(state["place"])

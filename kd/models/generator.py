@@ -69,6 +69,10 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def reset_first_layer(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the linear layer again, in place: weights N(0, 0.02), biases 0. `generator` is on its device."""
-        self.first.weight.normal_(0.0, 0.02, generator=generator)
-        self.first.bias.zero_()
+        """Draw the weights of the linear layer and of the normalisation after it from N(0, 0.02); biases become 0.
+
+        Fast's code does so once. `generator` is on their device.
+        """
+        for layer in (self.first, self.body[1]):
+            layer.weight.normal_(0.0, 0.02, generator=generator)
+            layer.bias.zero_()

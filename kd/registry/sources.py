@@ -39,9 +39,19 @@ SOURCES: dict[str, SourceEntry] = {
             "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
             "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
             "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
+            "adv_with_lr": Setting("let that weight fall with the student's learning rate", neutral=False),
+            "adv_until": Setting(
+                "share of the student's epochs with the adversarial term", neutral=1.0, above=0, at_most=1
+            ),
+            "until": Setting(
+                "share of the student's epochs that bring new images; then the buffer stays as it is",
+                neutral=1.0,
+                above=0,
+                at_most=1,
+            ),
             "bn_momentum": Setting("share of the past in the prior's batch statistics; 0: only the batch", 0, below=1),
             "meta": Setting("how the common generator learns from each epoch's inner copy; maml is first order"),
-            "reset_epoch": Setting("student epoch at which the generator's first layer is drawn again", at_least=0),
+            "reset_epoch": Setting("student epoch before which the generator's first layer is drawn again", at_least=1),
             "noise_dim": Setting("numbers in the generator's input", at_least=1),
             "width": Setting("channels of the generator's last maps", at_least=1),
             "precision": Setting("of the inversion; bf16 is autocast, which only GPUs gain from", neutral="float32"),

@@ -58,12 +58,13 @@ class Run:
         """Return the same run with settings that change nothing here at their neutral values."""
         if self.inversion is None:
             return self
+        run = self if self.distillation.steps is None else replace(self, distillation=self.distillation.effective())
         if self.inversion.entry.synthesises:
             if self.modulation is None:
                 raise ConfigError("run: key 'modulation' is missing; images that are synthesised need it")
-            return self
-        replay = replace(self.replay, replacement="oldest", initial_priority="max")  # the buffer is filled once
-        return replace(self, modulation=None, replay=replay)
+            return run
+        filled_once = {"replacement": "oldest", "admitted": 1.0, "initial_priority": "max"}
+        return replace(run, modulation=None, replay=replace(self.replay, **filled_once))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists and numbers, without what this kind does not use."""

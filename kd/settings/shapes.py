@@ -9,6 +9,7 @@ nothing: there it is left out of a run's identity, so that old results stay what
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -164,6 +165,9 @@ class Replay:
     replacement: Literal["oldest", "lowest", "random"] = setting(
         "oldest", "which stored images new ones replace; lowest: of the lowest priority", neutral="oldest"
     )
+    admitted: float = setting(
+        1.0, "share of an epoch's new images that enters a buffer that is full", neutral=1.0, above=0, at_most=1
+    )
     initial_priority: Literal["phi", "max"] = setting(
         "max", "priority of a new sample: its phi, or the largest in the buffer", neutral="max"
     )
@@ -175,6 +179,9 @@ class Replay:
     eps: float = setting(0.000001, "added to priorities", above=0)
     priority_feedback: bool = setting(True, "the published form: the previous weight multiplies the new priority")
     normalise_weights: bool = setting(True, "divide the weights by the largest one drawn")
+    with_replacement: bool = setting(
+        True, "false: images are drawn in shuffled passes over the buffer, as in Fast; needs alpha: 0", neutral=True
+    )
     refresh: Literal["drawn", "all"] = setting(
         "drawn", "priorities of the samples drawn, after each step; or also of all, once per epoch"
     )
@@ -186,6 +193,9 @@ class Distillation:
 
     temperature: float = setting(20.0, "divides both networks' logits in the student's KL loss", above=0)
     passes: float = setting(2.0, "student steps per epoch = ceil(passes * full buffer / batch size)", above=0)
+    steps: int | None = setting(
+        None, "student steps per epoch, whatever the buffer holds; null: from passes", neutral=None, at_least=1
+    )
     training: Training = section(
         "the data-free student's schedule",
         epochs=200,
@@ -196,6 +206,14 @@ class Distillation:
         final_lr=0.0002,
         weight_decay=0.0001,
     )
+
+    def steps_per_epoch(self, capacity: int) -> int:
+        """Return the student's steps per epoch with a buffer that holds `capacity` images when full."""
+        return self.steps or math.ceil(self.passes * capacity / self.training.batch_size)
+
+    def effective(self) -> Distillation:
+        """Return the same with `passes` at its default where `steps` takes its place."""
+        return self if self.steps is None else replace(self, passes=2.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,6 +129,11 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
     """Yield faults that only the data-free source knows."""
     if len(teachers) > 1:
         yield f"teacher.model: got {len(teachers)} networks; data-free distillation has one teacher"
+    if not settings["replay"]["with_replacement"] and (alpha := settings["replay"]["alpha"]):
+        yield (
+            f"replay.with_replacement: got false with replay.alpha {shown(alpha)}; shuffled passes draw every image "
+            "equally often: set alpha: 0, or with_replacement: true"
+        )
     source, size = SOURCES[name := settings["inversion"]["source"]], settings["dataset"]["image_size"]
     if source.needs_batchnorm and models.has_batchnorm(teachers[0]) is False:
         yield (

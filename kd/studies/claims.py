@@ -16,6 +16,8 @@ MEASURES = {  # name -> column of results
     "accuracy": "accuracy",
     "seconds": "seconds_total",
     "correlation_gap": "correlation_gap",
+    "agreement_drawn": "agreement_drawn",  # data-free: see kd.training.synthetic_set.followed
+    "agreement_fall": "agreement_fall",
 }
 KEYS = ("teacher", "student", "scale", "seed")  # compared runs have these in common, unless a side names one
 
@@ -54,14 +56,16 @@ def pairs(table: pd.DataFrame, test: dict[str, Any]) -> pd.DataFrame:
     """Return the runs that a test compares: a row per teacher, student, scale and seed, with suffixes _of and _to.
 
     Keys named on a side are not paired on: runs at two scales are compared by naming the scales. A run that several
-    experiments share counts once.
+    experiments share counts once. Next to a `published` number stand only the runs that it is compared with.
     """
     keys, sides = _keys(test), []
-    for side in ("of", "to"):
+    for side in ("of",) if "published" in test["to"] else ("of", "to"):
         wanted = {"ablation": "full", **test[side]}
         rows = table[np.logical_and.reduce([_equal(table[key], value) for key, value in wanted.items()])]
         # by the keys as well: one student trained without a teacher is compared with the students of several
         sides.append(rows.drop_duplicates([*keys, "path"]))
+    if len(sides) == 1:
+        return sides[0].rename(columns={name: f"{name}_of" for name in table if name not in keys})
     return sides[0].merge(sides[1], on=keys, suffixes=("_of", "_to"))
 
 
@@ -83,7 +87,7 @@ def require_runs(claims: dict[str, Any], table: pd.DataFrame, source: str) -> No
                     f"{where}: no run of {shown(test['of'])} has a partner among "
                     f"{shown(test['to'])} with the same teacher, student, scale and seed; name what is run"
                 )
-            for side in ("of", "to"):
+            for side in ("of",) if "published" in test["to"] else ("of", "to"):
                 several = compared.groupby(_keys(test))[f"path_{side}"].nunique().max()
                 if several > 1:
                     raise ConfigError(
@@ -106,7 +110,8 @@ def _each(test: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
     rest = {key: value for key, value in test.items() if key != "each"}
     names = [key for key in ("teacher", "student") if key in _keys(test)]
     found = pairs(table, test)[names].drop_duplicates().to_dict("records")
-    return [{**rest, **{side: {**test[side], **networks} for side in ("of", "to")}} for networks in found]
+    sides = [side for side in ("of", "to") if "published" not in test[side]]
+    return [{**rest, **{side: {**test[side], **networks} for side in sides}} for networks in found]
 
 
 def judge(claims: dict[str, Any], results: pd.DataFrame) -> pd.DataFrame:
@@ -129,9 +134,10 @@ def _judge_test(test: dict[str, Any], results: pd.DataFrame) -> dict[str, Any]:
     measure, ratio = test.get("measure", "accuracy"), test.get("as") == "ratio"
     column = MEASURES[measure]
     compared = pairs(results.assign(**{column: results.get(column, np.nan)}), test)  # absent: no run that has it yet
-    if measure == "seconds" and "computed_of" in compared:  # on another card, or not captured: seconds do not compare
+    if measure == "seconds" and "computed_to" in compared:  # on another card, or not captured: seconds do not compare
         compared = compared[compared["computed_of"] == compared["computed_to"]]
-    of, to = (compared[f"{column}_{side}"] for side in ("of", "to"))
+    of = compared[f"{column}_of"]
+    to = test["to"].get("published", compared.get(f"{column}_to"))
     found = Interval(*map(float, interval((np.log(of / to) if ratio else of - to).dropna())))
     if ratio:
         found = Interval(found.n, *np.exp(found[1:]))
@@ -159,7 +165,9 @@ def _verdict(found: Interval, bound: float, above: bool) -> str:
 
 
 def _side(chosen: dict[str, Any]) -> str:
-    """Write {"method": "ssdkd", "ablation": "none", "scale": 0.1} as `ssdkd, none, 10 %`."""
+    """Write {"method": "ssdkd", "ablation": "none", "scale": 0.1} as `ssdkd, none, 10 %`; `published` is a number."""
+    if "published" in chosen:
+        return f"{chosen['published']:g} as published"
     named = {key: value for key, value in chosen.items() if (key, value) != ("ablation", "full")}
     return ", ".join(f"{100 * value:.4g} %" if key == "scale" else str(value) for key, value in named.items())
 

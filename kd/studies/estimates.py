@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -109,9 +108,10 @@ def images_by_phase(run: Run, training_set: int) -> dict[str, float]:
         return {"training": run.training.epochs * run.scale * training_set}
     epochs, full = run.distillation.training.epochs, run.replay.full_size or training_set
     batch, made = run.distillation.training.batch_size, run.inversion.settings
+    batches = made.get("warmup", 0) + made.get("until", 1.0) * epochs
     phases = {
-        "inversion": (made.get("warmup", 0) + epochs) * made.get("steps", 0) * made.get("batch_size", 0),
-        "distillation": epochs * batch * math.ceil(run.distillation.passes * run.scale * full / batch),
+        "inversion": batches * made.get("steps", 0) * made.get("batch_size", 0),
+        "distillation": epochs * batch * run.distillation.steps_per_epoch(run.scale * full),
     }
     return {phase: images for phase, images in phases.items() if images}
 

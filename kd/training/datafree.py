@@ -26,7 +26,7 @@ from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
-from kd.training.synthetic_set import Course, describe, gap
+from kd.training.synthetic_set import Course, describe, followed, gap
 
 GAPS, GAP_BATCHES = 10, 4  # how often per run, and on how many batches of images, the student's gap is measured
 
@@ -44,6 +44,7 @@ def compute(
     drawn = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
     with journal.phase("evaluation", stepper.device):
         metrics, _ = evaluate(student, data.score, data.augment, teacher)
+        metrics |= followed(journal.history)
     suspects = Suspects(run, student, teacher, None, data.score.images, data.augment, "lower distillation.training.lr")
     suspects.require_finite(metrics)
     return Result(student, metrics, {"synthetic": drawn})
@@ -105,7 +106,8 @@ class _Distillation:
         self.generator, self.stepper, self.journal, self.checkpoint = generator, stepper, journal, checkpoint
         self.device, self.training = generator.device, run.distillation.training
         full = capacity(run, data.full_size)
-        context = SourceContext(teacher, data, run.modulation, generator, full, run.seed, stepper.run)
+        schedule = self.training.epochs, lambda learned: learning_rate(self.training, learned) / self.training.lr
+        context = SourceContext(teacher, data, run.modulation, generator, full, run.seed, *schedule, stepper.run)
         self.source = build_source(run.inversion, context)
         shape = (data.channels, data.image_size, data.image_size)
         self.buffer = ReplayBuffer(full, shape, len(data.classes), run.replay, self.device)
@@ -114,7 +116,7 @@ class _Distillation:
         self.optimizer = sgd([student], self.training)
         self.sums = Sums(["loss", "agreement", "weight", "divergence"], self.device)
         self.course = Course()
-        self.steps = math.ceil(run.distillation.passes * full / self.training.batch_size)  # of the student, per epoch
+        self.steps = run.distillation.steps_per_epoch(full)  # of the student
         self.epochs = self.source.warmup + self.training.epochs
         self.networks: tuple[nn.Module, nn.Module] = student, teacher  # as the student's step calls them
         self.parts = {
@@ -154,10 +156,12 @@ class _Distillation:
         self.networks = compiled.networks(*given, steps=self.training.epochs * self.steps)
 
     def learn(self, epoch: int) -> None:
-        """After the warm-up, train the student for ceil(passes * capacity / batch) steps on samples of the buffer."""
+        """After the warm-up, train the student for an epoch's steps on samples of the buffer."""
         learned, counts = epoch - self.source.warmup, self.journal.counts
         if learned < 0:
             return
+        if counts["student_steps"] == learned * self.steps:
+            self.buffer.shuffle(self.steps * self.training.batch_size, self.generator)
         set_lr(self.optimizer, learning_rate(self.training, learned))
         self.buffer.anneal(learned / max(1, self.training.epochs - 1))
         with self.journal.phase("distillation", self.device):

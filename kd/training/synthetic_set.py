@@ -52,6 +52,18 @@ class Course:
             setattr(self, name, [entry.numpy() for entry in state[name]])
 
 
+def followed(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return how well the student followed what it was shown, from the curves, in per cent.
+
+    `agreement_drawn`: its agreement with the teacher on drawn samples, mean over the last twentieth of its epochs;
+    `agreement_fall`: how far that lies below the highest mean over as many successive epochs.
+    """
+    agreement = [100 * row["agreement"] for row in history if "agreement" in row]
+    width = max(1, len(agreement) // 20)
+    means = np.convolve(agreement, np.full(width, 1 / width), "valid")
+    return {"agreement_drawn": float(means[-1]), "agreement_fall": float(means.max() - means[-1])}
+
+
 def gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module, samples: int) -> dict[str, Tensor]:
     """Return the mean KL(teacher || student) over the buffer (`gap_stored`) and weighted by P (`gap_drawn`), [] each.
 

@@ -67,13 +67,13 @@ class Net(nn.Module):
 class World:
     """Everything that one epoch needs."""
 
-    def __init__(self, seed=1, modulating=MODULATING, **settings):
+    def __init__(self, seed=1, modulating=MODULATING, epochs=1, relative_lr=lambda learned: 1.0, **settings):
         self.settings, self.modulating = SimpleNamespace(**SETTINGS | settings), modulating
         self.teacher = Net(3).eval().requires_grad_(False)
         self.student = Net(4).train()
         torch.manual_seed(seed)  # of the generator's weights
         self.random = random(seed)
-        context = SourceContext(self.teacher, DATA, modulating, self.random, 20, seed)
+        context = SourceContext(self.teacher, DATA, modulating, self.random, 20, seed, epochs, relative_lr)
         self.source = MetaGenerator(context, **vars(self.settings))
         self.generator = self.source.generator
         self.buffer = ReplayBuffer(20, (1, SIZE, SIZE), CLASSES, REPLAY, torch.device("cpu"))
@@ -81,7 +81,10 @@ class World:
         self.buffer.add(torch.zeros(8, 1, SIZE, SIZE, dtype=torch.uint8), classes, torch.ones(8), self.random)
 
     def epoch(self, adversarial=True, **kwargs):
-        return self.source.batch(1 if adversarial else 0, self.student, self.buffer, **kwargs)
+        return self.learn(0 if adversarial else -2, **kwargs)
+
+    def learn(self, learned, **kwargs):
+        return self.source.batch(learned, self.student, self.buffer, **kwargs)
 
 
 class Naive:

@@ -123,3 +123,30 @@ def test_the_adversarial_term_drives_the_images_away_from_the_student():
         t, s = world.teacher(normalised).logits, world.student.eval()(normalised).logits
         gaps.append((t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean().item())
     assert gaps[1] > 1.1 * gaps[0]
+
+
+def learned_world(**settings):
+    """A world whose source knows a schedule of ten epochs with a learning rate that falls in a straight line."""
+    return World(epochs=10, relative_lr=lambda learned: 1 - learned / 10, **settings)
+
+
+def test_the_adversary_begins_with_the_last_epoch_of_the_warm_up_and_ends_when_asked_to():
+    for share, last in ((1.0, 9), (0.5, 4)):
+        world = learned_world(adv_until=share)
+        having = [learned for learned in range(-4, 10) if "adv" in world.learn(learned).losses]
+        assert having == list(range(-1, last + 1))
+
+
+def test_the_adversarial_weight_falls_with_the_learning_rate_where_asked_to():
+    for follows in (False, True):
+        world = learned_world(adv_with_lr=follows)
+        for learned in (-1, 0, 6):
+            terms = world.learn(learned).losses
+            weight = 0.9 * (1 - max(0, learned) / 10 if follows else 1)
+            torch.testing.assert_close(terms["loss"], 1.5 * terms["bn"] + 0.7 * terms["oh"] + weight * terms["adv"])
+
+
+def test_images_come_in_the_first_part_of_the_training_where_asked_to():
+    for share, last in ((1.0, 11), (0.45, 5)):  # of ten epochs after a warm-up of two
+        world = learned_world(until=share, warmup=2)
+        assert [epoch for epoch in range(12) if world.source.brings(epoch)] == list(range(last + 1))

@@ -128,11 +128,9 @@ def test_the_reset_draws_the_first_layer_again_once_and_nothing_else():
     for each in (world, later):
         each.epoch(adversarial=False)
     numbers = copy.deepcopy(world.random)
-    weight = torch.empty_like(world.generator.first.weight).normal_(0, 0.02, generator=numbers)
-    later.generator.first.weight.data, later.generator.first.bias.data = (
-        weight,
-        torch.zeros_like(later.generator.first.bias),
-    )
+    for layer in (later.generator.first, later.generator.body[1]):
+        layer.weight.data = torch.empty_like(layer.weight).normal_(0, 0.02, generator=numbers)
+        layer.bias.data = torch.zeros_like(layer.bias)
     later.random.set_state(numbers.get_state())
     for _ in range(2):  # the second time with the same number of epochs learned
         assert equal(tuple(world.epoch()), tuple(later.epoch()))

@@ -130,3 +130,19 @@ def test_restored_buffer_continues_exactly(policy, batches):
             each.update_priority(drawn, torch.rand(6, generator=generator(40 + step)))
         batch = source.take(7)
         assert numbers(resumed) == numbers(buffer)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_share_of_new_images_enters_a_full_buffer(policy):
+    buffer, source, random = build(10, replacement=policy, admitted=0.3), Source(), generator()
+    buffer.add(*source.take(8), random)
+    assert numbers(buffer) == list(range(8)), "while there is room, all enter"
+    buffer.add(*source.take(8), random)
+    assert buffer.size == 10
+    before = set(numbers(buffer))
+    new = source.take(8)
+    buffer.add(*new, random)
+    check(buffer, source)
+    assert set(numbers(buffer)) - before == {16, 17}, "0.3 of eight, the first"
+    buffer.add(*source.take(1), random)
+    assert 24 in numbers(buffer), "at least one"

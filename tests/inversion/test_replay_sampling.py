@@ -185,3 +185,38 @@ def test_published_priority_settles_at_smaller_exponents():
 def test_priority_without_feedback_does_not_oscillate():
     history, divergence = deltas(20, alpha=1.0, beta=1.0, priority_feedback=False)
     assert torch.equal(history, divergence.expand(20, 4))
+
+
+# --- without replacement ---
+
+
+def test_shuffled_passes_draw_every_image_equally_often_and_resume():
+    buffer = build(20, alpha=0.0, with_replacement=False)
+    buffer.add(*Source().take(12), generator())
+    buffer.shuffle(30, generator(1))
+    drawn = [buffer.sample(6, generator()) for _ in range(2)]
+    resumed = build(20, alpha=0.0, with_replacement=False)
+    resumed.load_state_dict(buffer.state_dict())
+    for _ in range(3):
+        drawn.append(buffer.sample(6, generator()))
+        assert torch.equal(resumed.sample(6, generator()).index, drawn[-1].index)
+    index = torch.cat([each.index for each in drawn]).tolist()
+    first, second, third = index[:12], index[12:24], index[24:]
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert len(set(third)) == 6
+    assert first != second
+    assert torch.equal(torch.cat([each.weight for each in drawn]), torch.ones(30))
+
+
+def test_every_epoch_is_shuffled_again_over_what_the_buffer_holds():
+    buffer = build(20, alpha=0.0, with_replacement=False)
+    random, source = generator(1), Source()
+    seen = []
+    for count in (5, 8):
+        buffer.add(*source.take(count), random)
+        buffer.shuffle(13, random)
+        order = buffer._order
+        seen.append(buffer.sample(13, random).index.tolist())
+    assert set(seen[0]) == set(range(5))
+    assert sorted(seen[1]) == list(range(13))
+    assert buffer._order is order, "a captured step reads the same memory"

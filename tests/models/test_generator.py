@@ -54,7 +54,7 @@ def test_gradients_reach_noise_and_every_parameter():
         assert parameter.grad.isfinite().all(), path
 
 
-def test_first_layer_starts_anew_alone():
+def test_first_layer_and_its_normalisation_start_again_and_nothing_else():
     generator = Generator(noise_dim=50, width=8, image_size=16)
     first = generator.first.weight
     before = {key: value.clone() for key, value in generator.state_dict().items()}
@@ -65,9 +65,11 @@ def test_first_layer_starts_anew_alone():
     assert first.requires_grad
     assert first.mean().item() == pytest.approx(0, abs=0.001)
     assert first.std().item() == pytest.approx(0.02, rel=0.05)
+    assert generator.body[1].weight.std().item() == pytest.approx(0.02, rel=0.6)  # of 16 numbers
     assert torch.all(generator.first.bias == 0)
+    assert torch.all(generator.body[1].bias == 0)
     changed = {key for key, value in generator.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == {"first.weight", "first.bias"}
+    assert changed == {"first.weight", "first.bias", "body.1.weight"}
     again = first.clone()
     generator.reset_first_layer(torch.Generator().manual_seed(3))
     assert torch.equal(first, again)

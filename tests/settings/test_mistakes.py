@@ -99,6 +99,7 @@ MISTAKES = [
     ({"objective": {"ce": DROP}}, "objective", "{}", "at least 1"),
     ({"objective": {"kd": {"weight": 1}}}, "objective.kd", "kind is train", "set kind: distill"),
     (merge(KINDS["datafree"], {"dataset": {"image_size": 18}}), "dataset.image_size", "18", "multiple of 4"),
+    (merge(KINDS["datafree"], {"replay": {"with_replacement": False}}), "replay.with_replacement", "0.6", "alpha: 0"),
     (
         merge(KINDS["datafree"], {"teacher": {"model": "torchvision:alexnet"}}),
         *("teacher.model", "torchvision:alexnet has no batch normalisation", "take another teacher"),

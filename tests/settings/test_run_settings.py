@@ -193,8 +193,10 @@ COSINE = {"training": {"schedule": "cosine"}}
                 {"modulation": {"gamma": 0.3}},
                 {"replay": {"replacement": "random"}},
                 {"replay": {"initial_priority": "phi"}},
+                {"replay": {"admitted": 0.5}},
             )
         ),
+        ("datafree", {"distillation": {"steps": 7}}, {"distillation": {"passes": 3.0}}),
     ],
 )
 def test_a_setting_without_effect_is_no_part_of_a_run(kind, chosen, without_effect):

@@ -33,7 +33,8 @@ def test_what_is_not_required_has_a_neutral_value_or_a_default_in_the_code():
         for key in ("milestones", "gamma", "final_lr")
     }
     sources = {"inversion.generator", "inversion.original"}
-    assert optional == training | sources | {"replay.replacement", "replay.initial_priority"}
+    replay = {f"replay.{key}" for key in ("replacement", "admitted", "initial_priority", "with_replacement")}
+    assert optional == training | sources | replay | {"distillation.steps"}
 
 
 def test_every_object_of_the_schema_is_closed_but_the_named_maps():

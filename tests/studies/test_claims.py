@@ -195,6 +195,25 @@ def test_gaps_of_correlations_are_compared_where_they_are_known():
     assert "| correlation_gap, difference | below 0 | -0.0095 (" in claims_markdown(judged)
 
 
+@pytest.mark.parametrize(("accuracies", "verdict"), [([89, 90, 91], "holds"), ([86, 86.1, 86.2], "does not hold")])
+def test_runs_are_compared_with_a_published_number(accuracies, verdict):
+    test = {"of": FULL, "to": {"published": 88.36}, "above": -1}
+    frame = results({("ssdkd", "full", 0.1): accuracies, ("ssdkd", "none", 0.1): [50]})
+    require_runs(claim(test), frame, "s.yaml")
+    judged = judge(claim(test), frame)
+    assert judged["verdict"].item() == verdict
+    assert (judged["n"].item(), judged["mean"].item()) == (3, pytest.approx(sum(accuracies) / 3 - 88.36))
+    assert "| ssdkd, 10 % against 88.36 as published |" in claims_markdown(judged)
+    each = expanded(claim({**test, "each": "pair"}), frame)["c"]["tests"]
+    assert each == [{**test, "of": {**FULL, "teacher": "wrn_16_1", "student": "wrn_10_1"}}]
+
+
+def test_a_published_number_needs_runs_to_stand_next_to():
+    test = {"of": {"method": "fast"}, "to": {"published": 88.36}, "above": -1}
+    with pytest.raises(ConfigError, match=r"claims\.c\.tests\.0: no run of"):
+        require_runs(claim(test), results({("ssdkd", "full", 0.1): [50]}), "s.yaml")
+
+
 def test_scales_are_found_though_a_file_changed_their_last_bit():
     frame = results({("ssdkd", "full", 0.1 + 2e-17 + 1e-16): [50], ("ssdkd", "none", 0.1): [50]})
     assert len(pairs(frame, {"of": FULL, "to": NONE})) == 1

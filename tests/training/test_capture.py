@@ -13,7 +13,14 @@ from kd.settings.run import Run
 
 STEP, FIRST, STUDENT = "step", "first stage's step", "student's step"
 INVERSION, ADVERSARY = "inversion step", "inversion step with the adversary"
-LONGER = {"distillation__training__epochs": 5}
+LONGER = {"inversion__generator__warmup": 3, "distillation__training__epochs": 5}  # two epochs without an adversary
+IN_PASSES = {
+    "replay__with_replacement": False,
+    "replay__admitted": 0.5,
+    "distillation__steps": 7,
+    "inversion__generator__adv_with_lr": True,
+    "inversion__generator__until": 0.7,
+}
 CASES = [
     ("scratch", {}, {STEP}),
     ("kd", {"training__schedule": "steps", "training__milestones": [1]}, {STEP}),
@@ -49,6 +56,7 @@ CASES = [
         {STUDENT, INVERSION, ADVERSARY},
     ),
     ("ssdkd", {"inversion__generator__adv": 0.0, **LONGER}, {STUDENT, INVERSION}),
+    ("fast", {**IN_PASSES, **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
     ("original", {}, {STUDENT}),
 ]  # all but kdsvd, whose decomposition makes a GPU wait
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from device_runs import Numbers, assert_same, capturing, made, made_together, short
 from host_waits import GPU, on_each_device
-from test_capture import CASES
+from test_capture import CASES, IN_PASSES, LONGER
 
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.settings.run import Run
@@ -35,7 +35,6 @@ EACH = [
         for n, case in enumerate([*CASES, VIEWS])
     ),
 ]
-LONGER = {"distillation__training__epochs": 5}
 
 
 @pytest.fixture(autouse=True)
@@ -109,9 +108,14 @@ def test_a_capture_that_fails_changes_no_number(method, step, device, tmp_path, 
 
 
 @on_each_device
-@pytest.mark.parametrize(("method", "at"), [("kd", 9), ("crd", 8), ("ssdkd", 30)])
-def test_one_that_goes_on_from_a_checkpoint_ends_as_an_undisturbed_one(method, at, device, tmp_path, monkeypatch):
-    run = short(method, **(LONGER if method == "ssdkd" else {}))
+@pytest.mark.parametrize(
+    ("method", "changes", "at"),
+    [("kd", {}, 9), ("crd", {}, 8), ("ssdkd", LONGER, 30), ("fast", {**LONGER, **IN_PASSES}, 31)],
+)
+def test_one_that_goes_on_from_a_checkpoint_ends_as_an_undisturbed_one(
+    method, changes, at, device, tmp_path, monkeypatch
+):
+    run = short(method, **changes)
     capturing(device, monkeypatch)
     expected = made(run, tmp_path / "undisturbed", device)
     save, boundaries = Checkpoint.stop_or_save, []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from kd.runtime.checkpoint import Checkpoint
 from kd.training import datafree
 from kd.training.diagnosis import Unhealthy, require_learning, require_sound_loss, require_varied_images
 from kd.training.step import Sums
+from kd.training.synthetic_set import followed
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -151,3 +154,23 @@ def test_the_course_of_the_synthetic_set_is_kept(store: Path, tmp_path: Path) ->
     assert (np.diff(quantiles, axis=1) >= 0).all()
     rows = (tmp_path / "history.csv").read_text().splitlines()
     assert {"gap_stored", "gap_drawn", "inversion_image_std"} <= set(rows[0].split(","))
+
+
+def test_a_buffer_may_stop_changing_and_an_epoch_may_have_steps_of_its_own(store: Path, tmp_path: Path) -> None:
+    changes = {"inversion__generator__until": 0.5, "distillation__steps": 3, "distillation__training__epochs": 4}
+    execute(tiny_run("ssdkd", **changes), store, tmp_path)
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["inversion_loss"]) for row in rows] == [True] * 3 + [False] * 2, "a warm-up, half of four epochs"
+    counts = json.loads((tmp_path / "run.json").read_text())["counts"]
+    assert (counts["images"], counts["student_steps"]) == (3 * 16, 4 * 3)
+
+
+def test_how_well_the_student_followed_what_it_was_shown() -> None:
+    history = [{"epoch": 1.0}] + [{"agreement": value} for value in np.linspace(0.2, 0.8, 30)]  # a warm-up first
+    assert followed(history) == {"agreement_drawn": pytest.approx(80), "agreement_fall": 0.0}
+    falling = history + [{"agreement": 0.5}] * 10  # of 40 epochs the last twentieth are two
+    top = 50 * (history[-1]["agreement"] + history[-2]["agreement"])
+    found = followed(falling)
+    assert found == {"agreement_drawn": pytest.approx(50), "agreement_fall": pytest.approx(top - 50)}
+    assert followed([{"agreement": 0.25}]) == {"agreement_drawn": 25.0, "agreement_fall": 0.0}

@@ -109,6 +109,8 @@ WITHOUT_DATA = {"distillation__training__epochs": 2, "replay__full_size": 40}  #
         ("ssdkd", {"inversion__generator__precision": "bf16"}),
         ("ssdkd", {"modulation__gradient": True, "modulation__normalise": True, "modulation__class_of": "target"}),
         ("ssdkd", {"replay__priority_feedback": False, "replay__normalise_weights": False, "scale": 0.25}),
+        ("fast", {"replay__with_replacement": False, "replay__admitted": 0.5, "distillation__steps": 3}),
+        ("ssdkd", {"inversion__generator__adv_with_lr": True, "inversion__generator__adv_until": 0.5}),
     ],
 )
 def test_no_step_without_data_waits(method, changes, device, tmp_path):

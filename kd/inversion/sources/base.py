@@ -24,6 +24,8 @@ class SourceContext(NamedTuple):
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
     capacity: int  # images in a full buffer
     seed: int  # of the run
+    epochs: int = 1  # of the student's training
+    relative_lr: Callable[[int], float] = lambda learned: 1.0  # the student's learning rate in an epoch, from 1 down
     # runs a step by its name; a GPU captures it once and replays it, see kd/training/stepper.py for what a step is
     run: Callable[[str, Callable[[], None]], None] = lambda name, step: step()
 

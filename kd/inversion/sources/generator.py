@@ -31,7 +31,8 @@ class MetaGenerator(Source):
 
     The gradient of the common generator is the sum of the inner gradients of all steps (`maml`, first order), or the
     difference between its parameters and the inner copy's after the last step (`reptile`). Its Adam (learning rate
-    lr_generator * steps) steps once per epoch. L_adv is left out until the student has trained for an epoch.
+    lr_generator * steps) steps once per epoch. L_adv begins in the last epoch of the warm-up, as in
+    the reference code.
 
     Raises ConfigError for a teacher without BatchNorm2d layers.
     """
@@ -53,6 +54,9 @@ class MetaGenerator(Source):
         bn: float = 10.0,
         oh: float = 0.4,
         adv: float = 1.1,
+        adv_with_lr: bool = False,
+        adv_until: float = 1.0,
+        until: float = 1.0,
         bn_momentum: float = 0.9,
         meta: Literal["maml", "reptile"] = "maml",
         reset_epoch: int | None = 120,
@@ -66,6 +70,8 @@ class MetaGenerator(Source):
         self.batch_size, self.warmup, self.steps, self.precision = batch_size, warmup, steps, precision
         self.meta, self.reset_epoch, self.was_reset = meta, reset_epoch, False
         self.bn, self.oh, self.adv, self.bn_momentum = bn, oh, adv, bn_momentum
+        self.adv_epochs, self.epochs = round(adv_until * context.epochs), round(until * context.epochs)
+        self.relative_lr = context.relative_lr if adv_with_lr else lambda learned: 1.0
         self.work = {"generator_steps": steps, "images": batch_size}
         generator = Generator(noise_dim, width, data.image_size, data.channels)
         self.generator = generator.to(device, memory_format=torch.channels_last)
@@ -82,18 +88,24 @@ class MetaGenerator(Source):
         ]
         self.seen: Statistics = copy.deepcopy(self.past)  # of the last step, blended with the past
         self.momentum = torch.zeros((), dtype=torch.float64, device=device)  # 0 until there is a past
+        self.adv_weight = torch.zeros((), device=device)  # in this epoch
         self.best: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
+
+    def brings(self, epoch: int) -> bool:
+        """Return whether the epoch lies in the warm-up or in the first part of the student's training, `until`."""
+        return epoch < self.warmup + self.epochs
 
     def batch(
         self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
     ) -> Images | None:
         """Synthesise one batch and learn from it; return the images of the step with the lowest loss."""
-        if learned == self.reset_epoch and not self.was_reset:
+        if learned + 1 == self.reset_epoch and not self.was_reset:
             self.generator.reset_first_layer(self.random)  # against stale images
             self.was_reset = True
         before = self.random.get_state()
         self._begin()
-        adversary = student if learned > 0 and self.adv else None
+        adversary = student if self.adv and -1 <= learned < self.adv_epochs else None
+        self.adv_weight.fill_(self.adv * self.relative_lr(max(0, learned)))
         name = "inversion step with the adversary" if adversary is not None else "inversion step"
         for _ in range(self.steps):
             if interrupted():
@@ -158,7 +170,7 @@ class MetaGenerator(Source):
         loss = self.bn * terms["bn"] + self.oh * terms["oh"]
         if other is not None:
             terms["adv"] = adversarial_loss(logits, other).mean()
-            loss = loss + self.adv * terms["adv"]
+            loss = loss + self.adv_weight * terms["adv"]
         terms |= {"confidence": confidence.mean(), "phi_mean": phi.mean()}
         return {"loss": loss, **terms, "classes": classes, "phi": phi, "confidences": confidence}
 
