@@ -145,7 +145,17 @@ def test_looking_at_map_shapes_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg8", "mobilenetv2_half", "wrn_16_1"])
+def test_the_parts_behind_the_last_map_are_those_that_pool_calls_and_the_head():
+    for name, parts in {"resnet8": [], "wrn_10_1": ["norm"], "mobilenetv2": ["last"], "shufflenetv2": ["last"]}.items():
+        model = build(name, num_classes=3, image_size=16)
+        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        assert model.behind_maps() == [*map(model.get_submodule, parts), model.head]
+        assert model.training
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "vgg8", "mobilenetv2_half", "wrn_16_1"])
 def test_convolutions_start_by_fan_out(name):
     torch.manual_seed(0)
     model = build(name, num_classes=10)
