@@ -168,6 +168,24 @@ def test_convolutions_start_by_fan_out(name):
             assert torch.all(module.bias == 0)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_data_free_papers_residual_networks_start_as_torch_starts_layers(name):
+    """From the same seed, layers built one after the other have the same weights, and nothing is drawn after them."""
+    torch.manual_seed(0)
+    model = build(name, num_classes=10)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            kernel, stride = module.kernel_size[0], module.stride[0]
+            again = nn.Conv2d(module.in_channels, module.out_channels, kernel, stride, bias=False)
+            assert torch.equal(module.weight, again.weight)
+            assert again.weight.std().item() == pytest.approx((3 * again.weight[0].numel()) ** -0.5, rel=0.1)
+        if isinstance(module, nn.Linear):
+            assert torch.equal(module.weight, nn.Linear(512, 10).weight)
+    assert torch.equal(torch.rand(1), drawn)
+
+
 def test_same_seed_same_weights():
     first, second, other = (
         torch.cat([value.flatten() for value in _seeded("resnet8", seed).parameters()]) for seed in (1, 1, 2)
