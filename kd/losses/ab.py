@@ -24,8 +24,9 @@ class AB(Loss):
 
     with the margin m and the teacher's map t. s is the student's map F_s, or BN(conv(F_s)) behind a connector
     (`maps.connector`) where the two shapes differ. Both maps are taken before the stage's last ReLU (`Output.signed`).
-    For `first_epochs`, student and connectors learn only from it, at the first learning rate. In the main stage it is
-    0, so its published weight, 1, has no effect unless `keep` is on. The stem's map is left out.
+    For `first_epochs`, the student up to its last map and the connectors learn only from it, at the first learning
+    rate. What follows is in eval mode, WRN's last normalisation, too, whose output is a signed map. In the main stage
+    the loss is 0, so its published weight, 1, has no effect unless `keep` is on. The stem's map is left out.
 
     Args:
         context: the shapes of the maps, the generator of the initial weights.

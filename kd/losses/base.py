@@ -23,6 +23,7 @@ class Loss(nn.Module):
 
     signed: bool = False  # both outputs must hold `signed`, the maps before the ReLU that ends a stage
     first_epochs: int = 0  # epochs of a first stage, in which only `first_stage` is minimised
+    trains_student: bool = True  # the first stage trains the student up to its last map; False: nothing of it
     first_lr: float | None = None  # learning rate of that stage; None: the schedule's first
     logged: Mapping[str, Tensor] = MappingProxyType({})  # scalars [] of the last call, for history.csv
     logits: Tensor | None = None  # [B, K] of the last call, where the loss classifies in the student's place

@@ -30,9 +30,9 @@ class FSP(Loss):
 
         L = sum over i of 1/(C_i C_{i+1}) || G(F_s,i, F_s,i+1) - G(F_t,i, F_t,i+1) ||^2
 
-    For `first_epochs`, the student learns only from it, at the first learning rate; its head, which the loss does not
-    reach, stays as it is. In the main stage the loss is 0, as in the paper and CRD's code, so its published weight, 50,
-    has no effect unless `keep` is on. It has no parameters.
+    For `first_epochs`, the student learns only from it, at the first learning rate, up to its last map. In the main
+    stage the loss is 0, as in the paper and CRD's code, so its published weight, 50, has no effect unless `keep` is on.
+    It has no parameters.
 
     Args:
         context: the shapes of the maps.

@@ -24,7 +24,7 @@ class FT(Loss):
 
         L = 1/(C H W) ||decoder(encoder(F_t)) - F_t||^2
 
-    without the student. Main stage: the paraphraser is frozen, and translator and student learn from
+    without the student, which is in eval mode. Main stage: the paraphraser is frozen, translator and student learn from
 
         L = 1/(H W) sum_hw |q(translator(F_s)) - q(encoder(F_t))|_hw        q(F) = v / ||v||_2,  v = mean_c F_c^2
 
@@ -38,6 +38,8 @@ class FT(Loss):
         first_lr: learning rate of the first stage.
         factor_rate: channels of the factors, as a share of the teacher's.
     """
+
+    trains_student = False
 
     def __init__(
         self, context: LossContext, *, first_epochs: int = 30, first_lr: float = 0.01, factor_rate: float = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,15 @@ from kd.losses.base import FunctionLoss, Loss
 from kd.registry.losses import LOSSES, OF_TERMS, require_pair, require_settings
 from kd.runtime.messages import ConfigError
 
+if TYPE_CHECKING:
+    from kd.models.classifier import Classifier
+
 
 class Objective(nn.Module):
     """Sum over losses of weight * loss, one value per sample [B].
 
-    Losses may have a first stage (`Loss.first_epochs`). During it only their `first_stage` is summed, without weights.
+    Losses may have a first stage (`Loss.first_epochs`). During it only their `first_stage` is summed, without weights,
+    and parts of the student rest (`resting`).
     A term's `warmup` is the number of epochs, counted after that stage, over which its weight rises in a straight line:
     in the e-th epoch it is min(1, e / warmup) of the whole.
 
@@ -56,6 +60,17 @@ class Objective(nn.Module):
         for name, warmup in self.warmups.items():
             share = min(1.0, risen / warmup) if warmup else 1.0
             self.weight(name).fill_(self.weights[name] * share)
+
+    def resting(self, student: Classifier) -> list[nn.Module]:
+        """Return what of the student no step of this epoch trains, to be kept in eval mode.
+
+        In a first stage that is what stands behind its last map, as in the code of CRD's study, or all of it, where no
+        loss trains it then (`Loss.trains_student`). In the main stage it is nothing.
+        """
+        if not self.first:
+            return []
+        trained = any(loss.first_epochs and loss.trains_student for loss in self.losses.values())
+        return student.behind_maps() if trained else [student]
 
     def weight(self, name: str) -> Tensor:
         """Return the weight of a term in this epoch, [], float64."""
@@ -115,6 +130,9 @@ class EnsembleObjective(nn.Module):
     def begin(self, epoch: int) -> None:
         for member in self.members:
             member.begin(epoch)
+
+    def resting(self, student: Classifier) -> list[nn.Module]:
+        return self.members[0].resting(student)
 
     @property
     def signed(self) -> bool:

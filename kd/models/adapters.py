@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.batch import Output
-from kd.models.classifier import Classifier, evaluating
+from kd.models.classifier import Classifier, called, evaluating
 from kd.runtime.torchvision_compat import import_torchvision
 
 
@@ -71,6 +71,15 @@ class LogitsAdapter(Classifier):
 
     def stages(self, images: Tensor) -> list[Tensor]:
         return list(self.forward(images, maps=True).maps)
+
+    def behind_maps(self) -> list[nn.Module]:
+        """Return the layers that run after the last map, and the head."""
+        image = next(self.parameters()).new_zeros((1, self.in_channels, self.image_size, self.image_size))
+        last = [self.body.get_submodule(path) for path in self.taps[-1:]]
+        layers = [module for module in self.body.modules() if not [*module.children()]]
+        with evaluating(self):
+            ended = called({*layers, *last}, lambda: self.features(image))
+        return [*ended[ended.index(last[0]) + 1 :], self.head] if last else [self.head]
 
     def forward(self, images: Tensor, maps: bool = False, signed: bool = False) -> Output:
         kept: list[Tensor] = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ class Classifier(nn.Module):
       and `pool_signed` if the feature is computed from the signed map;
     - sets `maps_are_signed = True` if its last map has not been through a ReLU yet.
 
-    The rest has one meaning for all: `features`, `forward`, `map_shapes`, `feature_dim`, `num_classes`, `in_channels`
-    and `image_size`, the size of the images that the network was built for.
+    The rest has one meaning for all: `features`, `forward`, `map_shapes`, `behind_maps`, `feature_dim`, `num_classes`,
+    `in_channels` and `image_size`, the size of the images that the network was built for.
     """
 
     head: nn.Linear  # penultimate feature [B, D] -> logits [B, K]
@@ -90,6 +91,15 @@ class Classifier(nn.Module):
         with evaluating(self):
             maps = self.forward(torch.zeros(size, dtype=like.dtype, device=like.device), maps=True).maps  # past hooks
         return tuple(tuple(map_.shape[1:]) for map_ in maps)
+
+    def behind_maps(self) -> list[nn.Module]:
+        """Return the parts behind the last map: the children that `pool` calls, found by calling it, and the head.
+
+        The call draws no random number and leaves running statistics and modes as they are.
+        """
+        last = next(self.parameters()).new_zeros((1, *self.map_shapes()[-1]))
+        with evaluating(self):
+            return [*called(self.children(), lambda: self.pool(last)), self.head]
 
 
 class Rectified(Classifier):
@@ -158,16 +168,9 @@ class Reusing(Classifier):
         student.head = nn.Identity()
         self.teacher = copy.deepcopy(teacher)
         self.size = teacher.map_shapes()[-1][1:]
-        called: set[nn.Module] = set()
-        children = dict(self.teacher.named_children())
-        hooks = [child.register_forward_hook(lambda module, *_: called.add(module)) for child in children.values()]
-        with evaluating(self.teacher):
-            like = next(self.teacher.parameters())
-            self.teacher.pool(like.new_zeros((1, *teacher.map_shapes()[-1])))
-        for hook in hooks:
-            hook.remove()
-        for name, child in children.items():
-            if child not in called and child is not self.teacher.head:
+        kept = self.teacher.behind_maps()
+        for name, child in list(self.teacher.named_children()):
+            if child not in kept:
                 delattr(self.teacher, name)
 
     @property
@@ -198,6 +201,18 @@ class LogitsOnly(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images).logits
+
+
+def called(parts: Iterable[nn.Module], call: Callable[[], Any]) -> list[nn.Module]:
+    """Return which parts of a network run in a call, in the order in which they end."""
+    ended: list[nn.Module] = []
+    hooks = [part.register_forward_hook(lambda module, *_: ended.append(module)) for part in parts]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ended
 
 
 @contextmanager

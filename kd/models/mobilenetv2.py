@@ -38,9 +38,9 @@ class MobileNetV2(Classifier):
 
     `widen_first` adds a 1x1 convolution to the first row, too, whose factor is 1; `relu6` caps the ReLUs at 6.
     The data-free papers use the network as printed (width 1); CRD uses half the width, one halving less, `widen_first`
-    and plain ReLUs. Neither has dropout. Maps of CRD's at 32x32: 16 x 16 x 16 (stem), 12 x 16 x 16, 16 x 8 x 8,
-    48 x 4 x 4, 160 x 2 x 2, the last four without activation. Penultimate feature: 1280, after a last 1x1
-    convolution.
+    and plain ReLUs. The data-free papers' code has dropout of 0.2 before the head, CRD's has none; here neither form
+    has any. Maps of CRD's at 32x32: 16 x 16 x 16 (stem), 12 x 16 x 16, 16 x 8 x 8, 48 x 4 x 4, 160 x 2 x 2, the last
+    four without activation. Penultimate feature: 1280, after a last 1x1 convolution.
     """
 
     maps_are_signed = True

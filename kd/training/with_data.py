@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd.batch import LossContext
 from kd.data.dataset import Data, Loader, stratified
 from kd.losses.objective import EnsembleObjective, Objective
-from kd.models.classifier import Ensemble
+from kd.models.classifier import Ensemble, frozen
 from kd.runtime.checkpoint import Checkpoint, RandomState
 from kd.runtime.journal import Journal
 from kd.settings.run import Run
@@ -56,7 +56,8 @@ def train(
 ) -> nn.Module:
     """Train the student on the run's fraction of the real data, with a teacher by distillation; return what is scored.
 
-    A loss's first stage runs before the schedule begins, at the schedule's first learning rate or its own `first_lr`.
+    A loss's first stage runs before the schedule begins, at the schedule's first learning rate or its own `first_lr`;
+    what of the student it does not train is frozen, in eval mode, until it ends.
     A killed run goes on from its checkpoint. Raises Stopped after SIGTERM, Unhealthy for a run that leads nowhere.
     """
     device = data.train.labels.device
@@ -86,7 +87,7 @@ def train(
     epochs = first + run.training.epochs
     shape = (loader.batch_size, *split.images.shape[1:])
     given = (run, stepper, journal, student, teacher, shape, asked_of(objective))
-    learner, answering = compiled.networks(*given, steps=epochs * per_epoch)
+    learner, answering = compiled.networks(*given, steps=run.training.epochs * per_epoch)
     if teacher is not None:
         members = tuple(map(id, teacher.members if isinstance(teacher, Ensemble) else [teacher]))
         each = answering.each if isinstance(answering, Ensemble) else answering  # each teacher answers for itself
@@ -95,7 +96,8 @@ def train(
 
     def step() -> None:
         batch = loader.batch()
-        seen = train_step(learner, answering, objective, batch, optimizer, run.precision)
+        learns = student if objective.first else learner  # compiled as it is in the main stage: all in train mode
+        seen = train_step(learns, answering, objective, batch, optimizer, run.precision)
         hits = objective.answers(seen.student).argmax(1) == batch.labels
         sums.add(seen.loss.mean(), hits.float().mean(), *objective.logged().values())
 
@@ -106,7 +108,7 @@ def train(
         set_lr(optimizer, objective.first_lr or lr if objective.first else lr)
         if journal.counts["student_steps"] == first * per_epoch:
             optimizer.state.clear()  # the stages share no momentum
-        with journal.phase("training", device):
+        with journal.phase("training", device), frozen(nn.ModuleList(objective.resting(student))):
             for _ in range(journal.counts["student_steps"], (epoch + 1) * per_epoch):
                 checkpoint.stop_or_save(parts)
                 loader.advance()

@@ -129,6 +129,16 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("own_nets", None)
 
 
+def test_the_parts_behind_the_last_map_are_the_layers_that_run_after_it(own):
+    plain = build(f"{own}:plain", num_classes=3)
+    assert plain.behind_maps() == [*plain.body[5:], plain.head]
+    assert plain.training
+    resnet = build("torchvision:resnet18", num_classes=3)
+    assert resnet.behind_maps() == [resnet.body.avgpool, resnet.body.fc, resnet.head]
+    assert not any(module._forward_hooks for module in resnet.modules())
+    assert build(f"{own}:Duck", num_classes=3).behind_maps()[-1].out_features == 3
+
+
 def test_own_classifier_is_taken_as_it_is(own):
     model = build(f"{own}:Mine", num_classes=3, in_channels=1, image_size=12)
     assert type(model).__name__ == "Mine"

@@ -145,7 +145,17 @@ def test_looking_at_map_shapes_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg8", "mobilenetv2_half", "wrn_16_1"])
+def test_the_parts_behind_the_last_map_are_those_that_pool_calls_and_the_head():
+    for name, parts in {"resnet8": [], "wrn_10_1": ["norm"], "mobilenetv2": ["last"], "shufflenetv2": ["last"]}.items():
+        model = build(name, num_classes=3, image_size=16)
+        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        assert model.behind_maps() == [*map(model.get_submodule, parts), model.head]
+        assert model.training
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "vgg8", "mobilenetv2_half", "wrn_16_1"])
 def test_convolutions_start_by_fan_out(name):
     torch.manual_seed(0)
     model = build(name, num_classes=10)
@@ -156,6 +166,24 @@ def test_convolutions_start_by_fan_out(name):
         if isinstance(module, nn.BatchNorm2d):
             assert torch.all(module.weight == 1)
             assert torch.all(module.bias == 0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_data_free_papers_residual_networks_start_as_torch_starts_layers(name):
+    """From the same seed, layers built one after the other have the same weights, and nothing is drawn after them."""
+    torch.manual_seed(0)
+    model = build(name, num_classes=10)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            kernel, stride = module.kernel_size[0], module.stride[0]
+            again = nn.Conv2d(module.in_channels, module.out_channels, kernel, stride, bias=False)
+            assert torch.equal(module.weight, again.weight)
+            assert again.weight.std().item() == pytest.approx((3 * again.weight[0].numel()) ** -0.5, rel=0.1)
+        if isinstance(module, nn.Linear):
+            assert torch.equal(module.weight, nn.Linear(512, 10).weight)
+    assert torch.equal(torch.rand(1), drawn)
 
 
 def test_same_seed_same_weights():

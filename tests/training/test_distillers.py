@@ -70,6 +70,7 @@ STAGES, RISING = ("ab", {"objective__ab__first_epochs": 2}), ("dkd", {"objective
     ("method", "changes", "stop_at"),
     [  # in the first stage, at its end, after it (two steps an epoch); while a weight rises; with learned layers
         *((*STAGES, step) for step in (3, 4, 6)),
+        *((loss, {f"objective__{loss}__first_epochs": 2}, 3) for loss in ("ft", "fsp")),
         (*RISING, 3),
         ("simkd", {}, 3),
         ("reviewkd", {}, 3),
