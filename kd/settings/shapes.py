@@ -71,7 +71,7 @@ class Dataset:
     )
     validation: float = setting(
         0.0,
-        "fraction of the training data held out and scored instead of the test set; only tuning uses it",
+        "fraction of the training data held out and scored instead of the test set: for tuning and choosing",
         at_least=0,
         below=1,
     )

@@ -7,6 +7,7 @@ from conftest import ROOT
 from own_studies import SCHEMAS
 
 from kd.studies.study import load_study
+from kd.training.datafree import capacity
 
 
 @pytest.mark.parametrize("name", ["ssdkd-cifar10", "ssdkd-cifar100"])
@@ -89,3 +90,21 @@ def test_crds_studies_hold_what_they_promise(name):
         assert {(run.teacher.view, run.view) for run in study.runs.values() if run.teacher} == {
             *(("rgb", "rgb"), ("luminance", "chrominance"))
         }
+
+
+@pytest.mark.parametrize(("name", "variants"), [("fast-cifar10", 3), ("fast-cifar100", 2)])
+def test_fast_is_as_published(name, variants):
+    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name})
+    runs = [study.runs[path] for path in study.table["path"]]
+    assert {run.distillation.steps_per_epoch(capacity(run, 50_000)) for run in runs} == {400}
+    assert {capacity(run, 50_000) for run in runs} == {(20 + 200) * 256}, "every image stays in the pool"
+    for run in runs:
+        assert (run.replay.alpha, run.replay.beta, run.replay.with_replacement) == (0, 0, False)
+        assert (run.modulation.diversity, run.modulation.gamma) == (0, 0)
+    made = {method: study.runs[path].inversion.settings for method, path in study.table[["method", "path"]].values}
+    steps = {name: (of["steps"], of["lr_noise"], of["lr_generator"]) for name, of in made.items()}
+    assert steps == {"fast2": (2, 0.015, 0.005), "fast": (5, 0.01, 0.003), "fast10": (10, 0.01, 0.002)}
+    tests = [test for claim in study.claims.values() for test in claim["tests"]]
+    assert len(tests) == 5 * variants, "each pair has its published number"
+    shared = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name.replace("fast", "ssdkd")})
+    assert set(study.table["path"][study.table["method"] != "fast"]) <= set(shared.table["path"])
