@@ -7,7 +7,7 @@ many images as the study's 100 % scale; for comparison the student's training of
   the adversarial term, total variation and the squared norm.
 - CMI, 500 steps (Fang et al., IJCAI 2021): a generator for each batch; without its contrastive term: a lower bound.
 
-STUDY is the folder of a finished study with ssdkd at 10 % and fast at 100 %, results/studies/ssdkd-cifar100-quick for
+STUDY is the folder of a finished study with ssdkd at 10 % and Fast at 100 %, results/studies/ssdkd-cifar100-quick for
 example. Run it on the machine that ran the study; one thread. Steps are measured in turn, medians are shown.
 """
 
@@ -114,9 +114,9 @@ def main() -> None:
     results = pd.read_csv(folder / "results.csv").drop_duplicates("path")
     plain = results[results["ablation"] == "full"]
     small = plain[(plain["method"] == "ssdkd") & (plain["scale"] == 0.1)]
-    fast = plain[(plain["method"] == "fast") & (plain["scale"] == 1.0)]
+    fast = plain[(plain["method"] .isin(["fast2", "fast"])) & (plain["scale"] == 1.0)]
     if small.empty or fast.empty:
-        sys.exit(f"{folder}: this study has no run of ssdkd at scale 0.1 or none of fast at 1.0")
+        sys.exit(f"{folder}: this study has no run of ssdkd at scale 0.1 or none of Fast at 1.0")
     root = folder.parents[1]
     record = read_json(root / small["path"].iloc[0] / "run.json")
     run = Run.from_dict(record["settings"])
