@@ -114,7 +114,7 @@ def main() -> None:
     results = pd.read_csv(folder / "results.csv").drop_duplicates("path")
     plain = results[results["ablation"] == "full"]
     small = plain[(plain["method"] == "ssdkd") & (plain["scale"] == 0.1)]
-    fast = plain[(plain["method"] .isin(["fast2", "fast"])) & (plain["scale"] == 1.0)]
+    fast = plain[(plain["method"].isin(["fast2", "fast"])) & (plain["scale"] == 1.0)]
     if small.empty or fast.empty:
         sys.exit(f"{folder}: this study has no run of ssdkd at scale 0.1 or none of Fast at 1.0")
     root = folder.parents[1]
