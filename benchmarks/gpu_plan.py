@@ -44,39 +44,39 @@ def pair(teacher: str, *students: str) -> dict[str, Any]:
 
 
 FULL_SIZE = {"study": "ssdkd-full-size", "given": {"precision": "bf16"}}  # as the study says itself
-AT_TEN = {"experiment": ["pairs"], "method": ["ssdkd", "fast10", "original"]}
+SMALLEST = pair("wrn_40_2", "wrn_16_1")
+
+
+def of_data_set(study: str) -> list[Section]:
+    """Return the sections of one data set: the five pairs at 10 %, original samples, modules, scales, Fast at 100 %."""
+    at_ten = {"experiment": ["pairs"], "method": ["ssdkd", "fast2", "fast10"]}
+    others = pair("wrn_40_2", "wrn_16_2", "wrn_40_1")
+    resnet = {"teacher": ["resnet34", "vgg11"], "student": ["resnet18"]}
+    rows = {
+        "WRN-40-2 to WRN-16-1": ({**at_ten, **SMALLEST}, WRN),
+        "WRN-40-2 to other WRN": ({**at_ten, **others}, WRN),
+        "ResNet-34 and VGG-11 to ResNet-18": ({**at_ten, **resnet}, RESNET),
+        "Original samples": ({"experiment": ["pairs"], "method": ["original"], **SMALLEST}, WRN),
+        "Modules": ({"experiment": ["modules"], **SMALLEST}, WRN),
+        "Scales": ({"experiment": ["scale"], **SMALLEST}, WRN),
+        "Fast at 100 %": ({"experiment": ["full-scale"], **SMALLEST}, WRN),
+    }
+    return [Section(f"{title}, {study}", study, *chosen) for title, chosen in rows.items()]
+
+
 QUEUE = [
-    Section(
-        "Five and ten passes at 10 %",
-        rows={"experiment": ["passes"], "ablation": ["passes-5", "passes-10"]},
-        **FULL_SIZE,
-    ),
-    Section("Open choices at full size", rows={"experiment": ["choices"]}, **FULL_SIZE),
+    Section("Passes over the buffer at 10 %", rows={"experiment": ["passes"], "method": ["ssdkd"]}, **FULL_SIZE),
+    Section("Fast2 and Fast10 at 10 %", rows={"experiment": ["passes"], "method": ["fast2", "fast10"]}, **FULL_SIZE),
     Section("Fast at full size", rows={"experiment": ["full-scale"]}, **FULL_SIZE),
-    Section("Two and twenty passes at 10 %", rows={"experiment": ["passes"]}, **FULL_SIZE),
+    Section("What the student cannot follow, at full size", rows={"experiment": ["choices"]}, **FULL_SIZE),
+    *of_data_set("ssdkd-cifar10"),
+    *of_data_set("ssdkd-cifar100"),
     Section("Inversion in bf16 at 10 %", rows={"experiment": ["precision"]}, **FULL_SIZE),
-    *(
-        Section(f"WRN-40-2 to WRN-16-1, {name}", name, {**AT_TEN, **pair("wrn_40_2", "wrn_16_1")}, WRN)
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
-    ),
-    *(
-        Section(f"WRN-40-2 to other WRN, {name}", name, {**AT_TEN, **pair("wrn_40_2", "wrn_16_2", "wrn_40_1")}, WRN)
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
-    ),
-    *(
-        Section(f"ResNet-34 to ResNet-18, {name}", name, {**AT_TEN, **pair("resnet34", "resnet18")}, RESNET)
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
-    ),
     Section(
         "bf16 against float32",
         "ssdkd-cifar10",
-        {**AT_TEN, "method": ["ssdkd"], **pair("wrn_40_2", "wrn_16_1")},
+        {"experiment": ["pairs"], "method": ["ssdkd"], **SMALLEST},
         {**WRN, "precision": "bf16"},
-    ),
-    *(
-        Section(f"{title}, {name}", name, {"experiment": [experiment], **pair("wrn_40_2", "wrn_16_1")}, WRN)
-        for title, experiment in (("Scales", "scale"), ("Modules", "modules"), ("Fast at 100 %", "full-scale"))
-        for name in ("ssdkd-cifar10", "ssdkd-cifar100")
     ),
     Section(
         "CRD, WRN-40-2 to WRN-16-2",
@@ -103,7 +103,8 @@ MINIATURE: dict[str, Any] = {
     "distillation": {"passes": 1.0, "training": {"epochs": 2, "batch_size": 16, "lr": 0.05}},
 }
 SMALL = {"wrn_40_2": "wrn_10_2", "wrn_16_2": "resnet14", "wrn_40_1": "wrn_16_1", "wrn_16_1": "wrn_10_1"}
-SMALL |= {"resnet34": "resnet20", "resnet18": "resnet8"}
+SMALL |= {"resnet34": "resnet20", "vgg11": "resnet14", "resnet18": "resnet8"}
+POOL = {"replay": {"full_size": 200}, "distillation": {"steps": 4}}  # in place of Fast's at 100 %
 
 
 # --------------------------------------------------------------------------------------------------------- what to do
@@ -191,7 +192,7 @@ def _small(name: str, study: Study) -> Path:
         found = rows[["teacher", "student"]].drop_duplicates().itertuples(index=False)
         pairs = [[SMALL[teacher], SMALL[student]] for teacher, student in found if {teacher, student} <= set(SMALL)]
         fits = pairs and "fsp" not in set(rows["method"])  # which needs equal widths
-        experiments[experiment] = {"pairs": pairs, "seeds": [0]} if fits else None
+        experiments[experiment] = {"pairs": pairs, "seeds": [0], "settings": POOL} if fits else None
     content: dict[str, Any] = {"extends": str(ROOT / f"config/studies/{name}.yaml"), "claims": None}
     bank = {"objective": {"crd": {"negatives": 64, "feat_dim": 16}}}
     content |= {"experiments": experiments, "methods": {"crd": bank, "crd-kd": bank}}
