@@ -6,6 +6,7 @@ import pytest
 from test_tables import ACCURACY, frame
 
 from kd.reports.figures import VIEWS, correlations
+from kd.reports.figures import agreement as agreement_figure
 from kd.reports.figures.drawing import save
 from kd.reports.figures.synthetic import _tiles as tiles
 from kd.reports.figures.synthetic import course as synthetic_course
@@ -209,3 +210,22 @@ def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
     texts = {text.get_text() for text in figure.findobj(Text)}
     assert {"1", "1e−04", "1000"} <= texts
     assert not [text for text in texts if "$" in text]
+
+
+def test_agreement_is_drawn_by_epoch_with_the_first_run_behind_the_others(tmp_path):
+    values = {"full": np.linspace(0.1, 0.5, 40), "other": np.linspace(0.9, 0.3, 40), "short": np.array([0.25, 0.75])}
+    folders = {}
+    for label, agreement in values.items():
+        folders[label] = tmp_path / label
+        folders[label].mkdir()
+        history = pd.DataFrame({"epoch": np.arange(1.0, len(agreement) + 3), "agreement": [np.nan] * 2 + [*agreement]})
+        history.to_csv(folders[label] / "history.csv", index=False)
+    figure = agreement_figure.draw(folders)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == list(values)
+    grey, own = shown[1].get_lines()
+    assert (own.get_xdata()[0], own.get_xdata()[-1]) == (3, 42), "from the first epoch of the student"
+    assert own.get_ydata()[-1] == pytest.approx(50 * (values["other"][-1] + values["other"][-2]))
+    assert grey.get_ydata()[-1] == pytest.approx(50 * (values["full"][-1] + values["full"][-2]))
+    assert shown[2].get_lines()[1].get_ydata() == pytest.approx([25, 75])
+    bytes_of(lambda: figure, tmp_path)

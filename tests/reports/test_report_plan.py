@@ -16,7 +16,7 @@ from kd.reports.plan import example_runs, plan_figures, plan_tables, student_wit
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
 
-SYNTHETIC = ["synthetic-images", "synthetic-histograms", "synthetic-course"]
+SYNTHETIC = ["synthetic-images", "synthetic-histograms", "agreement", "synthetic-course"]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd.reports.figures import bars, correlations, pairs, scale, synthetic
+from kd.reports.figures import agreement, bars, correlations, pairs, scale, synthetic
 from kd.runs.folder import HISTORY, RECORD, array_file
 
 # An experiment's `view` -> draw(summary, results, title): one figure per experiment, from results.csv.
@@ -59,6 +59,13 @@ OF_RUNS: dict[str, OfRuns] = {
         synthetic.draw_histograms,
         "Classes and confidences that the teacher sees in the final synthetic set of a run; dashed: all classes "
         "equally often.",
+    ),
+    "agreement": OfRuns(
+        "datafree",
+        (HISTORY,),
+        agreement.draw,
+        "How often student and teacher agree on the samples that the student is shown, in training mode, over the "
+        "epochs; first pair and seed of each method and ablation, the first run in grey behind the others.",
     ),
     "synthetic-course": OfRuns(
         "datafree",
