@@ -14,7 +14,7 @@ from kd.reports import pairs_table
 from kd.reports.figures import OF_RUNS, VIEWS
 from kd.reports.figures.drawing import save
 from kd.reports.plan import PlannedFigure, plan_figures, plan_tables
-from kd.reports.tables import collect, computed_note, markdown, study_markdown, summarise
+from kd.reports.tables import collect, computed_note, markdown, scored_note, study_markdown, summarise
 from kd.runs.folder import with_results
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
@@ -81,7 +81,7 @@ def write_tables(
             summary = summarise(rows)
             summary.to_csv(file, index=False)
             text = markdown(summary, table.title)
-        parts.append(text + computed_note(rows))
+        parts.append(text + scored_note(rows, results) + computed_note(rows))
     if claims:
         judged = judge(claims, results)
         judged.to_csv(folder / "claims.csv", index=False)

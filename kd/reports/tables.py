@@ -147,6 +147,13 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
     return f"### {title}\n\n" + "\n".join(map(markdown_row, lines)) + "\n"
 
 
+def scored_note(rows: pd.DataFrame, results: pd.DataFrame) -> str:
+    """Return the line under a table that names its images, where not all of a study's runs are scored on the same."""
+    if results["scored"].nunique() == 1:
+        return ""
+    return f"\nScored on the {' and '.join(sorted(set(rows['scored'])))} images.\n"
+
+
 def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     """Return the text of table.md: what was measured and on what, then a table per experiment."""
     columns = results.columns.union(["teacher_accuracy", "teacher_view"])
@@ -154,9 +161,8 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     views = teachers["teacher_view"].astype(object).fillna(RGB)
     known = teachers.groupby(["dataset", "teacher", views])["teacher_accuracy"].agg(["min", "max"])
     lines = [f"## {title}", ""]
-    lines += [
-        f"Accuracy in % of the {results['scored'].iloc[0]} images after the last epoch, mean ± standard deviation over"
-    ]
+    images = f"the {results['scored'].iloc[0]} images" if results["scored"].nunique() == 1 else "the images named below"
+    lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
     lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]
     lines += ["runs made together share them. Differences are paired by seed, ± standard error.", ""]
     for row in known.reset_index().itertuples():

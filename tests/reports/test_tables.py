@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kd.reports.tables import collect, computed_note, markdown, study_markdown, summarise
+from kd.reports.tables import collect, computed_note, markdown, scored_note, study_markdown, summarise
 from kd.runtime.files import write_json
 from kd.studies.expansion import COLUMNS
 
@@ -221,6 +221,16 @@ def test_a_studys_text_says_what_was_measured():
     assert text.count("### One") == 2
     results.loc[0, "teacher_accuracy"] = 88.0
     assert "88.00 to 90.00 %" in study_markdown("My study", [], results)
+
+
+def test_where_runs_are_scored_on_different_images_each_table_says_on_which():
+    results = frame()
+    assert scored_note(results, results) == ""
+    assert "Accuracy in % of the test images after" in study_markdown("T", [], results)
+    results.loc[results["scale"] == 0.1, "scored"] = "validation"
+    assert "Accuracy in % of the images named below after" in study_markdown("T", [], results)
+    assert scored_note(results[results["scale"] == 0.1], results) == "\nScored on the validation images.\n"
+    assert scored_note(results, results) == "\nScored on the test and validation images.\n"
 
 
 def test_rows_that_were_computed_differently_are_named_under_their_table():
