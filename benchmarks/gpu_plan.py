@@ -98,7 +98,7 @@ MINIATURE: dict[str, Any] = {
         }
     },
     "training": {"epochs": 1, "batch_size": 256, "lr": 0.1, "schedule": "cosine", "milestones": []},
-    "inversion": {"generator": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 1}},
+    "inversion": {"generator": {"batch_size": 16, "warmup": 1, "noise_dim": 8, "width": 4, "reset_epoch": 2}},
     "replay": {"full_size": 200},
     "distillation": {"passes": 1.0, "training": {"epochs": 2, "batch_size": 16, "lr": 0.05}},
 }

@@ -204,7 +204,8 @@ class _Distillation:
         if "inversion_loss" in row:
             advice = suspects.advice(row["inversion_loss"], source.remedy_diverged)
             require_sound_loss(row, [], "inversion_loss", advice)
-            if learned > 0 and "inversion_image_std" in row and self.course.class_counts:
+            several = self.buffer.size >= num_classes  # of a handful of images all may be of one class by chance
+            if learned > 0 and several and "inversion_image_std" in row and self.course.class_counts:
                 share = self.course.class_counts[-1].max() / self.course.class_counts[-1].sum()
                 std, remedies = row["inversion_image_std"], (source.remedy_alike, source.remedy_one_class)
                 require_varied_images(round(row["epoch"]), share, std, num_classes, *remedies)

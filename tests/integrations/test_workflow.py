@@ -40,7 +40,7 @@ def test_dag_has_one_job_per_distinct_run(dry: DryRuns) -> None:
         "prepare_data": 1,
         "collect": 1,
         "tables": 1,
-        "figure": 6,
+        "figure": 7,
     }
 
 

@@ -13,13 +13,15 @@ import pytest
 import torch
 from conftest import execute, tiny_run
 
+from kd.inversion.replay import ReplayBuffer
+from kd.inversion.sources.base import Images
 from kd.inversion.sources.generator import MetaGenerator
 from kd.models.generator import Generator
 from kd.runtime.checkpoint import Checkpoint
 from kd.training import datafree
 from kd.training.diagnosis import Unhealthy, require_learning, require_sound_loss, require_varied_images
 from kd.training.step import Sums
-from kd.training.synthetic_set import followed
+from kd.training.synthetic_set import Course, followed
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -174,3 +176,17 @@ def test_how_well_the_student_followed_what_it_was_shown() -> None:
     found = followed(falling)
     assert found == {"agreement_drawn": pytest.approx(50), "agreement_fall": pytest.approx(top - 50)}
     assert followed([{"agreement": 0.25}]) == {"agreement_drawn": 25.0, "agreement_fall": 0.0}
+
+
+def test_two_images_of_one_class_are_no_collapse(store: Path, tmp_path: Path, monkeypatch) -> None:
+    note = Course.note
+
+    def one_class(self: Course, buffer: ReplayBuffer, made: Images) -> None:
+        note(self, buffer, made)
+        self.class_counts[-1][:] = 0
+        self.class_counts[-1][3] = buffer.size
+
+    monkeypatch.setattr(Course, "note", one_class)
+    assert execute(tiny_run("ssdkd", replay__full_size=2), store, tmp_path / "two")["accuracy"] > 0
+    with pytest.raises(Unhealthy, match="100 % of the buffer are of one class"):
+        execute(tiny_run("ssdkd", replay__full_size=20), store, tmp_path / "twenty")
