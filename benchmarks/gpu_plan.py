@@ -192,7 +192,8 @@ def _small(name: str, study: Study) -> Path:
         found = rows[["teacher", "student"]].drop_duplicates().itertuples(index=False)
         pairs = [[SMALL[teacher], SMALL[student]] for teacher, student in found if {teacher, student} <= set(SMALL)]
         fits = pairs and "fsp" not in set(rows["method"])  # which needs equal widths
-        experiments[experiment] = {"pairs": pairs, "seeds": [0], "settings": POOL} if fits else None
+        settings = POOL if experiment == "full-scale" else {}
+        experiments[experiment] = {"pairs": pairs, "seeds": [0], "settings": settings} if fits else None
     content: dict[str, Any] = {"extends": str(ROOT / f"config/studies/{name}.yaml"), "claims": None}
     bank = {"objective": {"crd": {"negatives": 64, "feat_dim": 16}}}
     content |= {"experiments": experiments, "methods": {"crd": bank, "crd-kd": bank}}

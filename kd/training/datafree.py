@@ -106,8 +106,17 @@ class _Distillation:
         self.generator, self.stepper, self.journal, self.checkpoint = generator, stepper, journal, checkpoint
         self.device, self.training = generator.device, run.distillation.training
         full = capacity(run, data.full_size)
-        schedule = self.training.epochs, lambda learned: learning_rate(self.training, learned) / self.training.lr
-        context = SourceContext(teacher, data, run.modulation, generator, full, run.seed, *schedule, stepper.run)
+        context = SourceContext(
+            teacher,
+            data,
+            run.modulation,
+            generator,
+            full,
+            run.seed,
+            epochs=self.training.epochs,
+            relative_lr=lambda learned: learning_rate(self.training, learned) / self.training.lr,
+            run=stepper.run,
+        )
         self.source = build_source(run.inversion, context)
         shape = (data.channels, data.image_size, data.image_size)
         self.buffer = ReplayBuffer(full, shape, len(data.classes), run.replay, self.device)
