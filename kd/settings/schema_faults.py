@@ -80,7 +80,7 @@ def _explain(error: Any) -> str:
     if rule == "uniqueItems":
         return f"{path}: got {shown(came)}; allowed: each entry once"
     if rule == "oneOf":
-        return f"{path}: got {shown(came)}; allowed: {{low, high}} with an optional log, or {{choices}}"
+        return f"{path}: got {shown(came)}; allowed: {error.schema['$comment']}"
     return f"{path}: {error.message}"
 
 

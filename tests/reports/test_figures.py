@@ -212,8 +212,12 @@ def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
     assert not [text for text in texts if "$" in text]
 
 
-def test_agreement_is_drawn_by_epoch_with_the_first_run_behind_the_others(tmp_path):
-    values = {"full": np.linspace(0.1, 0.5, 40), "other": np.linspace(0.9, 0.3, 40), "short": np.array([0.25, 0.75])}
+def test_agreement_is_drawn_by_epoch_with_the_first_run_of_a_method_behind_its_others(tmp_path):
+    values = {
+        "a (full)": np.linspace(0.1, 0.5, 40),
+        "a (x)": np.linspace(0.9, 0.3, 40),
+        "b (full)": np.array([0.25, 0.75]),
+    }
     folders = {}
     for label, agreement in values.items():
         folders[label] = tmp_path / label
@@ -225,7 +229,8 @@ def test_agreement_is_drawn_by_epoch_with_the_first_run_behind_the_others(tmp_pa
     assert [axis.get_title() for axis in shown] == list(values)
     grey, own = shown[1].get_lines()
     assert (own.get_xdata()[0], own.get_xdata()[-1]) == (3, 42), "from the first epoch of the student"
-    assert own.get_ydata()[-1] == pytest.approx(50 * (values["other"][-1] + values["other"][-2]))
-    assert grey.get_ydata()[-1] == pytest.approx(50 * (values["full"][-1] + values["full"][-2]))
-    assert shown[2].get_lines()[1].get_ydata() == pytest.approx([25, 75])
+    assert own.get_ydata()[-1] == pytest.approx(50 * (values["a (x)"][-1] + values["a (x)"][-2]))
+    assert grey.get_ydata()[-1] == pytest.approx(50 * (values["a (full)"][-1] + values["a (full)"][-2]))
+    for line in shown[2].get_lines():
+        assert line.get_ydata() == pytest.approx([25, 75])
     bytes_of(lambda: figure, tmp_path)

@@ -202,3 +202,19 @@ def test_what_cannot_be_extended_is_named(load):
     assert "these studies extend each other, mine -> mine" in fault(load, extends="mine")
     assert "experiments.b: got null" in fault(load, experiments=a | {"b": None}), "it extends nothing"
     assert "experiments: got {}" in fault(load, extends="base", experiments={"a": None})
+
+
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        ({"to": {"metod": "free"}}, "claims.x.tests.0.to: unknown key 'metod'; did you mean 'method'?"),
+        (
+            {"to": {"published": 88.0, "method": "free"}},
+            "allowed: runs, at least {method: ...}, or {published: a number}",
+        ),
+        ({"to": {"published": "88"}}, "claims.x.tests.0.to.published: got '88' (text); allowed: number"),
+        ({"below": 1}, "allowed: above or below, one of the two"),
+    ],
+)
+def test_a_claim_that_cannot_be_read_is_refused_with_what_is_allowed(load, test, expected):
+    assert expected in fault(load, experiments={"a": experiment()}, claims=claims(**test))

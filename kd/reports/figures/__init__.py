@@ -65,7 +65,7 @@ OF_RUNS: dict[str, OfRuns] = {
         (HISTORY,),
         agreement.draw,
         "How often student and teacher agree on the samples that the student is shown, in training mode, over the "
-        "epochs; first pair and seed of each method and ablation, the first run in grey behind the others.",
+        "epochs; first pair and seed of each method and ablation, the first one of a method in grey behind its others.",
     ),
     "synthetic-course": OfRuns(
         "datafree",

@@ -15,7 +15,7 @@ from kd.runs.folder import HISTORY
 def draw(folders: dict[str, Path]) -> Any:
     """Return a figure with a panel per run, label -> folder: agreement with the teacher on drawn samples, by epoch.
 
-    The first run's curve is behind every other one. Curves are means over a twentieth of the epochs.
+    Behind each curve is that of its method's first run, in grey. Curves are means over a twentieth of the epochs.
     """
     curves = {label: _curve(pd.read_csv(folder / HISTORY)) for label, folder in folders.items()}
     columns = min(5, math.ceil(math.sqrt(len(curves))))
@@ -23,9 +23,10 @@ def draw(folders: dict[str, Path]) -> Any:
     size = (0.6 + 2.5 * columns, 0.5 + 1.9 * rows)
     shared = {"sharex": True, "sharey": True, "squeeze": False}
     figure, axes = pyplot().subplots(rows, columns, figsize=size, layout="constrained", **shared)
-    first = next(iter(curves.values()))
+    first: dict[str, pd.Series] = {}  # by method, which a label begins with
     for axis, (label, curve) in zip(axes.flat, curves.items(), strict=False):
-        axis.plot(first.index, first, color="0.75", linewidth=1.5)
+        behind = first.setdefault(label.split(" (")[0], curve)
+        axis.plot(behind.index, behind, color="0.75", linewidth=1.5)
         axis.plot(curve.index, curve, color=COLOURS[0], linewidth=1.5)
         axis.set_title(short(label, 34), fontsize=9)
         axis.grid(alpha=0.3)
