@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kd.registry.datasets import SYNTHETIC
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
 from kd.studies.claims import markdown_row, paired_p
@@ -161,8 +162,16 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     views = teachers["teacher_view"].astype(object).fillna(RGB)
     known = teachers.groupby(["dataset", "teacher", views])["teacher_accuracy"].agg(["min", "max"])
     lines = [f"## {title}", ""]
-    images = f"the {results['scored'].iloc[0]} images" if results["scored"].nunique() == 1 else "the images named below"
-    lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
+    scored = results["scored"].iloc[0] if results["scored"].nunique() == 1 else ""
+    images = f"the {scored} images" if scored else "the images named below"
+    if scored == SYNTHETIC:
+        lines += [
+            "Agreement with the teacher, in %, on synthetic images that the student never saw (there are no others:"
+        ]
+        lines += ["where tables and figures say accuracy, they mean this), after the last epoch."]
+        lines += ["Mean ± standard deviation over"]
+    else:
+        lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
     lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]
     lines += ["runs made together share them. Differences are paired by seed, ± standard error.", ""]
     for row in known.reset_index().itertuples():

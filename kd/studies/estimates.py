@@ -103,7 +103,9 @@ def _scaled_seconds(run: Run, item: Finished) -> float:
 
 
 def images_by_phase(run: Run, training_set: int) -> dict[str, float]:
-    """Return how many images pass through the networks in each phase."""
+    """Return how many images pass through the networks in each phase; {} where nothing is trained."""
+    if run.kind == "given":
+        return {}
     if run.kind != "datafree":
         return {"training": run.training.epochs * run.scale * training_set}
     epochs, full = run.distillation.training.epochs, run.replay.full_size or training_set

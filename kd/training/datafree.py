@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd.batch import Batch
-from kd.data.dataset import Data
+from kd.data.dataset import Data, Split
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import SourceContext, build_source
 from kd.losses.kd import kl_divergence
@@ -28,6 +28,7 @@ from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 from kd.training.synthetic_set import Course, describe, followed, gap
 
+HELD_OUT_BATCHES = 4  # of the source, that the student is scored on and never sees
 GAPS, GAP_BATCHES = 10, 4  # how often per run, and on how many batches of images, the student's gap is measured
 
 
@@ -41,13 +42,27 @@ def compute(
 ) -> Result:
     """Train and score the student of a run of kind datafree. Raises as `distil` does."""
     student, teacher, generator = student_and_teacher(run, data, teacher_weights, stepper)
-    drawn = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
+    drawn, held_out = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
     with journal.phase("evaluation", stepper.device):
-        metrics, _ = evaluate(student, data.score, data.augment, teacher)
-        metrics |= followed(journal.history)
-    suspects = Suspects(run, student, teacher, None, data.score.images, data.augment, "lower distillation.training.lr")
+        metrics = score(student, teacher, data, held_out) | followed(journal.history)
+    images = data.score.images if len(data.score) else held_out
+    suspects = Suspects(run, student, teacher, None, images, data.augment, "lower distillation.training.lr")
     suspects.require_finite(metrics)
     return Result(student, metrics, {"synthetic": drawn})
+
+
+def score(student: nn.Module, teacher: nn.Module, data: Data, held_out: Tensor | None) -> dict[str, float]:
+    """Return the student's scores on the data's images, and its agreement with the teacher on synthetic ones.
+
+    held_out: synthetic images [N, C, S, S] uint8 that the student never saw; their class is what the teacher says.
+    Where there are no other images, `accuracy` and `loss` are of these: nothing else can be known.
+    """
+    metrics = evaluate(student, data.score, data.augment, teacher)[0] if len(data.score) else {}
+    if held_out is not None:
+        split = Split(held_out, predict(teacher, held_out, data.augment).argmax(1))
+        found, _ = evaluate(student, split, data.augment)
+        metrics = (metrics or found) | {"agreement_synthetic": found["accuracy"]}
+    return metrics
 
 
 def capacity(run: Run, full_size: int) -> int:
@@ -70,8 +85,9 @@ def distil(
     stepper: Stepper,
     journal: Journal,
     checkpoint: Checkpoint,
-) -> dict[str, np.ndarray]:
-    """Train the student on what the run's source puts into the buffer; return arrays about that set for figures.
+) -> tuple[dict[str, np.ndarray], Tensor | None]:
+    """Train the student on what the run's source puts into the buffer; return arrays about that set for figures, and
+    images [N, C, S, S] uint8 that the source makes then and the student never sees (None of real images).
 
     Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024, built on Fang et al., AAAI 2022. The loop uses
     only sizes, class names and normalisation of `data`. A killed run goes on from its checkpoint. Raises Stopped after
@@ -85,7 +101,7 @@ def distil(
         distillation.synthesise(epoch)
         distillation.learn(epoch)
         distillation.look(epoch)
-    return describe(distillation.buffer, data, teacher) | distillation.course.arrays()
+    return describe(distillation.buffer, data, teacher) | distillation.course.arrays(), distillation.hold_out()
 
 
 class _Distillation:
@@ -203,6 +219,15 @@ class _Distillation:
                     noted |= gap(self.buffer, self.data, self.student, self.teacher, samples)
         row = self.journal.log(epoch + 1, self.epochs, noted)
         self._require_health(row, learned + 1)
+
+    def hold_out(self) -> Tensor | None:
+        """Return batches that the source makes after the last epoch, as it did in it; None of real images."""
+        if not self.run.inversion.entry.synthesises:
+            return None
+        with self.journal.phase("evaluation", self.device):
+            last = self.training.epochs - 1
+            made = [self.source.batch(last, self.student, self.buffer).images for _ in range(HELD_OUT_BATCHES)]
+            return torch.cat(made)
 
     def _require_health(self, row: dict[str, float], learned: int) -> None:
         """Raise Unhealthy for losses that run away, a generator that has collapsed, a student that learns nothing."""
