@@ -165,11 +165,10 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     scored = results["scored"].iloc[0] if results["scored"].nunique() == 1 else ""
     images = f"the {scored} images" if scored else "the images named below"
     if scored == SYNTHETIC:
+        lines += ["Agreement with the teacher, in %, on synthetic images that the student never saw: there are no"]
         lines += [
-            "Agreement with the teacher, in %, on synthetic images that the student never saw (there are no others:"
+            "others, so tables and figures mean this by accuracy. After the last epoch, mean ± standard deviation over"
         ]
-        lines += ["where tables and figures say accuracy, they mean this), after the last epoch."]
-        lines += ["Mean ± standard deviation over"]
     else:
         lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
     lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]

@@ -186,7 +186,8 @@ def _checked(values: dict[str, Any], kinds: dict[str, str], name: str) -> dict[s
     for key, value in values.items():
         if isinstance(value, list) and "tuple" in kinds[key]:
             value = tuple(value)
-        if kinds[key].startswith("tuple") and not isinstance(value, tuple):
+        wanted = tuple if value is not None or "None" not in kinds[key] else type(None)
+        if kinds[key].startswith("tuple") and not isinstance(value, wanted):
             raise ConfigError(f"{name}.{key}: got {kind_of(value)}; a list is needed")
         checked[key] = _decimal(value, kinds[key])
         if (allowed := literals(kinds[key])) and value not in allowed:

@@ -143,7 +143,7 @@ def _no_images_faults(settings: dict[str, Any]) -> Iterator[str]:
         return
     for key, example in NEEDED_WITHOUT_IMAGES.items():
         section, name = key.split(".")
-        if settings[section].get(name) is None:
+        if settings[section].get(name) is None and (section != "replay" or settings["kind"] == "datafree"):
             yield f"{key}: got null; dataset.name none has no images that say it; for example {example}"
     if settings["kind"] == "distill" or (settings["kind"] == "train" and not settings["teacher"].get("weights")):
         yield f"kind: got {settings['kind']}; without images (dataset.name none) only kind: datafree is possible"
