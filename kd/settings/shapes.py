@@ -118,10 +118,13 @@ class Training:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights that comes from outside. Its content identifies it, its place does not."""
+    """A file of weights that comes from outside. Its content identifies it, its place does not.
 
-    file: str = field(compare=False)
+    `file` is None where nobody needs the place: a student's job reads what its teacher's run has stored.
+    """
+
     digest: str
+    file: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -178,13 +178,10 @@ def test_a_file_that_does_not_fit_says_which_names_and_how_far(tmp_path: Path) -
         take_over(network, tmp_path / "other.pt", PAIR[0])
 
 
-def test_a_teacher_little_above_chance_is_pointed_out(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_teacher_little_above_chance_is_pointed_out(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     made(run_of(settings(file), 0).teacher, tmp_path)
-    assert re.search(
-        r"WARNING: .*my.pt: .* % on the test images of 10 classes, little above chance", capsys.readouterr().err
-    )
+    said = capfd.readouterr().err
+    assert re.search(r"WARNING: .*my.pt: .* % on the test images of 10 classes, little above chance", said)
 
 
 def no_norm(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
