@@ -159,6 +159,14 @@ def test_usual_wrappers_are_opened(wrap: Any, tmp_path: Path) -> None:
         assert torch.allclose(network.state_dict()[name].float(), value.float(), rtol=1e-3, atol=1e-3), name
 
 
+def test_a_safetensors_file_is_read_where_the_package_is_installed(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(state_of(), tmp_path / "my.safetensors")
+    network = build(PAIR[0], num_classes=10, in_channels=1, image_size=8)
+    take_over(network, tmp_path / "my.safetensors", PAIR[0])
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in state_of().items())
+
+
 def test_torchvisions_own_names_are_understood(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = import_torchvision().models.resnet18(num_classes=10).eval()
