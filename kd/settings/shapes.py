@@ -196,6 +196,9 @@ class Distillation:
     steps: int | None = setting(
         None, "student steps per epoch, whatever the buffer holds; null: from passes", neutral=None, at_least=1
     )
+    rounds: int = setting(
+        1, "times per epoch that new images are made, each followed by its share of the steps", neutral=1, at_least=1
+    )
     training: Training = section(
         "the data-free student's schedule",
         epochs=200,
@@ -208,8 +211,12 @@ class Distillation:
     )
 
     def steps_per_epoch(self, capacity: int) -> int:
-        """Return the student's steps per epoch with a buffer that holds `capacity` images when full."""
-        return self.steps or math.ceil(self.passes * capacity / self.training.batch_size)
+        """Return the student's steps per epoch with a buffer that holds `capacity` images when full.
+
+        Each round has as many; their number is rounded up.
+        """
+        steps = self.steps or math.ceil(self.passes * capacity / self.training.batch_size)
+        return self.rounds * math.ceil(steps / self.rounds)
 
     def effective(self) -> Distillation:
         """Return the same with `passes` at its default where `steps` takes its place."""
