@@ -166,7 +166,7 @@ class Replay:
         "oldest", "which stored images new ones replace; lowest: of the lowest priority", neutral="oldest"
     )
     admitted: float = setting(
-        1.0, "share of an epoch's new images that enters a buffer that is full", neutral=1.0, above=0, at_most=1
+        1.0, "share of a round's new images that enters a buffer that is full", neutral=1.0, above=0, at_most=1
     )
     initial_priority: Literal["phi", "max"] = setting(
         "max", "priority of a new sample: its phi, or the largest in the buffer", neutral="max"
@@ -197,7 +197,7 @@ class Distillation:
         None, "student steps per epoch, whatever the buffer holds; null: from passes", neutral=None, at_least=1
     )
     rounds: int = setting(
-        1, "times per epoch that new images are made, each followed by its share of the steps", neutral=1, at_least=1
+        1, "how often per epoch images are made, each time followed by its share of the steps", neutral=1, at_least=1
     )
     training: Training = section(
         "the data-free student's schedule",

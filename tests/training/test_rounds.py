@@ -126,7 +126,9 @@ def test_a_run_that_is_stopped_in_its_last_round_ends_with_the_same_bytes(
     execute(run, store, tmp_path / "whole")
     count = len(boundaries)
     warm_up = run.inversion.settings.get("warmup", 0)
-    assert count == (warm_up + 2) * run.distillation.rounds + 2 * run.distillation.steps, "a boundary per batch of images and per step"
+    assert count == (warm_up + 2) * run.distillation.rounds + 2 * run.distillation.steps, (
+        "a boundary per batch of images and per step"
+    )
     for at[0] in range(count - 3, count + 1):
         boundaries.clear()
         folder = tmp_path / str(at[0])
@@ -144,14 +146,6 @@ def test_steps_from_passes_are_rounded_up_to_whole_rounds() -> None:
     assert shape.steps_per_epoch(128) == 8
     assert shape.steps_per_epoch(16) == 4, "each round has a step"
     assert tiny_run("ssdkd", **ROUNDS).distillation.steps_per_epoch(100) == 6
-
-
-def test_what_is_filled_once_has_no_rounds_and_what_has_no_phi_no_modulation() -> None:
-    assert tiny_run("original", distillation__rounds=2) == tiny_run("original")
-    assert tiny_run("ssdkd", distillation__rounds=2) != tiny_run("ssdkd")
-    assert tiny_run("dfq", modulation__gamma=0.5, replay__initial_priority="phi") == tiny_run("dfq")
-    assert "modulation" not in tiny_run("dfq").identity
-    assert "rounds" not in tiny_run("ssdkd").identity["distillation"]
 
 
 LEARNING = {  # less would do for most, but not for all
