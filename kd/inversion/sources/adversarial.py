@@ -19,7 +19,6 @@ from kd.models.classifier import frozen
 from kd.models.generator import Generator
 
 BETAS = (0.5, 0.999)  # of Adam, as in the common frame of these methods (the code of Fang et al., AAAI 2022)
-
 SETTLED = 10  # student epochs; without a warm-up the first images, of an untrained generator, may be of one class
 
 
