@@ -60,12 +60,15 @@ class Run:
         if self.inversion is None:
             return self
         run = self if self.distillation.steps is None else replace(self, distillation=self.distillation.effective())
-        if self.inversion.entry.synthesises:
-            if self.modulation is None:
-                raise ConfigError("run: key 'modulation' is missing; images that are synthesised need it")
-            return run
-        filled_once = {"replacement": "oldest", "admitted": 1.0, "initial_priority": "max"}
-        return replace(run, modulation=None, replay=replace(self.replay, **filled_once))
+        entry = self.inversion.entry
+        if entry.modulates and self.modulation is None:
+            raise ConfigError("run: key 'modulation' is missing; images that are synthesised need it")
+        if not entry.modulates:
+            run = replace(run, modulation=None, replay=replace(run.replay, initial_priority="max"))
+        if not entry.synthesises:  # the buffer is filled once
+            replay = replace(run.replay, replacement="oldest", admitted=1.0)
+            run = replace(run, replay=replay, distillation=replace(run.distillation, rounds=1))
+        return run
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists and numbers, without what this kind does not use."""

@@ -168,7 +168,7 @@ class Replay:
         "oldest", "which stored images new ones replace; lowest: of the lowest priority", neutral="oldest"
     )
     admitted: float = setting(
-        1.0, "share of an epoch's new images that enters a buffer that is full", neutral=1.0, above=0, at_most=1
+        1.0, "share of a round's new images that enters a buffer that is full", neutral=1.0, above=0, at_most=1
     )
     initial_priority: Literal["phi", "max"] = setting(
         "max", "priority of a new sample: its phi, or the largest in the buffer", neutral="max"
@@ -198,6 +198,9 @@ class Distillation:
     steps: int | None = setting(
         None, "student steps per epoch, whatever the buffer holds; null: from passes", neutral=None, at_least=1
     )
+    rounds: int = setting(
+        1, "how often per epoch images are made, each time followed by its share of the steps", neutral=1, at_least=1
+    )
     training: Training = section(
         "the data-free student's schedule",
         epochs=200,
@@ -210,8 +213,12 @@ class Distillation:
     )
 
     def steps_per_epoch(self, capacity: int) -> int:
-        """Return the student's steps per epoch with a buffer that holds `capacity` images when full."""
-        return self.steps or math.ceil(self.passes * capacity / self.training.batch_size)
+        """Return the student's steps per epoch with a buffer that holds `capacity` images when full.
+
+        Each round has as many; their number is rounded up.
+        """
+        steps = self.steps or math.ceil(self.passes * capacity / self.training.batch_size)
+        return self.rounds * math.ceil(steps / self.rounds)
 
     def effective(self) -> Distillation:
         """Return the same with `passes` at its default where `steps` takes its place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from kd.registry import models
 from kd.registry.datasets import DATASETS, GREY
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
-from kd.registry.sources import SOURCES
+from kd.registry.sources import SOURCES, source_defaults
 from kd.runtime.files import is_file
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.runtime.weight_names import names_in
@@ -183,8 +184,19 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
             f"replay.with_replacement: got false with replay.alpha {shown(alpha)}; shuffled passes draw every image "
             "equally often: set alpha: 0, or with_replacement: true"
         )
+    steps, rounds = (settings["distillation"].get(key, default) for key, default in (("steps", None), ("rounds", 1)))
+    if steps is not None and steps % rounds:
+        yield (
+            f"distillation.rounds: got {rounds}; allowed: a divisor of distillation.steps ({steps}), so that every "
+            f"round has as many; set rounds: {math.gcd(steps, rounds)}, or steps: {rounds * (steps // rounds + 1)}"
+        )
     source, size = SOURCES[name := settings["inversion"]["source"]], settings["dataset"]["image_size"]
-    if source.needs_batchnorm and _has_batchnorm(teachers[0], weight_files(settings["teacher"])) is False:
+    own = source_defaults(name) | settings["inversion"].get(name, {})
+    if source.weights and not any(own[weight] for weight in source.weights):
+        yield f"inversion.{name}: every weight is 0; set one of {', '.join(source.weights)} above 0"
+    needed = source.needs_batchnorm
+    needed = own[needed] > 0 if isinstance(needed, str) else needed
+    if needed and _has_batchnorm(teachers[0], weight_files(settings["teacher"])) is False:
         yield (
             f"teacher.model: {teachers[0]} has no batch normalisation, whose statistics guide inversion.source {name}; "
             "take another teacher"

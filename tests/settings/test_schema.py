@@ -32,9 +32,9 @@ def test_what_is_not_required_has_a_neutral_value_or_a_default_in_the_code():
         for place in ("", "teacher.", "distillation.")
         for key in ("milestones", "gamma", "final_lr")
     }
-    sources = {"inversion.generator", "inversion.original"}
+    sources = {"inversion.generator", "inversion.adversarial", "inversion.original"}
     replay = {f"replay.{key}" for key in ("replacement", "admitted", "initial_priority", "with_replacement")}
-    assert optional == training | sources | replay | {"distillation.steps"}
+    assert optional == training | sources | replay | {"distillation.steps", "distillation.rounds"}
 
 
 def test_every_object_of_the_schema_is_closed_but_the_named_maps():

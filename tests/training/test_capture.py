@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import execute, tiny_run
+from quick_rounds import in_rounds
 from tape import Again, play_on_cpu
 
 from kd.settings.run import Run
@@ -57,6 +58,8 @@ CASES = [
     ),
     ("ssdkd", {"inversion__generator__adv": 0.0, **LONGER}, {STUDENT, INVERSION}),
     ("fast", {**IN_PASSES, **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
+    ("ssdkd", {"distillation__rounds": 3, **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
+    *((name, in_rounds(name), {STUDENT, "generator's step", "drawing of images"}) for name in ("dafl", "dfq", "zskt")),
     ("original", {}, {STUDENT}),
 ]  # all but kdsvd, whose decomposition makes a GPU wait
 
