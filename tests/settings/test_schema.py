@@ -32,7 +32,7 @@ def test_what_is_not_required_has_a_neutral_value_or_a_default_in_the_code():
         for place in ("", "teacher.", "distillation.")
         for key in ("milestones", "gamma", "final_lr")
     }
-    sources = {"inversion.generator", "inversion.original"}
+    sources = {f"inversion.{name}" for name in ("generator", "deepinversion", "cmi", "nayer", "original")}
     replay = {f"replay.{key}" for key in ("replacement", "admitted", "initial_priority", "with_replacement")}
     assert optional == training | sources | replay | {"distillation.steps"}
 
