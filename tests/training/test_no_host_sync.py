@@ -134,6 +134,21 @@ def test_no_round_waits(method, device, tmp_path):
 
 
 @on_each_device
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("adaptive-deepinversion", {"inversion__deepinversion__warmup": 1, "inversion__deepinversion__flip": True}),
+        ("cmi", {}),
+        ("nayer", {}),
+    ],
+)
+def test_no_step_down_a_loss_waits(method, changes, device, tmp_path):
+    journal = go(tiny_run(method, **{**WITHOUT_DATA, **changes}), device, tmp_path)
+    assert journal.phases[0] == "inversion"
+    assert journal.counts["generator_steps"] == 9
+
+
+@on_each_device
 def test_replay_buffer_never_waits(device):
     settings = tiny_run("ssdkd").replay
     random = torch.Generator(device).manual_seed(0)
