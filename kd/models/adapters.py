@@ -64,7 +64,18 @@ class LogitsAdapter(Classifier):
         body.set_submodule(linear[-1], nn.Identity())
         self.body = body
         self.head = head
+        self.head_path = linear[-1]  # where the head was in the network as it came
         self.taps = _last_of_each_resolution(body, images)  # paths within body
+
+    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict of the network as it came under the names of this adapter, others as they are."""
+        if set(state) == set(self.state_dict()):
+            return state
+        before, after = f"{self.head_path}.", "head."
+        return {
+            after + name.removeprefix(before) if name.startswith(before) else f"body.{name}": value
+            for name, value in state.items()
+        }
 
     def features(self, images: Tensor) -> Tensor:
         return _logits(self.body(images))
