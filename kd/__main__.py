@@ -76,6 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--image-size", type=_positive, metavar="N", help="pixels, for torchvision's (default: 224); vit_* need theirs"
     )
     imports.add_argument("--out", type=_path, metavar="FILE", help="file to write (default: <model>-<from>.pt, here)")
+    export = commands.add_parser("export", help="a finished run's network in one file, ready to use elsewhere")
+    export.add_argument("folders", type=_path, nargs="+", metavar="RUN", help="a run's folder")
+    export.add_argument(
+        "--to",
+        choices=("torch", "onnx", "bundle"),
+        action="append",
+        help="torch: a program that needs only torch; onnx; bundle: weights and description, for kd (default: torch)",
+    )
+    export.add_argument("--latency", action="store_true", help="measure its seconds on this CPU as well")
+    export.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: 1)")
     sync = commands.add_parser("sync", help="send to MLflow what it lacks: a study's runs and tables, or all runs")
     for command in (run, sync):
         command.add_argument("--results", type=_path, default=Path("results"), help="results folder (default: results)")
@@ -258,7 +268,25 @@ def _import(given: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "plan": _plan, "status": _status, "tables": _tables, "import": _import, "sync": _sync}
+def _export(given: argparse.Namespace) -> int:
+    import torch
+
+    from kd.runs.export import export, read_run
+    from kd.runs.latency import latency
+
+    torch.set_num_threads(given.threads)
+    for folder in given.folders:
+        found = read_run(folder)
+        for file, difference in export(found, folder, given.to or ["torch"]).items():
+            size = file.stat().st_size / 1e6
+            print(f"{file}: {size:.1f} MB; its logits are the run's, to {difference:.0e} of the largest", flush=True)
+        if given.latency:
+            print(f"{folder}: {latency(found.ready, found.images[:1])}, {given.threads} thread(s)")
+    return 0
+
+
+COMMANDS = {"run": _run, "plan": _plan, "status": _status, "tables": _tables}
+COMMANDS |= {"import": _import, "export": _export, "sync": _sync}
 
 if __name__ == "__main__":
     sys.exit(main())
