@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -115,28 +116,42 @@ def renamed(theirs: dict[str, Tensor], model: str, image_size: int) -> tuple[dic
 
 def _like(model: str, ours: dict[str, Tensor], image_size: int) -> Classifier:
     """Build the network with as many classes and input channels as the tensors have. Raises ValueError."""
+    classes = _classes(ours)
+    network = build(model, num_classes=classes, image_size=image_size)
+    channels = _channels(ours, {name: value.shape for name, value in network.state_dict().items()})
+    return network if channels == 3 else build(model, num_classes=classes, in_channels=channels, image_size=image_size)
+
+
+def _classes(ours: dict[str, Tensor]) -> int:
     head = ours.get("head.weight")
     if head is None or head.dim() != 2:
         raise ValueError("no tensor belongs to the linear layer that ends it")
-    sizes = {"num_classes": len(head), "image_size": image_size}
-    network = build(model, **sizes)
-    first = next(name for name, value in network.state_dict().items() if value.dim() == 4)
-    channels = ours[first].shape[1] if first in ours and ours[first].dim() == 4 else 3
-    return network if channels == 3 else build(model, in_channels=channels, **sizes)
+    return len(head)
+
+
+def _channels(ours: dict[str, Tensor], shapes: dict[str, torch.Size]) -> int:
+    """Return the number of input channels of the first convolution, whose name is the first with four dimensions."""
+    first = ours.get(next(name for name, shape in shapes.items() if len(shape) == 4))
+    return 3 if first is None or first.dim() != 4 else first.shape[1]
 
 
 def _fits(model: str, theirs: dict[str, Tensor]) -> bool:
     """Whether a file's tensors are those of one of kd's own networks, found without filling it."""
     ours, _, unknown = renamed(theirs, model, 32)
-    if unknown:
+    if unknown or "head.weight" not in ours:
         return False
-    try:
-        with torch.device("meta"):
-            own = _like(model, ours, 32).state_dict()
-    except ValueError:
-        return False
-    needed = {name for name in own if not name.endswith(COUNTER)}
-    return needed <= set(ours) <= set(own) and all(ours[name].shape == own[name].shape for name in needed)
+    shapes = _shapes(model, len(ours["head.weight"]), 3)
+    shapes = _shapes(model, len(ours["head.weight"]), _channels(ours, shapes))
+    needed = {name for name in shapes if not name.endswith(COUNTER)}
+    return needed <= set(ours) <= set(shapes) and all(ours[name].shape == shapes[name] for name in needed)
+
+
+@cache
+def _shapes(model: str, classes: int, channels: int) -> dict[str, torch.Size]:
+    """Return the shapes of a network's tensors."""
+    with torch.device("meta"):
+        network = build(model, num_classes=classes, in_channels=channels)
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 # The rules. Stages are counted from 1 there and from 0 in kd.

@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Network:
     if record is None:
         raise ConfigError(f"{folder}: no finished run; name a folder with run.json and weights.pt in it")
     run, place = Run.from_dict(record["settings"]), folder.resolve()
-    root = place.parents[len(Path(run.path).parts) - 1]
+    root = Path(*place.parts[: -len(Path(run.path).parts)] or ["/"])
     data_file = root / run.data_path
     if not data_file.exists():
         raise ConfigError(
