@@ -186,11 +186,13 @@ def _mobilenetv2(match: re.Match) -> str:
 
 def _shufflenetv2(match: re.Match) -> str:
     """Return the place of the k-th convolution or normalisation of a unit; of one that halves, two are on the left."""
-    number, name = int(match[4]) - 1, match[5]
-    on_left = 2 if match[2] == "0" else 0
-    side, places = ("left", (0, 2)) if number < on_left else ("right", (0, 3, 5))
-    place = places[number - on_left if side == "right" else number] + (match[3] == "bn")
-    return _stage(match, f"{side}.{place}.{name}")
+    left = [("left", 0), ("left", 2)] if match[2] == "0" else []
+    places = [*left, ("right", 0), ("right", 3), ("right", 5)]
+    number = int(match[4]) - 1
+    if number >= len(places):
+        return UNKNOWN
+    side, place = places[number]
+    return _stage(match, f"{side}.{place + (match[3] == 'bn')}.{match[5]}")
 
 
 STEM: Rules = [(r"conv1\.(.+)", lambda m: f"stem.0.{m[1]}"), (r"bn1\.(.+)", lambda m: f"stem.1.{m[1]}")]

@@ -201,6 +201,13 @@ def test_a_file_of_another_network_names_it(file: Path) -> None:
         read(file, "fast-datafree", "resnet32")
 
 
+def test_a_unit_with_too_many_layers_is_refused(file: Path) -> None:
+    _, theirs = made("repdistiller", "shufflenetv2")
+    torch.save(theirs | {"layer1.1.conv4.weight": torch.ones(58, 1, 3, 3)}, file)
+    with pytest.raises(ConfigError, match=r"1 of its names are no part of it \(first: layer1.1.conv4.weight\)"):
+        read(file, "repdistiller", "shufflenetv2")
+
+
 @pytest.mark.parametrize(
     ("source", "model", "message"),
     [
