@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kd.registry.datasets import SYNTHETIC
+from kd.reports.networks_table import costs
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
 from kd.studies.claims import markdown_row, paired_p
@@ -21,18 +22,20 @@ def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Return the study's table with columns from each run's files; a row per run and experiment.
 
     Numbers are those of the last epoch. The columns of metrics.json keep their names; run.json adds seconds_<phase>,
-    counts, memory, commit, device, how it was computed there, in words, and what the teacher sees of an image.
+    counts, memory, commit, device, how it was computed there, in words, and what the teacher sees of an image; next to
+    them stands what the networks cost.
     """
-    records = {path: _record(root / path) for path in dict.fromkeys(table["path"])}
+    records = {path: _record(root / path, root) for path in dict.fromkeys(table["path"])}
     return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _record(folder: Path, root: Path) -> dict[str, Any]:
     run = read_json(folder / RECORD)
     teachers = run.get("settings", {}).get("teachers")
     return {
         **({"teacher_view": teachers[0].get("view", RGB)} if teachers else {}),
         **metrics(folder),
+        **costs(run, folder, root),
         **{f"seconds_{phase}": seconds for phase, seconds in run["seconds"].items()},
         **run["counts"],
         "peak_memory_mb": run["peak_memory_mb"],
