@@ -27,7 +27,7 @@ from kd.data.dataset import load
 from kd.losses.objective import Objective
 from kd.models.build import build
 from kd.models.classifier import LogitsOnly, Reusing, evaluating
-from kd.runs.folder import WEIGHTS, finished, metrics
+from kd.runs.folder import RECORD, WEIGHTS, finished, metrics
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
 from kd.runtime.weights import fill, read_state
@@ -74,14 +74,14 @@ def read_run(folder: Path) -> Network:
     """Return the network of a finished run's folder. Raises ConfigError where that, or its data file, is not there."""
     record = finished(folder)
     if record is None:
-        raise ConfigError(f"{folder}: no finished run; name a folder with run.json and weights.pt in it")
+        raise ConfigError(f"{folder}: no finished run; name a folder with {RECORD} and {WEIGHTS} in it")
     run, place = Run.from_dict(record["settings"]), folder.resolve()
     root = Path(*place.parts[: -len(Path(run.path).parts)] or ["/"])
     data_file = root / run.data_path
     if not data_file.exists():
         raise ConfigError(
             f"{folder}: mean, std and classes are in {data_file}, which is not there; bring it, or make it again: "
-            f"python -m kd run --settings {folder / 'run.json'} --results {root}"
+            f"python -m kd run --settings {folder / RECORD} --results {root}"
         )
     data = load(data_file, run.dataset, torch.device("cpu"))
     built = network(run, data, torch.device("cpu"))
