@@ -42,7 +42,7 @@ def taught(store: Path) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_learns_digits_that_it_has_never_seen(method: str, taught: Path, tmp_path: Path) -> None:
     metrics = execute(tiny_run(method, **TAUGHT, **LEARNING, **STEPS[method]), taught, tmp_path)
-    assert metrics["accuracy"] > 40, "chance is 10"
+    assert metrics["accuracy"] > 30, "chance is 10; 360 test images"
 
 
 def counts_and_numbers(run: Run, store: Path, folder: Path) -> tuple:
