@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,9 @@ def compute(
 ) -> Result:
     """Train and score the student of a run of kind datafree. Raises as `distil` does."""
     student, teacher, generator = student_and_teacher(run, data, teacher_weights, stepper)
-    drawn, held_out = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
+    drawn, hold_out = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
     with journal.phase("evaluation", stepper.device):
+        held_out = hold_out()
         metrics = score(student, teacher, data, held_out) | followed(journal.history)
     images = data.score.images if len(data.score) else held_out
     suspects = Suspects(run, student, teacher, None, images, data.augment, "lower distillation.training.lr")
@@ -85,9 +87,9 @@ def distil(
     stepper: Stepper,
     journal: Journal,
     checkpoint: Checkpoint,
-) -> tuple[dict[str, np.ndarray], Tensor | None]:
+) -> tuple[dict[str, np.ndarray], Callable[[], Tensor | None]]:
     """Train the student on what the run's source puts into the buffer; return arrays about that set for figures, and
-    images [N, C, S, S] uint8 that the source makes then and the student never sees (None of real images).
+    what makes images [N, C, S, S] uint8 that the student never sees (None of real images).
 
     Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024, built on Fang et al., AAAI 2022. The loop uses
     only sizes, class names and normalisation of `data`. A killed run goes on from its checkpoint. Raises Stopped after
@@ -103,7 +105,7 @@ def distil(
             distillation.synthesise(number)
             distillation.learn(number)
         distillation.look(epoch)
-    return describe(distillation.buffer, data, teacher) | distillation.course.arrays(), distillation.hold_out()
+    return describe(distillation.buffer, data, teacher) | distillation.course.arrays(), distillation.hold_out
 
 
 class _Distillation:
@@ -238,10 +240,8 @@ class _Distillation:
         """Return batches that the source makes after the last epoch, as it did in it; None of real images."""
         if not self.run.inversion.entry.synthesises:
             return None
-        with self.journal.phase("evaluation", self.device):
-            last = self.training.epochs - 1
-            made = [self.source.batch(last, self.student, self.buffer).images for _ in range(HELD_OUT_BATCHES)]
-            return torch.cat(made)
+        last = self.training.epochs - 1
+        return torch.cat([self.source.batch(last, self.student, self.buffer).images for _ in range(HELD_OUT_BATCHES)])
 
     def _require_health(self, row: dict[str, float], learned: int) -> None:
         """Raise Unhealthy for losses that run away, a generator that has collapsed, a student that learns nothing."""
