@@ -1,4 +1,4 @@
-"""What a study's networks cost: parameters, multiply-adds of an image, bytes of weights. Imports no torch."""
+"""What a study's networks cost: parameters, multiply-adds of an image, bytes in float32. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 
 from kd.registry.models import entry
-from kd.runs.folder import WEIGHTS, metrics
+from kd.runs.folder import metrics
 from kd.settings.run import Run
 from kd.studies.claims import markdown_row
 
 PAIR = ["dataset", "teacher", "student"]
 COSTS = ["parameters", "multiply_adds", "weights_bytes"]  # of the student; those of the teachers have teacher_ in front
+BYTES = 4  # of a parameter in float32: the same wherever the files are
 ALL = "all"
 
 
@@ -28,13 +29,15 @@ def costs(record: dict[str, Any], folder: Path, root: Path) -> dict[str, float]:
         run = Run.from_dict(settings)
     except (ValueError, KeyError, TypeError):  # of another version of kd
         return {}
-    found = {"multiply_adds": _multiply_adds([run]), "weights_bytes": _bytes([folder])}
+    own = _parameters(folder)
+    found = {"multiply_adds": _multiply_adds([run]), "weights_bytes": own and BYTES * own}
     if run.teachers:
         folders = [root / teacher.path for teacher in run.teachers]
+        parameters = _sum(_parameters(place) for place in folders)
         found |= {
-            "teacher_parameters": _sum(_parameters(place) for place in folders),
+            "teacher_parameters": parameters,
             "teacher_multiply_adds": _multiply_adds(run.teachers),
-            "teacher_weights_bytes": _bytes(folders),
+            "teacher_weights_bytes": parameters and BYTES * parameters,
         }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -65,7 +68,7 @@ def markdown(table: pd.DataFrame) -> str:
     """Return the table in Markdown, teacher → student in each cell; empty without a row."""
     if table.empty:
         return ""
-    head = ["data set", "teacher → student", "methods", "parameters, M", "multiply-adds, M", "weights, MB"]
+    head = ["data set", "teacher → student", "methods", "parameters, M", "multiply-adds, M", "float32, MB"]
     lines = ["### Networks", "", markdown_row(head), "|---" * len(head) + "|"]
     for row in table.to_dict("records"):
         cells = [row["dataset"], f"{row['teacher']} → {row['student']}", row["methods"]]
@@ -95,11 +98,4 @@ def _parameters(folder: Path) -> float | None:
     try:
         return metrics(folder).get("parameters")
     except (OSError, ValueError):
-        return None
-
-
-def _bytes(folders: list[Path]) -> float | None:
-    try:
-        return sum((folder / WEIGHTS).stat().st_size for folder in folders)
-    except OSError:
         return None

@@ -51,15 +51,14 @@ def test_costs_are_those_of_the_runs_files(tmp_path: Path) -> None:
     folder = tmp_path / run.path
     for number, made in enumerate([run, *run.teachers]):
         (tmp_path / made.path).mkdir(parents=True)
-        (tmp_path / made.path / "weights.pt").write_bytes(bytes(1000 + number))
         write_json(tmp_path / made.path / "metrics.json", {"accuracy": 50.0, "parameters": 10 + number})
     found = costs({"settings": run.as_dict()}, folder, tmp_path)
-    assert found["weights_bytes"] == 1000
-    assert (found["teacher_parameters"], found["teacher_weights_bytes"]) == (11 + 12, 1001 + 1002)
+    assert found["weights_bytes"] == 4 * 10
+    assert (found["teacher_parameters"], found["teacher_weights_bytes"]) == (11 + 12, 4 * (11 + 12))
     assert 4 * found["teacher_multiply_adds"] == pytest.approx(sum(entry(name).multiply_adds for name in pair))
-    (tmp_path / run.teachers[0].path / "weights.pt").unlink()
+    (tmp_path / run.teachers[0].path / "metrics.json").unlink()
     again = costs({"settings": run.as_dict()}, folder, tmp_path)
-    assert set(found) - set(again) == {"teacher_weights_bytes"}
+    assert set(found) - set(again) == {"teacher_parameters", "teacher_weights_bytes"}
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
