@@ -29,6 +29,11 @@ def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
 
 
+def read_results(file: Path | str) -> pd.DataFrame:
+    """Return the frame of a results.csv. A commit is text, even if it looks like a number: 4000638780, 12345e6789."""
+    return pd.read_csv(file, dtype={"commit": str})
+
+
 def _record(folder: Path, root: Path) -> dict[str, Any]:
     run = read_json(folder / RECORD)
     teachers = run.get("settings", {}).get("teachers")
