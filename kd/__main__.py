@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from kd.registry.published import PUBLISHED
 from kd.runs.provenance import ROOT
-from kd.runtime.files import whole_path
+from kd.runtime.files import whole_path, write_atomically
 from kd.runtime.messages import ConfigError, disk_fault, kind_of
 from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
@@ -67,6 +68,24 @@ def main(arguments: list[str] | None = None) -> int:
     tables.add_argument(
         "--out", type=_path, metavar="FOLDER", help="folder to write to (default: results/studies/<study>/so-far)"
     )
+    imports = commands.add_parser("import", help="a network that another code has trained, as a teacher's weights")
+    imports.add_argument("file", type=_path, help="its checkpoint or state dict")
+    imports.add_argument("--from", choices=PUBLISHED, required=True, dest="source", help="the code that wrote the file")
+    imports.add_argument("--model", required=True, help="the network, by kd's name (docs/add-a-model.md) or the code's")
+    imports.add_argument(
+        "--image-size", type=_positive, metavar="N", help="pixels, for torchvision's (default: 224); vit_* need theirs"
+    )
+    imports.add_argument("--out", type=_path, metavar="FILE", help="file to write (default: <model>-<from>.pt, here)")
+    export = commands.add_parser("export", help="a finished run's network in one file, ready to use elsewhere")
+    export.add_argument("folders", type=_path, nargs="+", metavar="RUN", help="a run's folder")
+    export.add_argument(
+        "--to",
+        choices=("torch", "onnx", "bundle"),
+        action="append",
+        help="torch: a program that needs only torch; onnx; bundle: weights and description, for kd (default: torch)",
+    )
+    export.add_argument("--latency", action="store_true", help="measure its seconds on this CPU as well")
+    export.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: 1)")
     sync = commands.add_parser("sync", help="send to MLflow what it lacks: a study's runs and tables, or all runs")
     for command in (run, sync):
         command.add_argument("--results", type=_path, default=Path("results"), help="results folder (default: results)")
@@ -81,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     given.arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return {"run": _run, "plan": _plan, "status": _status, "tables": _tables, "sync": _sync}[given.command](given)
+        return COMMANDS[given.command](given)
     except ConfigError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
@@ -232,6 +251,42 @@ def _sync(given: argparse.Namespace) -> int:
     print(f"{sent} runs sent")
     return 0
 
+
+def _import(given: argparse.Namespace) -> int:
+    import torch
+
+    from kd.models.imported import read, study_lines
+
+    imported = read(given.file, given.source, given.model, given.image_size)
+    out = given.out or Path(f"{imported.model.replace(':', '-')}-{given.source}.pt")
+    if out.exists():
+        raise ConfigError(f"--out: {out} exists already; name another file, or remove it")
+    write_atomically(out, lambda file: torch.save(imported.network.state_dict(), file))
+    left_out = f", {len(imported.left_out)} tensors of heads for training left out" if imported.left_out else ""
+    print(f"{out}: {imported.model}, {imported.network.num_classes} classes, all {imported.tensors} tensors{left_out}")
+    print(f"In a study:\n\n{study_lines(imported, given.source, out)}", end="")
+    return 0
+
+
+def _export(given: argparse.Namespace) -> int:
+    import torch
+
+    from kd.runs.export import export, read_run
+    from kd.runs.latency import latency
+
+    torch.set_num_threads(given.threads)
+    for folder in given.folders:
+        found = read_run(folder)
+        for file, difference in export(found, folder, given.to or ["torch"]).items():
+            size = file.stat().st_size / 1e6
+            print(f"{file}: {size:.1f} MB; its logits are the run's, to {difference:.0e} of the largest", flush=True)
+        if given.latency:
+            print(f"{folder}: {latency(found.ready, found.images[:1])}, {given.threads} thread(s)")
+    return 0
+
+
+COMMANDS = {"run": _run, "plan": _plan, "status": _status, "tables": _tables}
+COMMANDS |= {"import": _import, "export": _export, "sync": _sync}
 
 if __name__ == "__main__":
     sys.exit(main())

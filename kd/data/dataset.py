@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd.batch import Batch
 from kd.data.augment import Augment
+from kd.registry.datasets import SYNTHETIC
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Dataset
 
@@ -36,11 +37,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A prepared data set. `score` is the test set, or the validation split where one is held out (tuning)."""
+    """A prepared data set. `score` is the test set, or the validation split where one is held out (tuning).
+
+    Without any images (`dataset.name: none`) both splits are empty; what is `scored` then are synthetic images.
+    """
 
     train: Split
     score: Split
-    scored: str  # test or validation
+    scored: str  # test, validation or synthetic
     full_size: int  # images in the whole training set, before any split
     classes: list[str]
     augment: Augment
@@ -58,15 +62,17 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
     """Return a prepared file's data on a device; without the test images if a validation split is held out.
 
     A file of test images alone (benchmarks/gpu_test_images.py) has no training images, but says how many there are.
+    Images are normalised with the data set's own `mean` and `std` where these are given.
 
     Raises ConfigError for a validation split that would hold out every image of a class, or has none to hold out.
     """
     content = torch.load(path, weights_only=True, mmap=True)
     train = Split(content["train_images"], content["train_labels"])
     full_size = content.get("full_size", len(train))
-    if dataset.validation and not len(train):
+    described = not len(train) and not len(content["test_labels"])  # dataset.name: none
+    if dataset.validation and not len(train) and not described:
         raise ConfigError(f"dataset.validation: got {dataset.validation}; {path} holds test images alone; {WHOLE}")
-    if dataset.validation:
+    if dataset.validation and not described:
         held_out = stratified(train.labels, dataset.validation, VALIDATION_SEED)
         rest = torch.ones(full_size, dtype=torch.bool)
         rest[held_out] = False
@@ -74,10 +80,21 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
         score, train = train.subset(held_out), train.subset(rest.nonzero()[:, 0])
     else:
         score = Split(content["test_images"], content["test_labels"])
-    augment = Augment(content["mean"].to(device), content["std"].to(device), dataset.pad, dataset.flip)
+    mean, std = (
+        content[name] if values is None else _per_channel(name, values, train.images.shape[1])
+        for name, values in (("mean", dataset.mean), ("std", dataset.std))
+    )
+    augment = Augment(mean.to(device), std.to(device), dataset.pad, dataset.flip)
     on_device = (Split(split.images.to(device), split.labels.to(device)) for split in (train, score))
-    scored = "validation" if dataset.validation else "test"
+    scored = SYNTHETIC if described else "validation" if dataset.validation else "test"
     return Data(*on_device, scored, full_size, content["classes"], augment)
+
+
+def _per_channel(name: str, values: tuple[float, ...], channels: int) -> Tensor:
+    """Return dataset.mean or dataset.std as a tensor [C]. Raises ConfigError where there are not C of them."""
+    if len(values) != channels:
+        raise ConfigError(f"dataset.{name}: got {len(values)} numbers; needed: one for each of {channels} channels")
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _require_every_class(left: Tensor, labels: Tensor, classes: list[str], validation: float) -> None:

@@ -19,7 +19,7 @@ def found(name: str, classes: int, train: Tensor, test: Tensor, std: Tensor, tre
     keys = [[hashlib.sha256(image).digest() for image in images.numpy()] for images in (train, test)]
     where = {key: place for place, key in reversed([*enumerate(keys[0])])}
     leaked = [place for place, key in enumerate(keys[1]) if key in where]
-    constant = (std == 0).nonzero()[:, 0].tolist()
+    constant = (std == 0).nonzero()[:, 0].tolist() if len(train) else []
     used = [{"used": len(each), "duplicates": len(each) - len(set(each))} for each in keys]
     lines = []
     if tree:

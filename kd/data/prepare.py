@@ -16,6 +16,7 @@ from kd.data.found import found
 from kd.data.raw import Source, subset
 from kd.registry.datasets import DATASETS
 from kd.runtime.files import write_atomically
+from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.settings.shapes import Dataset
 
@@ -24,17 +25,19 @@ def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], A
     """Load the data set, resize it, and write images [N, C, S, S] uint8, labels, class names, mean and std to `path`.
 
     Mean and std are per channel over the training images, in units of the full range [0, 1]; the std of a channel that
-    never changes is 1. Returns what was read, as JSON holds it: `train` and `test`, each with its images (`used`) and
-    how many of them repeat another (`duplicates`); `test_in_train`, the test images that are training images, too;
-    `constant_channels`; of a folder the files `skipped`, by reason, and its `listing`, else {} and None; `lines`, which
-    said the same.
+    never changes is 1; without images they are 0 and 1. Returns what was read, as JSON holds it: `train` and `test`,
+    each with its images (`used`) and how many of them repeat another (`duplicates`); `test_in_train`, the test images
+    that are training images, too; `constant_channels`; of a folder the files `skipped`, by reason, and its `listing`,
+    else {} and None; `lines`, which said the same.
 
     Raises ConfigError if the data is missing or has another shape.
     """
     module, function = DATASETS[dataset.name].split(":")
     raw = subset(getattr(importlib.import_module(module), function)(dataset, source), dataset.classes)
-    train = _resize(_channels_first(raw.train_images), dataset.image_size)
-    test = _resize(_channels_first(raw.test_images), dataset.image_size)
+    train, test = (
+        _resize(_with_channels(_channels_first(images), dataset.channels), dataset.image_size)
+        for images in (raw.train_images, raw.test_images)
+    )
     mean, std = _mean_std(train)
     content = {
         "train_images": train,
@@ -60,9 +63,21 @@ def _mean_std(images: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     for part in images.split(chunk):
         for channel in range(channels):
             counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
-    share, values = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)  # 0 where there are no images
+    values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
     return mean, (share * (values - mean[:, None]).pow(2)).sum(1).sqrt()
+
+
+def _with_channels(images: Tensor, channels: int | None) -> Tensor:
+    """Return images [N, C, H, W] with that many channels: grey ones are repeated. Raises ConfigError for others."""
+    if channels in (None, images.shape[1]):
+        return images
+    if images.shape[1] != 1:
+        raise ConfigError(
+            f"dataset.channels: got {channels}; the images have {images.shape[1]}, and only grey ones can be repeated"
+        )
+    return images.expand(-1, channels, -1, -1).contiguous()
 
 
 def _channels_first(images: np.ndarray) -> Tensor:

@@ -184,7 +184,7 @@ def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[st
     names = table[table["path"] == run.path]
     aliases = {key: ", ".join(dict.fromkeys(names[key])) for key in ("experiment", "method", "ablation")}
     tags = {
-        **(aliases if len(names) else {"method": "teacher" if run.kind == "train" else "trial"}),
+        **(aliases if len(names) else {"method": "teacher" if run.kind in ("train", "given") else "trial"}),
         "dataset": run.dataset.name,
         "teacher": run.teacher_names,
         "student": run.model,

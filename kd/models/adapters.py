@@ -1,4 +1,4 @@
-"""torchvision's classifiers and the user's own networks, adapted to the contract of `Classifier`."""
+"""torchvision's and timm's classifiers and the user's own networks, adapted to the contract of `Classifier`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kd.runtime.torchvision_compat import import_torchvision
 
 
 def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> Classifier:
-    """Return the network called `torchvision:<name>` or `module:function`.
+    """Return the network called `torchvision:<name>`, `timm:<name>` or `module:function`.
 
-    torchvision's have no pretrained weights, and another first convolution if `in_channels` is not 3. The user's
+    A library's have no pretrained weights, and another first convolution if `in_channels` is not 3. The user's
     function returns a `Classifier`, which is used as it is, or any module that returns logits from its last nn.Linear,
     which is wrapped in `LogitsAdapter`.
 
@@ -26,7 +26,8 @@ def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> 
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     where, _, function = name.partition(":")
-    model = _torchvision(function, **sizes) if where == "torchvision" else _own(name, where, function, sizes)
+    of_library = {"torchvision": _torchvision, "timm": _timm}.get(where)
+    model = of_library(function, **sizes) if of_library else _own(name, where, function, sizes)
     images = _ramp(model, in_channels, image_size)
     logits = _trial(name, model, images)
     if logits.shape != (2, num_classes):
@@ -64,7 +65,18 @@ class LogitsAdapter(Classifier):
         body.set_submodule(linear[-1], nn.Identity())
         self.body = body
         self.head = head
+        self.head_path = linear[-1]  # where the head was in the network as it came
         self.taps = _last_of_each_resolution(body, images)  # paths within body
+
+    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict of the network as it came under the names of this adapter, others as they are."""
+        if set(state) == set(self.state_dict()):
+            return state
+        before, after = f"{self.head_path}.", "head."
+        return {
+            after + name.removeprefix(before) if name.startswith(before) else f"body.{name}": value
+            for name, value in state.items()
+        }
 
     def features(self, images: Tensor) -> Tensor:
         return _logits(self.body(images))
@@ -113,6 +125,15 @@ def _torchvision(function: str, *, num_classes: int, in_channels: int, image_siz
         shape = {key: getattr(first, key) for key in ("out_channels", "kernel_size", "stride", "padding")}
         model.set_submodule(path, nn.Conv2d(in_channels, bias=first.bias is not None, **shape))
     return model
+
+
+def _timm(function: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    timm = importlib.import_module("timm")
+    given = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
+    try:
+        return timm.create_model(function, **given, img_size=image_size)
+    except TypeError:  # most convolutional networks accept any size, and no such argument
+        return timm.create_model(function, **given)
 
 
 def _own(name: str, where: str, function: str, sizes: dict[str, int]) -> nn.Module:

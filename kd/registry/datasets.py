@@ -12,6 +12,7 @@ DATASETS: dict[str, str] = {
     "cifar100": "kd.data.cifar:load",
     "fashion_mnist": "kd.data.fashion_mnist:load",
     "folder": "kd.data.folder:load",
+    "none": "kd.data.none:load",
 }
 SIZES: dict[str, tuple[int, int]] = {  # training images and classes, for estimates; unknown where it is not here
     "digits": (1_437, 10),
@@ -19,6 +20,7 @@ SIZES: dict[str, tuple[int, int]] = {  # training images and classes, for estima
     "cifar100": (50_000, 100),
     "fashion_mnist": (60_000, 10),
 }
+SYNTHETIC = "synthetic"  # what students are scored on where the data set has no images (none)
 GREY = ("digits", "fashion_mnist")  # their images have no colours, so the only view of them is rgb
 
 # What lies below dataset.root: one of these groups of names. Looked for before anything runs; data sets that are made

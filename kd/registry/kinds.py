@@ -1,4 +1,4 @@
-"""The kinds of run: which loop makes their numbers, which settings and files are theirs. Imports no torch."""
+"""The kinds of run: what makes their numbers, which settings and files are theirs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Kind:
 
 
 KINDS = {
+    "given": Kind("kd.training.given", ("weights",)),
     "train": Kind("kd.training.with_data", ("training", "objective")),
     "distill": Kind("kd.training.with_data", ("training", "objective", "teachers"), "correlations"),
     "datafree": Kind(

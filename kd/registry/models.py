@@ -1,10 +1,11 @@
 """Networks by name. This file imports no torch, so that names can be checked before any job starts.
 
-A name has one of four forms:
+A name has one of five forms:
 
 - a key of `MODELS` below, such as `resnet34` or `vgg8`;
 - `resnet<depth>` with depth = 6n + 2 or `wrn_<depth>_<width>` with depth = 6n + 4, such as `wrn_10_1`;
 - `torchvision:<name>`, one of torchvision's classifiers, such as `torchvision:mobilenet_v3_small`;
+- `timm:<name>`, one of timm's where that is installed, such as `timm:resnet26`;
 - `module:function`, your own `function(num_classes=..., in_channels=..., image_size=...)` (docs/add-a-model.md).
 
 To add one: write `kd/models/<name>.py` and add its entry to `MODELS`. `kd.models.build` constructs what is named.
@@ -110,10 +111,12 @@ FORMS = (
     "resnet<depth> with depth = 6n + 2",
     "wrn_<depth>_<width> with depth = 6n + 4",
     "torchvision:<name>",
+    "timm:<name>",
     "module:function for your own",
 )
 
 ADAPTERS = "kd.models.adapters"
+LIBRARIES = ("torchvision", "timm")  # of networks, before the colon of a name
 # torchvision's families of classifiers, by how their builders' names begin; its VGGs say it themselves: vgg11_bn
 WITH_BATCHNORM = (
     "densenet",
@@ -139,8 +142,8 @@ def check(name: str) -> None:
     """
     if not isinstance(name, str):
         raise ValueError(f"a model is named by a string, not by {name!r}")
-    if name.startswith("torchvision:"):
-        _check_torchvision(name)
+    if name.startswith(tuple(f"{library}:" for library in LIBRARIES)):
+        _check_of_library(*name.split(":", 1))
     elif ":" in name:
         _check_own(name)
     elif entry(name) is None:
@@ -152,7 +155,7 @@ def check(name: str) -> None:
 def source(name: str) -> str:
     """Return the dotted kd module that implements `name`, whose code decides a run's numbers.
 
-    For torchvision's and the user's own networks that is the adapter; the user's own module is `name.split(":")[0]`.
+    For a library's and the user's own networks that is the adapter; the user's own module is `name.split(":")[0]`.
     Raises ValueError as `check` does.
     """
     check(name)
@@ -175,7 +178,7 @@ def entry(name: str) -> Model | None:
 def built_from(name: str) -> str:
     """Return, as text, the class and the arguments that `name` is built from: what of its entry decides numbers.
 
-    torchvision's and the user's own networks have no entry: "None".
+    A library's and the user's own networks have no entry: "None".
     """
     found = entry(name)
     return repr(found and (found.code, found.settings))
@@ -184,7 +187,7 @@ def built_from(name: str) -> str:
 def map_shapes(name: str, image_size: int) -> maps.Shapes | None:
     """Return (C, H, W) of each map that the network's `Classifier.map_shapes` would return; None where it is unknown.
 
-    Unknown are torchvision's and the user's own networks, entries without `map_shapes`, and names that do not exist.
+    Unknown are a library's and the user's own networks, entries without `map_shapes`, and names that do not exist.
     """
     found = entry(name)
     if found is None or found.map_shapes is None:
@@ -205,25 +208,23 @@ def has_batchnorm(name: str) -> bool | None:
     return None if found is None else found.has_batchnorm
 
 
-def _check_torchvision(name: str) -> None:
-    spec = importlib.util.find_spec("torchvision")
+def _check_of_library(library: str, builder: str) -> None:
+    spec = importlib.util.find_spec(library)
     if spec is None:
-        raise ValueError(f"model {name!r} needs torchvision, which is not installed: pip install torchvision")
-    known = torchvision_builders(Path(spec.origin).parent)
-    builder = name.partition(":")[2]
+        raise ValueError(f"model '{library}:{builder}' needs {library}, which is not installed: pip install {library}")
+    known = builders(Path(spec.origin).parent)
     if known and builder not in known:
-        raise ValueError(
-            f"torchvision has no classifier {builder!r}{_close(builder, known)}; it has {', '.join(known)}"
-        )
+        listed = known if len(known) < 150 else [*known[:20], f"... ({len(known)} in all)"]
+        raise ValueError(f"{library} has no classifier {builder!r}{_close(builder, known)}; it has {', '.join(listed)}")
 
 
 @cache
-def torchvision_builders(package: Path) -> list[str]:
-    """Return the names of torchvision's classifiers, read from its sources without importing them.
+def builders(package: Path) -> list[str]:
+    """Return the names of a library's classifiers, read from its sources without importing them.
 
-    `@register_model()` stands above the builder of each.
+    `@register_model` stands above the builder of each, in torchvision with parentheses.
     """
-    builder = re.compile(r"^@register_model\(.*\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    builder = re.compile(r"^@register_model(?:\(.*\))?\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
     files = sorted((package / "models").glob("*.py"))
     return [name for file in files for name in builder.findall(file.read_text("utf-8"))]
 

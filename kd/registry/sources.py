@@ -21,8 +21,10 @@ class SourceEntry:
     code: str  # module:class
     says: str
     settings: dict[str, Setting] = field(default_factory=dict)  # one per keyword-only argument of the class
-    synthesises: bool = True  # makes new images every epoch; else phi and what new images replace have no effect
-    needs_batchnorm: bool = True  # of the teacher: its statistics guide the synthesis
+    synthesises: bool = True  # makes new images every round; else rounds and what new images replace have no effect
+    modulates: bool = True  # phi weights its task loss; else the section `modulation` has no effect
+    weights: tuple[str, ...] = ()  # settings that weight the terms of its loss, where one has to be above 0
+    needs_batchnorm: bool | str = True  # of the teacher: its statistics guide the synthesis; or which weight asks that
     size_multiple: int = 1  # the image size must be a multiple of this
 
 
@@ -31,9 +33,9 @@ SOURCES: dict[str, SourceEntry] = {
         "kd.inversion.sources.generator:MetaGenerator",
         "images of Fast's meta-generator, which learns from the teacher",
         {
-            "batch_size": Setting("images synthesised per epoch", at_least=2),
+            "batch_size": Setting("images synthesised per round", at_least=2),
             "warmup": Setting("epochs of inversion before the student begins", at_least=1),
-            "steps": Setting("generator updates per epoch", at_least=1),
+            "steps": Setting("generator updates per round", at_least=1),
             "lr_generator": Setting("Adam's learning rate of the inner generator", above=0),
             "lr_noise": Setting("Adam's learning rate of the noise", above=0),
             "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
@@ -50,7 +52,7 @@ SOURCES: dict[str, SourceEntry] = {
                 at_most=1,
             ),
             "bn_momentum": Setting("share of the past in the prior's batch statistics; 0: only the batch", 0, below=1),
-            "meta": Setting("how the common generator learns from each epoch's inner copy; maml is first order"),
+            "meta": Setting("how the common generator learns from each round's inner copy; maml is first order"),
             "reset_epoch": Setting("student epoch before which the generator's first layer is drawn again", at_least=1),
             "noise_dim": Setting("numbers in the generator's input", at_least=1),
             "width": Setting("channels of the generator's last maps", at_least=1),
@@ -58,10 +60,94 @@ SOURCES: dict[str, SourceEntry] = {
         },
         size_multiple=4,
     ),
+    "adversarial": SourceEntry(
+        "kd.inversion.sources.adversarial:Adversarial",
+        "images of a generator that learns all along, on fresh noise: DAFL, DFQ, ZSKT",
+        {
+            "batch_size": Setting("images of a generator step, and of each batch that enters the buffer", at_least=2),
+            "batches": Setting("batches of fresh images per round", at_least=1),
+            "steps": Setting("generator steps per round", at_least=1),
+            "lr": Setting("Adam's learning rate of the generator", above=0),
+            "adv": Setting("weight of minus the student's divergence from the teacher; 0: off", at_least=0),
+            "oh": Setting("weight of the teacher's cross entropy against its own prediction; 0: off", at_least=0),
+            "activation": Setting("weight of minus the mean size of the teacher's features; 0: off", at_least=0),
+            "balance": Setting("weight of minus the entropy of the batch's mean prediction; 0: off", at_least=0),
+            "bn": Setting("weight of the BatchNorm-statistics prior; 0: off", at_least=0),
+            "noise_dim": Setting("numbers in the generator's input", at_least=1),
+            "width": Setting("channels of the generator's last maps", at_least=1),
+        },
+        modulates=False,
+        weights=("adv", "oh", "activation", "balance", "bn"),
+        needs_batchnorm="bn",
+        size_multiple=4,
+    ),
+    "deepinversion": SourceEntry(
+        "kd.inversion.sources.deepinversion:DeepInversion",
+        "pixels that are optimised directly (DeepInversion, Adaptive DeepInversion)",
+        {
+            "batch_size": Setting("images synthesised per epoch", at_least=2),
+            "warmup": Setting("epochs of inversion before the student begins", at_least=0),
+            "steps": Setting("steps of Adam per batch", at_least=1),
+            "lr": Setting("Adam's learning rate, in units of normalised colours", above=0),
+            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
+            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
+            "tv_l2": Setting("weight of the total variation, norms of neighbours' differences; 0: off", at_least=0),
+            "tv_l1": Setting("weight of the total variation, means of absolute differences; 0: off", at_least=0),
+            "l2": Setting("weight of the norm of all pixels; 0: off", at_least=0),
+            "adv": Setting("weight of the competition with the student (Adaptive DeepInversion); 0: off", at_least=0),
+            "adv_temperature": Setting("divides both networks' logits in that term", above=0),
+            "jitter": Setting("pixels by which a batch is moved before a step, at most", at_least=0),
+            "flip": Setting("mirror the batch before half of the steps"),
+        },
+    ),
+    "cmi": SourceEntry(
+        "kd.inversion.sources.cmi:ContrastiveInversion",
+        "images of a generator that every batch draws anew, unlike each other and earlier ones (CMI)",
+        {
+            "batch_size": Setting("images synthesised per epoch", at_least=2),
+            "warmup": Setting("epochs of inversion before the student begins", at_least=0),
+            "steps": Setting("generator updates per batch", at_least=1),
+            "lr": Setting("Adam's learning rate of generator, noise and projection head", above=0),
+            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
+            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
+            "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
+            "cr": Setting("weight of the contrastive term; 0: off, with bank and head", at_least=0),
+            "cr_temperature": Setting("divides the similarities in that term", above=0),
+            "negatives": Setting("earlier images per step in that term, at most as many as the bank holds", at_least=1),
+            "bank": Setting("earlier images whose features are kept", at_least=1),
+            "head_dim": Setting("numbers in a projected feature", at_least=1),
+            "noise_dim": Setting("numbers in the generator's input", at_least=1),
+            "width": Setting("channels of the generator's last maps", at_least=1),
+        },
+        size_multiple=4,
+    ),
+    "nayer": SourceEntry(
+        "kd.inversion.sources.nayer:Nayer",
+        "images of a generator that sees the class through a layer which every batch draws anew (NAYER)",
+        {
+            "batch_size": Setting("images synthesised per epoch", at_least=2),
+            "warmup": Setting("epochs of inversion before the student begins", at_least=0),
+            "steps": Setting("generator updates per batch", at_least=1),
+            "lr": Setting("Adam's learning rate of generator and noisy layers", above=0),
+            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
+            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
+            "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
+            "bn_momentum": Setting("share of the past in the prior's batch statistics; 0: only the batch", 0, below=1),
+            "life": Setting("epochs after which the generator is drawn anew", at_least=1),
+            "embeddings": Setting(
+                "null: the rows of the teacher's last layer; or the path of an .npy file, [classes, E], of which the "
+                "run's identity knows only the path: give another content another name"
+            ),
+            "noise_dim": Setting("numbers that the noisy layers pass to the generator", at_least=1),
+            "width": Setting("channels of the generator's last maps", at_least=1),
+        },
+        size_multiple=4,
+    ),
     "original": SourceEntry(
         "kd.inversion.sources.original:Original",
         "a random subset of the training images, as many as the buffer holds; nothing is synthesised",
         synthesises=False,
+        modulates=False,
         needs_batchnorm=False,
     ),
 }

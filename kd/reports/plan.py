@@ -45,6 +45,7 @@ class PlannedTable:
     title: str
     experiments: tuple[str, ...]
     by_pair: bool = False  # methods by pairs of networks, as CRD's paper prints them
+    networks: bool = False  # what the networks cost
 
     @property
     def files(self) -> list[str]:
@@ -146,7 +147,7 @@ def plan_tables(experiments: dict[str, dict[str, Any]]) -> list[PlannedTable]:
     """Return the tables of a study's experiments (name -> title and view), in the order of table.md.
 
     Each has a summary; those with the view `pairs` also have methods by pairs; where there are several of them, one
-    more table shows them together. No experiment's name begins with `_`.
+    more table shows them together. The last one says what the networks cost. No experiment's name begins with `_`.
     """
     tables = []
     by_pair = [name for name, experiment in experiments.items() if experiment["view"] == "pairs"]
@@ -156,4 +157,5 @@ def plan_tables(experiments: dict[str, dict[str, Any]]) -> list[PlannedTable]:
             tables.append(PlannedTable(f"{name}-by-pair", experiment["title"], (name,), by_pair=True))
     if len(by_pair) > 1:
         tables.append(PlannedTable("_all-by-pair", "All experiments", tuple(by_pair), by_pair=True))
+    tables.append(PlannedTable("_networks", "Networks", tuple(experiments), networks=True))
     return tables

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.reports import pairs_table
+from kd.reports import networks_table, pairs_table
 from kd.reports.figures import OF_RUNS, VIEWS
 from kd.reports.figures.drawing import save
 from kd.reports.plan import PlannedFigure, plan_figures, plan_tables
@@ -71,6 +71,11 @@ def write_tables(
         if rows.empty:
             continue
         file = folder / "tables" / f"{table.name}.csv"
+        if table.networks:
+            cells = networks_table.networks(rows)
+            cells.to_csv(file, index=False)
+            parts += filter(None, [networks_table.markdown(cells)])
+            continue
         if table.by_pair:
             rows = pairs_table.merge_experiments(rows) if len(table.experiments) > 1 else rows
             cells = pairs_table.accuracy_by_pair(rows)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kd.registry.datasets import SYNTHETIC
+from kd.reports.networks_table import costs
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
 from kd.studies.claims import markdown_row, paired_p
@@ -20,18 +22,25 @@ def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Return the study's table with columns from each run's files; a row per run and experiment.
 
     Numbers are those of the last epoch. The columns of metrics.json keep their names; run.json adds seconds_<phase>,
-    counts, memory, commit, device, how it was computed there, in words, and what the teacher sees of an image.
+    counts, memory, commit, device, how it was computed there, in words, and what the teacher sees of an image; next to
+    them stands what the networks cost.
     """
-    records = {path: _record(root / path) for path in dict.fromkeys(table["path"])}
+    records = {path: _record(root / path, root) for path in dict.fromkeys(table["path"])}
     return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def read_results(file: Path | str) -> pd.DataFrame:
+    """Return the frame of a results.csv. A commit is text, even if it looks like a number: 4000638780, 12345e6789."""
+    return pd.read_csv(file, dtype={"commit": str})
+
+
+def _record(folder: Path, root: Path) -> dict[str, Any]:
     run = read_json(folder / RECORD)
     teachers = run.get("settings", {}).get("teachers")
     return {
         **({"teacher_view": teachers[0].get("view", RGB)} if teachers else {}),
         **metrics(folder),
+        **costs(run, folder, root),
         **{f"seconds_{phase}": seconds for phase, seconds in run["seconds"].items()},
         **run["counts"],
         "peak_memory_mb": run["peak_memory_mb"],
@@ -161,8 +170,15 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     views = teachers["teacher_view"].astype(object).fillna(RGB)
     known = teachers.groupby(["dataset", "teacher", views])["teacher_accuracy"].agg(["min", "max"])
     lines = [f"## {title}", ""]
-    images = f"the {results['scored'].iloc[0]} images" if results["scored"].nunique() == 1 else "the images named below"
-    lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
+    scored = results["scored"].iloc[0] if results["scored"].nunique() == 1 else ""
+    images = f"the {scored} images" if scored else "the images named below"
+    if scored == SYNTHETIC:
+        lines += ["Agreement with the teacher, in %, on synthetic images that the student never saw: there are no"]
+        lines += [
+            "others, so tables and figures mean this by accuracy. After the last epoch, mean ± standard deviation over"
+        ]
+    else:
+        lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
     lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]
     lines += ["runs made together share them. Differences are paired by seed, ± standard error.", ""]
     for row in known.reset_index().itertuples():

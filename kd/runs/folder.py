@@ -38,8 +38,11 @@ def array_file(name: str) -> str:
 
 
 def inputs_of(run: Run, root: Path) -> tuple[Path, list[Path]]:
-    """Return the data file and the teachers' weights that a run is made from, in the results folder `root`."""
-    return root / run.data_path, [root / teacher.path / WEIGHTS for teacher in run.teachers or ()]
+    """Return the data file and the weights that a run is made from: its teachers' in the results folder `root`, or, of
+    a teacher that the user has trained, the user's own file.
+    """
+    given = [Path(run.weights.file)] if run.weights and run.weights.file else []
+    return root / run.data_path, given + [root / teacher.path / WEIGHTS for teacher in run.teachers or ()]
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -44,7 +44,7 @@ def changed_folder(path: Path, root: Path) -> bool:
 
 def reads_training_images(run: Run) -> bool:
     """Whether a run learns from the training images; others need of them only mean, std and number."""
-    return run.inversion is None or not run.inversion.entry.synthesises
+    return run.kind != "given" if run.inversion is None else not run.inversion.entry.synthesises
 
 
 def _record_file(path: Path) -> Path:

@@ -38,7 +38,8 @@ def run_code(run: Run) -> str:
     parts += [run.inversion.entry.code] if run.inversion else []
     modules = [KINDS[run.kind].loop, *(code.split(":")[0] for code in parts)]
     modules += [models.source(name) for name in networks]
-    modules += [name.split(":")[0] for name in networks if ":" in name and not name.startswith("torchvision:")]
+    before = [name.split(":")[0] for name in networks if ":" in name]
+    modules += [module for module in before if module not in models.LIBRARIES]
     chosen = parts + [models.built_from(name) for name in networks]
     return _digest_modules(frozenset(modules), tuple(chosen))
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from kd.data.dataset import WHOLE, Data, load
+from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
 from kd.runs import devices
 from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
@@ -85,8 +86,18 @@ def run_step(
 
 def _announced(metrics: dict[str, float], where_from: str, progress: Progress) -> dict[str, float]:
     """Say that a run need not be trained, and return its metrics."""
-    progress.say(f"{where_from}: accuracy {metrics['accuracy']:.2f} %")
+    progress.say(f"{where_from}: {outcome(metrics)}")
     return metrics
+
+
+def outcome(metrics: dict[str, Any]) -> str:
+    """Say what a finished run scored, and on what."""
+    if "accuracy" not in metrics:
+        return "used as it is; there are no images to score it on"
+    scored = metrics.get("scored", "test")
+    if scored == SYNTHETIC:
+        return f"agrees with its teacher on {metrics['accuracy']:.2f} % of the held-out synthetic images"
+    return f"accuracy {metrics['accuracy']:.2f} % on the {scored} images"
 
 
 @contextmanager
@@ -135,7 +146,7 @@ def _make(
     write_json(folder / METRICS, metrics)
     record = _record(run, journal, stepper, started, data)
     write_json(folder / RECORD, {"identity": checkpoint.identity, **record})
-    progress.say(f"done: accuracy {metrics['accuracy']:.2f} % on the {data.scored} images")
+    progress.say(f"done: {outcome(metrics)}")
     return metrics
 
 

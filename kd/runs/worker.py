@@ -15,7 +15,7 @@ import torch
 from kd.data.raw import Source
 from kd.runs.folder import ENDED, ended, inputs_of
 from kd.runs.prepared_data import outdated_data, prepare_step
-from kd.runs.run import run_step
+from kd.runs.run import outcome, run_step
 from kd.runs.together import Company, Stepping, alone
 from kd.runtime.messages import ConfigError, disk_fault
 from kd.runtime.progress import inform
@@ -96,7 +96,7 @@ class _Work:
             if (note := _failed_since(self.results / path, self.started)) is not None:
                 raise ConfigError(note)
             metrics = make(run, self.results, self.compute, self.source, stepping)
-            self.say(f"{self.results / path}: accuracy {metrics['accuracy']:.2f} %")
+            self.say(f"{self.results / path}: {outcome(metrics)}")
         except Busy:
             raise
         except (ConfigError, FloatingPointError, TakenOver) as error:

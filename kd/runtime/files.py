@@ -57,6 +57,14 @@ def whole_path(path: str, key: str = "") -> str:
     return whole
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def file_digest(path: Path) -> str:
     """Return sixteen hex digits that identify a file's content."""
     stat = path.stat()

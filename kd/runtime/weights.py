@@ -16,25 +16,22 @@ from kd.runtime.messages import escaped
 SAVE = "save only model.state_dict()"
 PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8}
 PLAIN |= {torch.uint8, torch.bool}
-WRAPPED = "module."  # before every name in the state dict of a torch.nn.DataParallel
+WRAPPED = ("module.", "_orig_mod.")  # before every name: of torch.nn.DataParallel, of torch.compile
+KEYS = ("state_dict", "model_state_dict", "model", "net", "network")  # under which checkpoints hold a state dict
 
 
 def read_state(file: Path, digest: str | None = None) -> dict[str, Tensor]:
-    """Return the state dict in a file, on the CPU, with plain names if it was made by DataParallel.
+    """Return the state dict in a file, on the CPU, with plain names if it was made by DataParallel or torch.compile.
 
-    digest: what `file_digest` must say. Raises ValueError, with what the file is, where it is no finite state dict.
+    The file is one of torch.save, with a state dict or a checkpoint that holds one under a key of KEYS, or one of
+    safetensors. digest: what `file_digest` must say. Raises ValueError, with what the file is, where it holds no finite
+    state dict.
     """
     if what := _other_than_weights(file):
         raise ValueError(what)
     if digest is not None and file_digest(file) != digest:
         raise ValueError("its checksum differs")
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # torch names neither the file nor what is wrong with it
-        whole = zipfile.is_zipfile(file)
-        raise ValueError(f"it holds more than tensors; {SAVE}" if whole else "it is truncated or damaged") from error
+    state = _unwrapped(_safetensors(file) if file.suffix == ".safetensors" else _torch(file))
     if not isinstance(state, dict) or {type(name) for name in state} != {str} or not _all_tensors(state):
         held = (
             f"holds {', '.join(map(str, state)) or 'nothing'}"
@@ -49,9 +46,40 @@ def read_state(file: Path, digest: str | None = None) -> dict[str, Tensor]:
         raise ValueError(f"its tensors hold no numbers (meta); {SAVE}")
     if name := not_finite(state):
         raise ValueError(f"its numbers are not finite (first: {name})")
-    if all(name.startswith(WRAPPED) for name in state):
-        state = {name.removeprefix(WRAPPED): value for name, value in state.items()}
+    for prefix in WRAPPED:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _torch(file: Path) -> Any:
+    try:
+        return torch.load(file, weights_only=True, map_location="cpu")
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch names neither the file nor what is wrong with it
+        whole = zipfile.is_zipfile(file)
+        raise ValueError(f"it holds more than tensors; {SAVE}" if whole else "it is truncated or damaged") from error
+
+
+def _safetensors(file: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError("safetensors is not installed; pip install safetensors") from None
+    try:
+        return load_file(file)
+    except Exception as error:  # its own error says nothing of the file
+        raise ValueError("it is truncated or damaged") from error
+
+
+def _unwrapped(content: Any) -> Any:
+    """Return the state dict that a checkpoint holds under one of the usual keys; anything else as it is."""
+    if isinstance(content, dict) and not _all_tensors(content):
+        for key in KEYS:
+            if isinstance(content.get(key), dict):
+                return content[key]
+    return content
 
 
 def fill(network: nn.Module, state: dict[str, Tensor]) -> None:

@@ -140,7 +140,7 @@ def _allowed(annotation: str, setting: Setting) -> str:
     if annotation.startswith("Literal["):
         return ", ".join(f"`{part.strip()[1:-1]}`" for part in annotation[8:-1].split(","))
     words = {"int": "integer", "float": "number", "bool": "`true`, `false`", "str": "text", "None": "`null`"}
-    many = {"int": "list of integers", "str": "list of names"}
+    many = {"int": "list of integers", "float": "list of numbers", "str": "list of names"}
     kinds = [words.get(part) or many[part[6:].split(",")[0]] for part in annotation.split(" | ")]
     return ", ".join(filter(None, [" or ".join(kinds), setting.allowed]))
 

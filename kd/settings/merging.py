@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from kd.registry.kinds import KINDS
+from kd.runtime.files import file_digest, whole_path
 from kd.settings.run import Run
 
 
@@ -53,6 +55,8 @@ def run_of(settings: dict[str, Any], seed: int) -> Run:
 
 def _teachers(recipe: dict[str, Any], seed: int, common: dict[str, Any]) -> list[dict[str, Any]]:
     names = teacher_models(recipe["model"])
+    if recipe.get("weights"):
+        return [_given(*each, recipe["view"], common) for each in zip(names, weight_files(recipe), strict=True)]
     return [
         {
             "kind": "train",
@@ -68,6 +72,20 @@ def _teachers(recipe: dict[str, Any], seed: int, common: dict[str, Any]) -> list
     ]
 
 
+def _given(name: str, file: str, view: str, common: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a teacher that the user has trained: how its data are augmented does not matter."""
+    return {
+        "kind": "given",
+        "model": name,
+        "view": view,
+        "seed": 0,
+        "scale": 1.0,
+        "precision": "float32",
+        "dataset": {**common["dataset"], "pad": 0, "flip": False},
+        "weights": {"file": file, "digest": file_digest(Path(file))},
+    }
+
+
 @cache
 def _described(settings: str) -> Run:
     """Return a run from JSON; cached, because the students of a study share few teachers."""
@@ -77,6 +95,12 @@ def _described(settings: str) -> Run:
 def teacher_models(model: str | list[str]) -> list[str]:
     """Return the setting teacher.model as a list: one name, or an ensemble's (a repeated name: another seed)."""
     return [model] if isinstance(model, str) else list(model)
+
+
+def weight_files(recipe: dict[str, Any]) -> list[str]:
+    """Return the setting teacher.weights as a list of paths, none where teachers are trained."""
+    given = recipe.get("weights") or []
+    return [whole_path(file, "teacher.weights") for file in ([given] if isinstance(given, str) else given)]
 
 
 def active(objective: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from kd.registry.losses import LOSSES, OF_TERMS, loss_settings
 from kd.registry.setting import Setting
 from kd.registry.sources import SOURCES, source_settings
 from kd.runtime.messages import ConfigError, kind_of, literals, shown, suggest, wanted_kind
-from kd.settings.shapes import Dataset, Distillation, Inversion, Modulation, Replay, Training
+from kd.settings.shapes import Dataset, Distillation, Inversion, Modulation, Replay, Training, WeightsFile
 
 LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
 
@@ -22,17 +22,18 @@ LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
 class Run:
     """One run: every setting that changes its numbers, and nothing else.
 
-    Teachers are runs of kind `train`, nested in the runs of their students, so that a student's identity covers its
-    teachers'; more than one are an ensemble. What a kind does not use is None.
+    Teachers are runs of kind `train`, or `given` where the user has trained them, nested in the runs of their students,
+    so that a student's identity covers its teachers'; more than one are an ensemble. What a kind does not use is None.
     """
 
-    kind: str  # train, distill or datafree
+    kind: str  # given, train, distill or datafree
     dataset: Dataset
     model: str
     view: Literal["rgb", "luminance", "chrominance"]  # what the network sees of an image
     scale: float
     precision: str
     seed: int
+    weights: WeightsFile | None = None  # given
     training: Training | None = None  # train, distill
     objective: dict[str, dict[str, Any]] | None = None  # train, distill
     teachers: tuple[Run, ...] | None = None  # distill, datafree
@@ -59,12 +60,15 @@ class Run:
         if self.inversion is None:
             return self
         run = self if self.distillation.steps is None else replace(self, distillation=self.distillation.effective())
-        if self.inversion.entry.synthesises:
-            if self.modulation is None:
-                raise ConfigError("run: key 'modulation' is missing; images that are synthesised need it")
-            return run
-        filled_once = {"replacement": "oldest", "admitted": 1.0, "initial_priority": "max"}
-        return replace(run, modulation=None, replay=replace(self.replay, **filled_once))
+        entry = self.inversion.entry
+        if entry.modulates and self.modulation is None:
+            raise ConfigError("run: key 'modulation' is missing; images that are synthesised need it")
+        if not entry.modulates:
+            run = replace(run, modulation=None, replay=replace(run.replay, initial_priority="max"))
+        if not entry.synthesises:  # the buffer is filled once
+            replay = replace(run.replay, replacement="oldest", admitted=1.0)
+            run = replace(run, replay=replay, distillation=replace(run.distillation, rounds=1))
+        return run
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists and numbers, without what this kind does not use."""
@@ -111,6 +115,7 @@ class Run:
 
 _SECTIONS = {
     "dataset": Dataset,
+    "weights": WeightsFile,
     "training": Training,
     "modulation": Modulation,
     "replay": Replay,
@@ -184,7 +189,8 @@ def _checked(values: dict[str, Any], kinds: dict[str, str], name: str) -> dict[s
     for key, value in values.items():
         if isinstance(value, list) and "tuple" in kinds[key]:
             value = tuple(value)
-        if kinds[key].startswith("tuple") and not isinstance(value, tuple):
+        wanted = tuple if value is not None or "None" not in kinds[key] else type(None)
+        if kinds[key].startswith("tuple") and not isinstance(value, wanted):
             raise ConfigError(f"{name}.{key}: got {kind_of(value)}; a list is needed")
         checked[key] = _decimal(value, kinds[key])
         if (allowed := literals(kinds[key])) and value not in allowed:
@@ -215,7 +221,7 @@ def _plain(value: Any, without_neutral: bool = False) -> Any:
         return {"source": value.source, **({value.source: given} if given else {})}
     if is_dataclass(value):
         plain = {}
-        for name, default in _fields(kind):
+        for name, default in (_identifying if without_neutral else _fields)(kind):
             each = getattr(value, name)
             if each != default if without_neutral else each is not None or default is not None:
                 plain[name] = _plain(each, without_neutral)
@@ -242,6 +248,12 @@ def _significant(values: dict[str, Any], settings: dict[str, Setting]) -> dict[s
 def _fields(shape: type) -> tuple[tuple[str, Any], ...]:
     """Return names and defaults (MISSING without one) of a dataclass's fields."""
     return tuple((item.name, item.default) for item in fields(shape))
+
+
+@cache
+def _identifying(shape: type) -> tuple[tuple[str, Any], ...]:
+    """Return the same without the fields that never compare: where a file lies."""
+    return tuple((item.name, item.default) for item in fields(shape) if item.compare)
 
 
 NO_WARMUP = Setting("", neutral=0)

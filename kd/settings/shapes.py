@@ -14,36 +14,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from kd.registry.setting import Setting
 from kd.registry.sources import SOURCES, SourceEntry, source_defaults
+from kd.settings.fields import section, setting
 
-
-def setting(
-    default: Any,
-    says: str,
-    *,
-    neutral: Any = ...,
-    pattern: str | None = None,
-    schema: dict[str, Any] | None = None,
-    **bounds: float,
-) -> Any:
-    """Return a field: the default of config.yaml, its sentence, its range; `neutral` as the module's docstring says.
-
-    `pattern` is a regular expression for a text; an empty one refuses the empty text only. `schema` is what else the
-    JSON schema says.
-    """
-    metadata = {
-        "default": default,
-        "setting": Setting(says, neutral=neutral, **bounds),
-        "pattern": pattern,
-        "schema": schema or {},
-    }
-    return field(metadata=metadata) if neutral is ... else field(default=neutral, metadata=metadata)
-
-
-def section(says: str, **defaults: Any) -> Any:
-    """Return a field that holds a section of settings; `defaults` replace those of the section's own fields."""
-    return field(metadata={"says": says, "defaults": defaults})
+PER_CHANNEL = {"uniqueItems": False, "minItems": 1}  # a list of numbers, in which some may be equal
 
 
 @dataclass(frozen=True)
@@ -56,7 +30,8 @@ class Dataset:
 
     name: str = setting(
         "digits",
-        "digits (scikit-learn's 1,797 handwritten digits), cifar10, cifar100, fashion_mnist or folder (your images)",
+        "digits (scikit-learn's 1,797 images), cifar10, cifar100, fashion_mnist, folder (your images) or none "
+        "(no images; classes, channels, mean and std say what your own teacher was trained on)",
     )
     root: str | None = setting(
         None,
@@ -77,6 +52,21 @@ class Dataset:
     )
     pad: int = setting(2, "augmentation: random crop after padding by this many pixels", at_least=0)
     flip: bool = setting(False, "augmentation: random horizontal flip")
+    channels: int | None = setting(
+        None, "null: as the images are; 3: grey images are repeated; of none: 1 or 3", neutral=None, at_least=1
+    )
+    mean: tuple[float, ...] | None = setting(
+        None,
+        "what images are normalised with, per channel, in the range [0, 1]: those of your own teacher; null: of the "
+        "training images",
+        neutral=None,
+        schema=PER_CHANNEL,
+        at_least=0,
+        at_most=1,
+    )
+    std: tuple[float, ...] | None = setting(
+        None, "likewise, the standard deviation", neutral=None, schema=PER_CHANNEL, above=0
+    )
 
     def __post_init__(self) -> None:
         if self.root is not None:
@@ -92,7 +82,8 @@ class Dataset:
     def prepared(self) -> dict[str, Any]:
         """What its prepared file depends on, and nothing else: augmentation and splits happen later."""
         classes = list(self.classes) if isinstance(self.classes, tuple) else self.classes
-        return {"name": self.name, "root": self.root, "classes": classes, "image_size": self.image_size}
+        prepared = {"name": self.name, "root": self.root, "classes": classes, "image_size": self.image_size}
+        return prepared if self.channels is None else {**prepared, "channels": self.channels}
 
     @classmethod
     def from_prepared(cls, prepared: dict[str, Any]) -> Dataset:
@@ -123,6 +114,17 @@ class Training:
         if self.schedule == "cosine":
             return replace(self, milestones=(), gamma=1.0)
         return replace(self, final_lr=0.0, gamma=self.gamma if self.milestones else 1.0)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights that comes from outside. Its content identifies it, its place does not.
+
+    `file` is None where nobody needs the place: a student's job reads what its teacher's run has stored.
+    """
+
+    digest: str
+    file: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Replay:
         "oldest", "which stored images new ones replace; lowest: of the lowest priority", neutral="oldest"
     )
     admitted: float = setting(
-        1.0, "share of an epoch's new images that enters a buffer that is full", neutral=1.0, above=0, at_most=1
+        1.0, "share of a round's new images that enters a buffer that is full", neutral=1.0, above=0, at_most=1
     )
     initial_priority: Literal["phi", "max"] = setting(
         "max", "priority of a new sample: its phi, or the largest in the buffer", neutral="max"
@@ -196,6 +198,9 @@ class Distillation:
     steps: int | None = setting(
         None, "student steps per epoch, whatever the buffer holds; null: from passes", neutral=None, at_least=1
     )
+    rounds: int = setting(
+        1, "how often per epoch images are made, each time followed by its share of the steps", neutral=1, at_least=1
+    )
     training: Training = section(
         "the data-free student's schedule",
         epochs=200,
@@ -208,8 +213,12 @@ class Distillation:
     )
 
     def steps_per_epoch(self, capacity: int) -> int:
-        """Return the student's steps per epoch with a buffer that holds `capacity` images when full."""
-        return self.steps or math.ceil(self.passes * capacity / self.training.batch_size)
+        """Return the student's steps per epoch with a buffer that holds `capacity` images when full.
+
+        Each round has as many; their number is rounded up.
+        """
+        steps = self.steps or math.ceil(self.passes * capacity / self.training.batch_size)
+        return self.rounds * math.ceil(steps / self.rounds)
 
     def effective(self) -> Distillation:
         """Return the same with `passes` at its default where `steps` takes its place."""
@@ -269,6 +278,14 @@ class Teacher:
         "wrn_16_2",
         "the first name of an experiment's pair replaces it; a list of names is an ensemble",
         schema={"uniqueItems": False, "maxItems": 32},
+    )
+    weights: str | tuple[str, ...] | None = setting(
+        None,
+        "file of your own trained teacher (a state dict), which is used as it is; a list for an ensemble; null: "
+        "teachers are trained",
+        neutral=None,
+        pattern="",
+        schema={"minItems": 1, "maxItems": 32, "items": {"type": "string", "minLength": 1}, "uniqueItems": False},
     )
     view: Literal["rgb", "luminance", "chrominance"] = setting("rgb", "what the network sees of a colour image")
     seed: int | None = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -14,13 +15,24 @@ from kd.registry import models
 from kd.registry.datasets import DATASETS, GREY
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
-from kd.registry.sources import SOURCES
+from kd.registry.sources import SOURCES, source_defaults
+from kd.runtime.files import is_file
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
+from kd.runtime.weight_names import names_in
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.merging import active, merge, teacher_models
+from kd.settings.merging import active, merge, teacher_models, weight_files
 from kd.settings.run import LARGEST, Run
 from kd.settings.schema import settings_schema
 from kd.settings.schema_faults import is_number, printable, schema_faults
+
+NEEDED_WITHOUT_IMAGES = {  # what a data set would say -> an example
+    "dataset.classes": "10, or the list of their names",
+    "dataset.channels": "3",
+    "dataset.mean": "[0.5, 0.5, 0.5]",
+    "dataset.std": "[0.25, 0.25, 0.25]",
+    "replay.full_size": "50000, of which scale: 0.1 takes a tenth",
+    "teacher.weights": "my.pt",
+}
 
 
 class Checker:
@@ -64,12 +76,16 @@ def validate_run(run: Run, project: Path, source: str) -> None:
     if not 0 <= own.pop("seed") <= LARGEST:
         raise ConfigError(f"{source}: seed: got {shown(run.seed)}; allowed: 0 to 2^53")
     for teacher in run.teachers or ():
-        if teacher.kind != "train":
-            raise ConfigError(f"{source}: teachers.kind: got {shown(teacher.kind)}; allowed: train")
+        if teacher.kind not in ("train", "given"):
+            raise ConfigError(f"{source}: teachers.kind: got {shown(teacher.kind)}; allowed: train, given")
         validate_run(teacher, project, f"{source}: teachers")
+    if own["kind"] == "given":  # it is a teacher by itself
+        own |= {"kind": "train", "teacher": {"weights": own.pop("weights")["file"]}}
     if teachers := own.pop("teachers", []):
         names = [teacher["model"] for teacher in teachers]
-        recipe = {key: teachers[0][key] for key in ("view", "training")}
+        recipe = {key: teachers[0][key] for key in ("view", "training") if key in teachers[0]}
+        if files := [teacher["weights"]["file"] for teacher in teachers if "weights" in teacher]:
+            recipe["weights"] = files
         own["teacher"] = {"model": names if len(names) > 1 else names[0], **recipe}
     settings = merge({**defaults, **({"objective": {}} if "objective" in own else {})}, own)
     check(settings, source)
@@ -86,7 +102,9 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     teachers = teacher_models(settings["teacher"]["model"])
     yield from _place_faults(settings["results"])
     yield from _dataset_faults(settings["dataset"])
+    yield from _no_images_faults(settings)
     yield from _network_faults(settings, teachers)
+    yield from _weights_faults(settings["teacher"], teachers)
     if settings["kind"] == "datafree":
         yield from _datafree_faults(settings, teachers)
     yield from _objective_faults(settings, teachers)
@@ -111,6 +129,38 @@ def _dataset_faults(dataset: dict[str, Any]) -> Iterator[str]:
     if name == "folder" and dataset["root"] is None:
         yield "dataset.root: got null; needed by dataset.name folder: the path of train/<class>/ and test/<class>/"
 
+    channels = dataset.get("channels")
+    for key in ("mean", "std"):
+        values = dataset.get(key)
+        if values and channels and len(values) != channels:
+            yield f"dataset.{key}: got {len(values)} numbers; needed: one for each of the {channels} dataset.channels"
+    if (dataset.get("mean") is None) != (dataset.get("std") is None):
+        yield "dataset.mean, dataset.std: one of them is null; give both, or none of them"
+
+
+def _no_images_faults(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield what is missing where there are no images, and everything is learned from a teacher of the user's."""
+    if settings["dataset"]["name"] != "none":
+        return
+    for key, example in NEEDED_WITHOUT_IMAGES.items():
+        section, name = key.split(".")
+        if settings[section].get(name) is None and (section != "replay" or settings["kind"] == "datafree"):
+            yield f"{key}: got null; dataset.name none has no images that say it; for example {example}"
+    if settings["kind"] == "distill" or (settings["kind"] == "train" and not settings["teacher"].get("weights")):
+        yield f"kind: got {settings['kind']}; without images (dataset.name none) only kind: datafree is possible"
+    if settings["kind"] == "datafree" and not SOURCES[source := settings["inversion"]["source"]].synthesises:
+        yield f"inversion.source: got {source}; it needs the images of a data set, and dataset.name is none"
+
+
+def _weights_faults(teacher: dict[str, Any], names: list[str]) -> Iterator[str]:
+    """Yield files that are not there, or not as many as networks."""
+    files = weight_files(teacher)
+    if files and len(files) != len(names):
+        yield f"teacher.weights: got {len(files)} files for {len(names)} networks; give one for each, in their order"
+    for file in files:
+        if not is_file(Path(file)):
+            yield f"teacher.weights: no file {shown(file)}; paths are relative to the folder that kd is started in"
+
 
 def _network_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[str]:
     """Yield faults of names and views."""
@@ -134,14 +184,34 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
             f"replay.with_replacement: got false with replay.alpha {shown(alpha)}; shuffled passes draw every image "
             "equally often: set alpha: 0, or with_replacement: true"
         )
+    steps, rounds = (settings["distillation"].get(key, default) for key, default in (("steps", None), ("rounds", 1)))
+    if steps is not None and steps % rounds:
+        yield (
+            f"distillation.rounds: got {rounds}; allowed: a divisor of distillation.steps ({steps}), so that every "
+            f"round has as many; set rounds: {math.gcd(steps, rounds)}, or steps: {rounds * (steps // rounds + 1)}"
+        )
     source, size = SOURCES[name := settings["inversion"]["source"]], settings["dataset"]["image_size"]
-    if source.needs_batchnorm and models.has_batchnorm(teachers[0]) is False:
+    own = source_defaults(name) | settings["inversion"].get(name, {})
+    if source.weights and not any(own[weight] for weight in source.weights):
+        yield f"inversion.{name}: every weight is 0; set one of {', '.join(source.weights)} above 0"
+    needed = source.needs_batchnorm
+    needed = own[needed] > 0 if isinstance(needed, str) else needed
+    if needed and _has_batchnorm(teachers[0], weight_files(settings["teacher"])) is False:
         yield (
             f"teacher.model: {teachers[0]} has no batch normalisation, whose statistics guide inversion.source {name}; "
             "take another teacher"
         )
     if size % source.size_multiple:
         yield f"dataset.image_size: got {size}; the {name} needs a multiple of {source.size_multiple}"
+
+
+def _has_batchnorm(name: str, files: list[str]) -> bool | None:
+    """Return whether a teacher has BatchNorm layers: by its name, else by its file; None where nobody can tell."""
+    known = models.has_batchnorm(name)
+    if known is None and files and is_file(Path(files[0])):
+        names = names_in(Path(files[0]))
+        return None if names is None else "running_mean" in names
+    return known
 
 
 def _objective_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[str]:

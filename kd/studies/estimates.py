@@ -103,12 +103,14 @@ def _scaled_seconds(run: Run, item: Finished) -> float:
 
 
 def images_by_phase(run: Run, training_set: int) -> dict[str, float]:
-    """Return how many images pass through the networks in each phase."""
+    """Return how many images pass through the networks in each phase; {} where nothing is trained."""
+    if run.kind == "given":
+        return {}
     if run.kind != "datafree":
         return {"training": run.training.epochs * run.scale * training_set}
     epochs, full = run.distillation.training.epochs, run.replay.full_size or training_set
     batch, made = run.distillation.training.batch_size, run.inversion.settings
-    batches = made.get("warmup", 0) + made.get("until", 1.0) * epochs
+    batches = run.distillation.rounds * (made.get("warmup", 0) + made.get("until", 1.0) * epochs)
     phases = {
         "inversion": batches * made.get("steps", 0) * made.get("batch_size", 0),
         "distillation": epochs * batch * run.distillation.steps_per_epoch(run.scale * full),

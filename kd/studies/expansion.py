@@ -7,14 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kd.runtime.files import whole_path
+from kd.runtime.files import is_file, whole_path
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge, run_of, teacher_models
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 from kd.settings.validation import Checker
-from kd.studies.files import is_file
 from kd.studies.search import Tuning, nested, number_kind
 
 FULL = "full"  # the ablation that switches nothing off

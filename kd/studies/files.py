@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kd.runtime.files import whole_path
+from kd.runtime.files import is_file, whole_path
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge
@@ -42,14 +42,6 @@ def find_study(study: str, folders: list[Path], key: str = "study") -> tuple[str
     if not NAME.fullmatch(path.stem):
         raise ConfigError(f"{key}: the file name {path.name!r} names the study; use letters, digits, `_` and `-` in it")
     return path.stem, path
-
-
-def is_file(path: Path) -> bool:
-    """Return whether there is such a file; False for a name that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def read_study(path: Path, studies: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd.batch import Batch
-from kd.data.dataset import Data
+from kd.data.dataset import Data, Split
 from kd.inversion.replay import ReplayBuffer
-from kd.inversion.sources.base import SourceContext, build_source
+from kd.inversion.sources.base import Images, SourceContext, build_source
 from kd.losses.kd import kl_divergence
 from kd.losses.objective import Objective
 from kd.runtime.checkpoint import Checkpoint, RandomState
@@ -28,6 +29,7 @@ from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 from kd.training.synthetic_set import Course, describe, followed, gap
 
+HELD_OUT_BATCHES = 4  # of the source, that the student is scored on and never sees
 GAPS, GAP_BATCHES = 10, 4  # how often per run, and on how many batches of images, the student's gap is measured
 
 
@@ -41,13 +43,28 @@ def compute(
 ) -> Result:
     """Train and score the student of a run of kind datafree. Raises as `distil` does."""
     student, teacher, generator = student_and_teacher(run, data, teacher_weights, stepper)
-    drawn = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
+    drawn, hold_out = distil(run, data, student, teacher, generator, stepper, journal, checkpoint)
     with journal.phase("evaluation", stepper.device):
-        metrics, _ = evaluate(student, data.score, data.augment, teacher)
-        metrics |= followed(journal.history)
-    suspects = Suspects(run, student, teacher, None, data.score.images, data.augment, "lower distillation.training.lr")
+        held_out = hold_out()
+        metrics = score(student, teacher, data, held_out) | followed(journal.history)
+    images = data.score.images if len(data.score) else held_out
+    suspects = Suspects(run, student, teacher, None, images, data.augment, "lower distillation.training.lr")
     suspects.require_finite(metrics)
     return Result(student, metrics, {"synthetic": drawn})
+
+
+def score(student: nn.Module, teacher: nn.Module, data: Data, held_out: Tensor | None) -> dict[str, float]:
+    """Return the student's scores on the data's images, and its agreement with the teacher on synthetic ones.
+
+    held_out: synthetic images [N, C, S, S] uint8 that the student never saw; their class is what the teacher says.
+    Where there are no other images, `accuracy` and `loss` are of these: nothing else can be known.
+    """
+    metrics = evaluate(student, data.score, data.augment, teacher)[0] if len(data.score) else {}
+    if held_out is not None:
+        split = Split(held_out, predict(teacher, held_out, data.augment).argmax(1))
+        found, _ = evaluate(student, split, data.augment)
+        metrics = (metrics or found) | {"agreement_synthetic": found["accuracy"]}
+    return metrics
 
 
 def capacity(run: Run, full_size: int) -> int:
@@ -70,8 +87,9 @@ def distil(
     stepper: Stepper,
     journal: Journal,
     checkpoint: Checkpoint,
-) -> dict[str, np.ndarray]:
-    """Train the student on what the run's source puts into the buffer; return arrays about that set for figures.
+) -> tuple[dict[str, np.ndarray], Callable[[], Tensor | None]]:
+    """Train the student on what the run's source puts into the buffer; return arrays about that set for figures, and
+    what makes images [N, C, S, S] uint8 that the student never sees (None of real images).
 
     Liu et al., Small Scale Data-Free Knowledge Distillation, CVPR 2024, built on Fang et al., AAAI 2022. The loop uses
     only sizes, class names and normalisation of `data`. A killed run goes on from its checkpoint. Raises Stopped after
@@ -81,15 +99,21 @@ def distil(
     checkpoint.restore(distillation.parts)
     student.train()
     distillation.compile()
+    rounds = distillation.rounds
     for epoch in range(len(journal.history), distillation.epochs):
-        distillation.synthesise(epoch)
-        distillation.learn(epoch)
+        for number in range(epoch * rounds, (epoch + 1) * rounds):
+            distillation.synthesise(number)
+            distillation.learn(number)
         distillation.look(epoch)
-    return describe(distillation.buffer, data, teacher) | distillation.course.arrays()
+    return describe(distillation.buffer, data, teacher) | distillation.course.arrays(), distillation.hold_out
 
 
 class _Distillation:
-    """The three phases of an epoch, and their shared state; `parts` are saved in checkpoints."""
+    """The phases of an epoch, and their shared state; `parts` are saved in checkpoints.
+
+    An epoch has `rounds` rounds, which are numbered from 0 over the whole run, the warm-up included. Those that were
+    done before the checkpoint are passed over.
+    """
 
     def __init__(
         self,
@@ -125,7 +149,8 @@ class _Distillation:
         self.optimizer = sgd([student], self.training)
         self.sums = Sums(["loss", "agreement", "weight", "divergence"], self.device)
         self.course = Course()
-        self.steps = run.distillation.steps_per_epoch(full)  # of the student
+        self.rounds = run.distillation.rounds
+        self.steps = run.distillation.steps_per_epoch(full) // self.rounds  # of the student, per round
         self.epochs = self.source.warmup + self.training.epochs
         self.networks: tuple[nn.Module, nn.Module] = student, teacher  # as the student's step calls them
         self.parts = {
@@ -139,10 +164,10 @@ class _Distillation:
             "journal": journal,
         }
 
-    def synthesise(self, epoch: int) -> None:
-        """Add the source's images of this epoch to the buffer, unless they were in the checkpoint already."""
-        counts = self.journal.counts
-        if not self.source.brings(epoch) or counts["inversions"] > epoch:
+    def synthesise(self, number: int) -> None:
+        """Add the source's images of a round to the buffer, unless they were in the checkpoint already."""
+        counts, (epoch, place) = self.journal.counts, divmod(number, self.rounds)
+        if not self.source.brings(epoch) or counts["inversions"] > number:
             return
         self.checkpoint.stop_or_save(self.parts)
         with self.journal.phase("inversion", self.device):
@@ -151,34 +176,41 @@ class _Distillation:
             if new is None:
                 self.checkpoint.stop_or_save(self.parts)  # raises Stopped
             self.buffer.add(new.images, new.classes, new.phi, self.generator)
+        counts["inversions"] = number + 1
+        counts.update(self.source.work)
+        if place + 1 == self.rounds:  # values come to the host once per epoch
+            self._note(new)
+
+    def _note(self, new: Images) -> None:
+        """Keep what the curves and the course say of an epoch's last images."""
         with self.journal.phase("monitoring", self.device):
             if new.confidence is not None:
                 self.course.note(self.buffer, new)
             self.journal.pending = {f"inversion_{name}": float(value) for name, value in new.losses.items()}
-        counts["inversions"] = epoch + 1
-        counts.update(self.source.work)
 
     def compile(self) -> None:
         """Compile the networks of the student's step where that is worth it."""
         shape = (self.training.batch_size, *self.buffer.images.shape[1:])
         given = (self.run, self.stepper, self.journal, self.student, self.teacher, shape, asked_of(self.objective))
-        self.networks = compiled.networks(*given, steps=self.training.epochs * self.steps)
+        self.networks = compiled.networks(*given, steps=self.training.epochs * self.rounds * self.steps)
 
-    def learn(self, epoch: int) -> None:
-        """After the warm-up, train the student for an epoch's steps on samples of the buffer."""
+    def learn(self, number: int) -> None:
+        """After the warm-up, train the student for a round's steps on samples of the buffer."""
+        epoch, place = divmod(number, self.rounds)
         learned, counts = epoch - self.source.warmup, self.journal.counts
         if learned < 0:
             return
-        if counts["student_steps"] == learned * self.steps:
-            self.buffer.shuffle(self.steps * self.training.batch_size, self.generator)
         set_lr(self.optimizer, learning_rate(self.training, learned))
         self.buffer.anneal(learned / max(1, self.training.epochs - 1))
+        first = (learned * self.rounds + place) * self.steps
         with self.journal.phase("distillation", self.device):
-            for _ in range(counts["student_steps"], (learned + 1) * self.steps):
+            for step in range(counts["student_steps"], first + self.steps):
                 self.checkpoint.stop_or_save(self.parts)
+                if step == first:  # after saving: a run that is resumed here shuffles by itself
+                    self.buffer.shuffle(self.steps * self.training.batch_size, self.generator)
                 self.stepper.run("student's step", self._step)
                 counts["student_steps"] += 1
-            if self.run.replay.refresh == "all":
+            if self.run.replay.refresh == "all" and place + 1 == self.rounds:
                 refresh(self.buffer, self.data, self.student, self.teacher)
 
     def _step(self) -> None:
@@ -204,6 +236,13 @@ class _Distillation:
         row = self.journal.log(epoch + 1, self.epochs, noted)
         self._require_health(row, learned + 1)
 
+    def hold_out(self) -> Tensor | None:
+        """Return batches that the source makes after the last epoch, as it did in it; None of real images."""
+        if not self.run.inversion.entry.synthesises:
+            return None
+        last = self.training.epochs - 1
+        return torch.cat([self.source.batch(last, self.student, self.buffer).images for _ in range(HELD_OUT_BATCHES)])
+
     def _require_health(self, row: dict[str, float], learned: int) -> None:
         """Raise Unhealthy for losses that run away, a generator that has collapsed, a student that learns nothing."""
         source, history, num_classes = self.source, self.journal.history, len(self.data.classes)
@@ -215,7 +254,8 @@ class _Distillation:
             require_sound_loss(row, [], "inversion_loss", advice)
             several = self.buffer.size >= num_classes  # of a handful of images all may be of one class by chance
             if learned > 0 and several and "inversion_image_std" in row and self.course.class_counts:
-                share = self.course.class_counts[-1].max() / self.course.class_counts[-1].sum()
+                counted = self.course.class_counts[-1]
+                share = counted.max() / counted.sum() if learned >= source.settled else 0.0
                 std, remedies = row["inversion_image_std"], (source.remedy_alike, source.remedy_one_class)
                 require_varied_images(round(row["epoch"]), share, std, num_classes, *remedies)
         if learned > 0:

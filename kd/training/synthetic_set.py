@@ -21,8 +21,8 @@ class Course:
     """How the synthetic set changes, one entry per epoch: for figures and the collapse check; part of a checkpoint.
 
     class_counts: [epochs, K] samples of each class in the buffer; confidence_counts: [epochs, CONFIDENCE_BINS] the
-    teacher's confidence in the new images, counted in bins; priorities: [epochs, 5] quantiles 0, 0.25, ..., 1 of those
-    in the buffer.
+    teacher's confidence in the last new images, counted in bins; priorities: [epochs, 5] quantiles 0, 0.25, ..., 1 of
+    those in the buffer.
     """
 
     NAMES = ("class_counts", "confidence_counts", "priorities")

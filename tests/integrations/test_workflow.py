@@ -124,7 +124,7 @@ def test_whole_study_then_only_what_is_new(whole: tuple[Path, subprocess.Complet
     assert "A larger {buffer} is better." in table
     assert "| ssdkd, 60 % against ssdkd, 30 % | accuracy, difference | above 0 |" in table
     assert len(pd.read_csv(folder / "claims.csv")) == 1
-    assert table.count("| resnet8 → wrn_10_1 |") == 3 + 2 + 2, "a row per group; heads of methods by pairs, of shares"
+    assert table.count("| resnet8 → wrn_10_1 |") == 3 + 2 + 2 + 1, "rows of groups; heads by pairs, of shares; networks"
     assert (folder / "tables/data-by-pair.tex").read_text().startswith("\\begin{tabular}{lc}")
     assert list(pd.read_csv(folder / "tables/data-by-pair.csv")["method"]) == ["scratch", "kd", "crd"]
     assert re.search(r"\d+\.\d\d ± \d+\.\d\d", table)

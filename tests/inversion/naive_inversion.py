@@ -49,7 +49,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride=2), nn.BatchNorm2d(width)
-        self.linear = nn.Linear(width, CLASSES)
+        self.head, self.feature_dim = nn.Linear(width, CLASSES), width
         numbers = random(seed)
         for tensor in [*self.parameters(), *self.buffers()]:
             if tensor.is_floating_point():
@@ -61,7 +61,7 @@ class Net(nn.Module):
     def forward(self, x):
         self.calls.append(self.training)
         feature = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu().mean((2, 3))
-        return Output(3 * self.linear(feature), feature)
+        return Output(3 * self.head(feature), feature)
 
 
 class World:

@@ -30,7 +30,7 @@ def test_the_study_of_the_document_runs_and_no_other_run_is_touched(tmp_path: Pa
     assert mine["settings"]["inversion"] == {"source": "noise", "noise": {"batch_size": 32, "cells": 2}}
     assert mine["counts"]["images"] == 3 * 32, "three epochs, no warm-up"
     assert "generator_steps" not in mine["counts"]
-    assert "modulation" in mine["settings"]
+    assert "modulation" not in mine["settings"]
 
 
 def test_its_settings_reach_schema_and_documents_and_are_checked(tmp_path: Path) -> None:

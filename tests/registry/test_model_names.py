@@ -128,7 +128,7 @@ def test_batchnorm_of_torchvisions_networks_is_known(name):
 def test_every_family_of_torchvision_is_among_the_built_ones():
     for families in (models.WITH_BATCHNORM, models.WITHOUT_BATCHNORM):
         assert all(any(name.startswith(family) for name in TORCHVISION) for family in families)
-    known = models.torchvision_builders(Path(import_torchvision().__file__).parent)
+    known = models.builders(Path(import_torchvision().__file__).parent)
     assert len(known) > 70
     assert [name for name in known if models.has_batchnorm(f"torchvision:{name}") is None] == []
 

@@ -12,6 +12,7 @@ from test_tables import frame
 
 from kd.__main__ import main
 from kd.data.raw import Source
+from kd.models.build import build
 from kd.reports.publish import publish, write_tables
 from kd.runs.worker import work_through
 from kd.runtime.messages import ConfigError
@@ -42,6 +43,12 @@ def finish(study: Study, methods: set[str]) -> None:
     assert work_through(runs, study.root, Compute.by_hand(device="cpu"), Source(None, study.root, False)) == {}
 
 
+def weights_of(model: str) -> int:
+    """The number of parameters of a network for the digits."""
+    network = build(model, num_classes=10, in_channels=1, image_size=8)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     study, out = study_of(tmp_path), tmp_path / "out"
     command = ["tables", str(tmp_path / "watched.yaml"), "--out", str(out), "--config", f"results={study.root}"]
@@ -65,6 +72,10 @@ def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.C
     finish(study, {"sp", "ssdkd"})
     assert publish(study, out) == 7
     assert len(pd.read_csv(out / "results.csv")) == 7
+    [row] = pd.read_csv(out / "tables/_networks.csv").to_dict("records")
+    assert (row["teacher"], row["student"], row["methods"]) == (*PAIR, "all")
+    assert [row["teacher_parameters"], row["parameters"]] == [weights_of(name) for name in PAIR]
+    assert f"| {PAIR[0]} → {PAIR[1]} | all | " in (out / "table.md").read_text()
     assert {file.name for file in out.rglob("*.png")} >= {"free.png", "synthetic-images.png", "synthetic-course.png"}
 
 

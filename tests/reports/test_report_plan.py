@@ -97,10 +97,11 @@ def test_tables_of_pairs_are_merged_where_there_are_several():
         "three.csv",
         *("three-by-pair.csv", "three-by-pair.tex"),
         *("_all-by-pair.csv", "_all-by-pair.tex"),
+        "_networks.csv",
     ]
-    assert tables[-1].experiments == ("one", "three")
+    assert [table.experiments for table in tables[-2:]] == [("one", "three"), ("one", "two", "three")]
     del experiments["three"]
-    assert [table.name for table in plan_tables(experiments)] == ["one", "one-by-pair", "two"]
+    assert [table.name for table in plan_tables(experiments)] == ["one", "one-by-pair", "two", "_networks"]
 
 
 def test_a_title_with_marks_of_restructuredtext_is_shown_as_it_is(tmp_path: Path) -> None:

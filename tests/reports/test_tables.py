@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kd.reports.tables import collect, computed_note, markdown, scored_note, study_markdown, summarise
+from kd.reports.tables import collect, computed_note, markdown, read_results, scored_note, study_markdown, summarise
 from kd.runtime.files import write_json
 from kd.studies.expansion import COLUMNS
 
@@ -261,6 +261,12 @@ def test_teachers_that_see_something_else_are_named_with_it(tmp_path):
     text = study_markdown("My study", [], results)
     assert "Teacher resnet20 on digits: 80.00 to 82.00 %." in text
     assert "Teacher resnet20 (luminance) on digits: 81.00 %." in text
+
+
+@pytest.mark.parametrize("commit", ["4000638780", "0123456789", "12345e6789"])
+def test_a_commit_that_looks_like_a_number_is_read_as_it_is(commit, tmp_path):
+    frame().assign(commit=commit).to_csv(tmp_path / "results.csv", index=False)
+    assert f"Code: {commit}." in study_markdown("My study", [], read_results(tmp_path / "results.csv"))
 
 
 def test_a_study_without_any_teacher_has_its_text():

@@ -47,7 +47,7 @@ def test_a_process_whose_gpu_is_lost_leaves_the_rest_to_others(tmp_path: Path, m
 def test_teachers_come_first_and_data_is_prepared_once(made: Made) -> None:
     paths = [KD.teacher.path, KD.path, SCRATCH.path]
     assert [line.split(": ")[0] for line in made.said] == [str(made.results / path) for path in paths]
-    assert all(re.fullmatch(r"accuracy \d+\.\d\d %", line.split(": ")[1]) for line in made.said)
+    assert all(re.fullmatch(r"accuracy \d+\.\d\d % on the test images", line.split(": ")[1]) for line in made.said)
     assert made.prepared == [made.results / KD.data_path]
     assert not list(made.results.rglob("*lock*"))
 

@@ -89,3 +89,8 @@ def run(kind="train", seed=0, **override):
 def distilled(loss, teacher="wrn_16_2", **values):
     """An override: distillation by one loss with these settings."""
     return {"kind": "distill", "teacher": {"model": teacher}, "objective": {loss: {"weight": 1.0, **values}}}
+
+
+def adversarial(**values):
+    """An override: a data-free run with the adversarial source and these settings of it."""
+    return {"kind": "datafree", "inversion": {"source": "adversarial", "adversarial": values}}

@@ -22,7 +22,7 @@ BORN = [
     ("kd/inversion/sources/generator.py", "        width: int = 64,\n", "        tv: float = 0.0,\n"),
     (
         "kd/registry/sources.py",
-        '            "width": Setting(',
+        '            "reset_epoch": Setting(',
         '            "tv": Setting("weight of the total variation", at_least=0, neutral=0.0),\n',
     ),
     ("kd/losses/kd.py", "temperature: float = 4.0", "temperature: float = 4.0, floor: float = 0.0"),

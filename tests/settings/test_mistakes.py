@@ -1,7 +1,7 @@
 """A mistake in the settings gives a line: the key, what came, what is allowed."""
 
 import pytest
-from settings_cases import DROP, KINDS, distilled, faults_of
+from settings_cases import DROP, KINDS, adversarial, distilled, faults_of
 
 from kd.settings.merging import merge
 
@@ -100,6 +100,19 @@ MISTAKES = [
     ({"objective": {"kd": {"weight": 1}}}, "objective.kd", "kind is train", "set kind: distill"),
     (merge(KINDS["datafree"], {"dataset": {"image_size": 18}}), "dataset.image_size", "18", "multiple of 4"),
     (merge(KINDS["datafree"], {"replay": {"with_replacement": False}}), "replay.with_replacement", "0.6", "alpha: 0"),
+    (
+        merge(KINDS["datafree"], {"distillation": {"steps": 400, "rounds": 60}}),
+        *("distillation.rounds", "got 60", "distillation.steps (400), so that every round has as many; set rounds: 20"),
+    ),
+    (merge(KINDS["datafree"], {"distillation": {"rounds": 0}}), "distillation.rounds", "0", ">= 1"),
+    (adversarial(adv=0.0), "inversion.adversarial", "every weight is 0", "adv, oh, activation, balance, bn above 0"),
+    (adversarial(balance=-1.0), "inversion.adversarial.balance", "-1.0", ">= 0"),
+    (adversarial(batches=0), "inversion.adversarial.batches", "0", ">= 1"),
+    (adversarial(meta="maml"), "inversion.adversarial", "'meta'", "width"),
+    (
+        merge(adversarial(bn=1.0), {"teacher": {"model": "torchvision:alexnet"}}),
+        *("teacher.model", "torchvision:alexnet has no batch normalisation", "inversion.source adversarial"),
+    ),
     (
         merge(KINDS["datafree"], {"teacher": {"model": "torchvision:alexnet"}}),
         *("teacher.model", "torchvision:alexnet has no batch normalisation", "take another teacher"),

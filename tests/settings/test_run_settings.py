@@ -194,8 +194,14 @@ COSINE = {"training": {"schedule": "cosine"}}
                 {"replay": {"replacement": "random"}},
                 {"replay": {"initial_priority": "phi"}},
                 {"replay": {"admitted": 0.5}},
+                {"distillation": {"rounds": 2}},
             )
         ),
+        *(
+            ("datafree", {"inversion": {"source": "adversarial"}}, without_effect)
+            for without_effect in ({"modulation": {"gamma": 0.3}}, {"replay": {"initial_priority": "phi"}})
+        ),
+        ("datafree", {}, {"distillation": {"rounds": 1}}),
         ("datafree", {"distillation": {"steps": 7}}, {"distillation": {"passes": 3.0}}),
     ],
 )
@@ -209,6 +215,9 @@ def test_what_has_an_effect_with_one_choice_has_it():
     assert run(training={"final_lr": 0.01, **COSINE["training"]}) != run(**COSINE)
     original = {"inversion": {"source": "original"}}
     assert run("datafree", **original) != run("datafree")
+    assert run("datafree", distillation={"rounds": 2}) != run("datafree")
+    adversarial = {"inversion": {"source": "adversarial"}}
+    assert run("datafree", **merge(adversarial, {"replay": {"admitted": 0.5}})) != run("datafree", **adversarial)
     assert run("datafree", **merge(original, {"replay": {"alpha": 0.1}})) != run("datafree", **original)
 
 

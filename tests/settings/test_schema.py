@@ -32,9 +32,11 @@ def test_what_is_not_required_has_a_neutral_value_or_a_default_in_the_code():
         for place in ("", "teacher.", "distillation.")
         for key in ("milestones", "gamma", "final_lr")
     }
-    sources = {"inversion.generator", "inversion.original"}
+    names = ("generator", "adversarial", "deepinversion", "cmi", "nayer", "original")
+    sources = {f"inversion.{name}" for name in names}
     replay = {f"replay.{key}" for key in ("replacement", "admitted", "initial_priority", "with_replacement")}
-    assert optional == training | sources | replay | {"distillation.steps"}
+    own_teacher = {"dataset.channels", "dataset.mean", "dataset.std", "teacher.weights"}
+    assert optional == training | sources | replay | own_teacher | {"distillation.steps", "distillation.rounds"}
 
 
 def test_every_object_of_the_schema_is_closed_but_the_named_maps():

@@ -25,6 +25,21 @@ def test_real_images_need_no_teacher_with_batch_normalisation():
     validate(merge(DEFAULTS, plain), SCHEMA, "x")
 
 
+def test_what_only_the_bn_weight_asks_of_a_teacher_is_asked_with_it_only():
+    plain = {"kind": "datafree", "teacher": {"model": "torchvision:alexnet"}, "inversion": {"source": "adversarial"}}
+    validate(merge(DEFAULTS, plain), SCHEMA, "x")
+    with pytest.raises(ConfigError, match="no batch normalisation"):
+        validate(merge(DEFAULTS, plain, {"inversion": {"adversarial": {"bn": 0.1}}}), SCHEMA, "x")
+    older = merge(DEFAULTS, plain)  # a config.yaml from before that source
+    del older["inversion"]["adversarial"], older["distillation"]["rounds"]
+    validate(older, SCHEMA, "x")
+
+
+def test_rounds_that_divide_the_steps_or_round_up_passes_are_accepted():
+    for shape in ({"steps": 400, "rounds": 80}, {"steps": 400, "rounds": 400}, {"steps": None, "rounds": 7}):
+        validate(merge(DEFAULTS, {"kind": "datafree", "distillation": shape}), SCHEMA, "x")
+
+
 def test_an_unknown_loss_is_named_for_an_ensemble_too():
     terms = {"cee": {"weight": 1.0}}
     lines = faults_of({"kind": "distill", "teacher": {"model": ["wrn_16_1", "wrn_16_2"]}, "objective": terms})

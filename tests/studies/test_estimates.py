@@ -81,6 +81,9 @@ def test_time_of_data_free_runs_is_scaled_by_phase(tmp_path: Path) -> None:
     study = loaded(tmp_path, settings=double, experiments={"free": {"scales": [1.0]}})
     # 4 epochs of twice the steps; 3 epochs of 16 steps of 16 images instead of 4 (of 50 images)
     assert left(study, find(study, "ssdkd")) == pytest.approx(80.0 * 2 + 70.0 * 16 / 4 + 6.0)
+    study = loaded(tmp_path, settings={"distillation": {"rounds": 3}})
+    # three times the inversions; 6 steps an epoch instead of 4
+    assert left(study, find(study, "ssdkd")) == pytest.approx(80.0 * 3 + 70.0 * 6 / 4 + 6.0)
 
 
 def test_time_of_the_same_kind_on_the_same_data_is_the_last_resort(tmp_path: Path) -> None:

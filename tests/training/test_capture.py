@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import execute, tiny_run
+from quick_rounds import in_rounds
 from tape import Again, play_on_cpu
 
 from kd.settings.run import Run
@@ -14,6 +15,8 @@ from kd.settings.run import Run
 STEP, FIRST, STUDENT = "step", "first stage's step", "student's step"
 INVERSION, ADVERSARY = "inversion step", "inversion step with the adversary"
 LONGER = {"inversion__generator__warmup": 3, "distillation__training__epochs": 5}  # two epochs without an adversary
+LONG = {"distillation__training__epochs": 5}
+FLIPPED = {"inversion__deepinversion__flip": True, "inversion__deepinversion__l2": 0.1, "dataset__flip": True, **LONG}
 IN_PASSES = {
     "replay__with_replacement": False,
     "replay__admitted": 0.5,
@@ -57,6 +60,11 @@ CASES = [
     ),
     ("ssdkd", {"inversion__generator__adv": 0.0, **LONGER}, {STUDENT, INVERSION}),
     ("fast", {**IN_PASSES, **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
+    ("ssdkd", {"distillation__rounds": 3, **LONGER}, {STUDENT, INVERSION, ADVERSARY}),
+    *((name, in_rounds(name), {STUDENT, "generator's step", "drawing of images"}) for name in ("dafl", "dfq", "zskt")),
+    ("adaptive-deepinversion", {"inversion__deepinversion__warmup": 5, **FLIPPED}, {STUDENT, INVERSION, ADVERSARY}),
+    ("cmi", {"inversion__cmi__warmup": 3, **LONG}, {STUDENT, INVERSION, ADVERSARY}),
+    ("nayer", {"inversion__nayer__warmup": 3, **LONG}, {STUDENT, INVERSION, ADVERSARY}),
     ("original", {}, {STUDENT}),
 ]  # all but kdsvd, whose decomposition makes a GPU wait
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import tiny_run
 from host_waits import expects_a_wait, on_each_device, watched
+from quick_rounds import in_rounds
 
 from kd.data.augment import Augment
 from kd.data.dataset import Data, Split
@@ -96,6 +97,7 @@ def test_no_step_with_real_data_waits(method, changes, device, tmp_path):
 
 
 WITHOUT_DATA = {"distillation__training__epochs": 2, "replay__full_size": 40}  # in the last epoch the buffer is full
+ROUNDS = {"distillation__steps": 6, "distillation__rounds": 2}
 
 
 @on_each_device
@@ -119,6 +121,31 @@ def test_no_step_without_data_waits(method, changes, device, tmp_path):
     assert journal.phases == inversion + 2 * (inversion + distillation)
     assert journal.counts["student_steps"] >= 2
     assert journal.counts["generator_steps"] == 6
+
+
+@on_each_device
+@pytest.mark.parametrize("method", ["ssdkd", "vanilla", "zskt", "dafl", "dfq"])
+def test_no_round_waits(method, device, tmp_path):
+    changes = {} if method == "ssdkd" else in_rounds(method)
+    journal = go(tiny_run(method, **{**changes, "distillation__training__epochs": 2, **ROUNDS}), device, tmp_path)
+    warm_up = [*2 * ["inversion"], "monitoring"] if method == "ssdkd" else []
+    epoch = ["inversion", "distillation", "inversion", "monitoring", "distillation", "monitoring"]
+    assert journal.phases == warm_up + 2 * epoch, "values come to the host once per epoch"
+
+
+@on_each_device
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("adaptive-deepinversion", {"inversion__deepinversion__warmup": 1, "inversion__deepinversion__flip": True}),
+        ("cmi", {}),
+        ("nayer", {}),
+    ],
+)
+def test_no_step_down_a_loss_waits(method, changes, device, tmp_path):
+    journal = go(tiny_run(method, **{**WITHOUT_DATA, **changes}), device, tmp_path)
+    assert journal.phases[0] == "inversion"
+    assert journal.counts["generator_steps"] == 9
 
 
 @on_each_device

@@ -76,8 +76,8 @@ WRONG = {
     "numbers": (lambda file: torch.save({0: torch.zeros(3)}, file), "it holds 0; save only model.state_dict"),
     "nothing": (lambda file: torch.save({}, file), "it holds nothing; save only model.state_dict"),
     "checkpoint": (
-        lambda file: torch.save({"model": good(file), "epoch": 3}, file),
-        "it holds model, epoch; save only",
+        lambda file: torch.save({"weights": good(file), "epoch": 3}, file),
+        "it holds weights, epoch; save only",
     ),
     "deeper": (
         lambda file: torch.save(network("resnet14"), file),

@@ -120,7 +120,9 @@ def run_inputs(wildcards):
 
 
 def run_settings(wildcards):
-    return run_at(wildcards).identity
+    """Return what changes the numbers of a run; of a teacher of the user's also where its file lies."""
+    run = run_at(wildcards)
+    return run.as_dict() if run.weights else run.identity
 
 
 def report_files():

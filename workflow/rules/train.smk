@@ -1,5 +1,6 @@
 # One rule per kind of run. They differ in their inputs and outputs; kd.runs.run.run_step does the work.
 RUN_KIND = {
+    "given": r"[^/]+/[^/]+/given-[0-9a-f]{10}/seed[0-9]+",
     "train": r"[^/]+/[^/]+/train-[0-9a-f]{10}/seed[0-9]+",
     "distill": r"[^/]+/[^/]+--[^/]+/(?!datafree-)[^/]+-[0-9a-f]{10}/seed[0-9]+",
     "datafree": r"[^/]+/[^/]+--[^/]+/datafree-[0-9a-f]{10}/seed[0-9]+",
@@ -41,3 +42,10 @@ use rule distill as datafree with:
         files_of_run("datafree"),
     wildcard_constraints:
         run=RUN_KIND["datafree"],
+
+
+use rule train as given with:
+    output:
+        files_of_run("given"),
+    wildcard_constraints:
+        run=RUN_KIND["given"],

@@ -1,1 +1,1 @@
-"""Data-free sources, one file each; kd/registry/sources.py names them."""
+"""Data-free sources, one file each; kd/registry/sources.py names them. base.py and descent.py are what they share."""

@@ -20,7 +20,7 @@ class SourceContext(NamedTuple):
 
     teacher: nn.Module  # frozen, in eval mode
     data: Data  # sizes, class names, normalisation; its images are only for sources that use real ones
-    modulation: Modulation | None  # phi's settings; None where the source does not synthesise
+    modulation: Modulation | None  # phi's settings; None where phi weights nothing
     generator: torch.Generator  # on the training device; the only source of randomness, checkpointed by the loop
     capacity: int  # images in a full buffer
     seed: int  # of the run
@@ -43,22 +43,24 @@ class Images(NamedTuple):
 class Source:
     """A data-free source. A subclass accepts `(context: SourceContext, *, setting=default, ...)`.
 
-    The loop asks for images once per epoch and passes the student, which the source never trains.
+    The loop asks for images once per round (setting `distillation.rounds`: by default once per epoch) and passes the
+    student, which the source never trains.
     """
 
     warmup = 0  # epochs of inversion before the student begins
+    settled: float = 1  # student epochs after which a buffer of one class stops the run; math.inf: never
     work: dict[str, int] = {}  # noqa: RUF012  what a batch adds to the run's counts: images, generator_steps
     # what to change where losses run away, all images are alike, most are of one class, or the student learns nothing
     remedy_diverged = remedy_alike = remedy_one_class = remedy_images = "change the settings below inversion"
 
     def brings(self, epoch: int) -> bool:
-        """Return whether an epoch (from 0, warm-up included) brings images; the student's first needs some."""
+        """Return whether the rounds of an epoch (from 0, warm-up included) bring images; the student's first must."""
         return True
 
     def batch(
         self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
     ) -> Images | None:
-        """Return an epoch's new images, or None, with nothing changed, once `interrupted()` returns true.
+        """Return a round's new images, or None, with nothing changed, once `interrupted()` returns true.
 
         learned: epochs that the student has trained, negative during the warm-up.
         """

@@ -1,4 +1,4 @@
-"""Fast's meta-generator: images from a trained teacher, one batch an epoch, with a meta-update."""
+"""Fast's meta-generator: images from a trained teacher, one batch a round, with a meta-update."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ BETAS = (0.5, 0.999)  # of every Adam in the inversion (Fang et al., AAAI 2022)
 class MetaGenerator(Source):
     """The common generator, its optimiser and the remembered BatchNorm statistics.
 
-    Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022. Each epoch starts an inner copy of the
+    Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022. Each round starts an inner copy of the
     common generator on fresh noise z and classes y, which takes `steps` steps down
 
         bn * L_BN + oh * mean(phi * L_Task) + adv * L_adv
 
     The gradient of the common generator is the sum of the inner gradients of all steps (`maml`, first order), or the
     difference between its parameters and the inner copy's after the last step (`reptile`). Its Adam (learning rate
-    lr_generator * steps) steps once per epoch. L_adv begins in the last epoch of the warm-up, as in
+    lr_generator * steps) steps once per round. L_adv begins in the last epoch of the warm-up, as in
     the reference code.
 
     Raises ConfigError for a teacher without BatchNorm2d layers.

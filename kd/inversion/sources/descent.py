@@ -1,0 +1,143 @@
+"""What DeepInversion, CMI and NAYER have in common: several steps down a loss for every batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+import kd.runtime.quick_optimisers  # noqa: F401
+from kd.inversion.modulation import modulation
+from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, class_loss
+from kd.inversion.replay import ReplayBuffer
+from kd.inversion.sources.base import Images, Source, SourceContext
+from kd.models.classifier import frozen
+
+
+class Descent(Source):
+    """Takes `steps` steps down a loss for every batch, and returns the images of the step with the lowest loss.
+
+        bn * L_BN + oh * mean(phi * L_Task) + adv * mean(L_adv) + what a subclass adds
+
+    L_adv begins with the student's first epoch. A subclass writes `_begin`, the start of a batch with its `targets`,
+    and `_step`, which changes tensors only in place and ends with `_keep_better`; `_end`, if it remembers something of
+    a batch. A batch that is interrupted is undone.
+
+    Raises ConfigError for a teacher without BatchNorm2d layers.
+    """
+
+    def __init__(
+        self, context: SourceContext, batch_size: int, warmup: int, steps: int, bn: float, oh: float, adv: float
+    ):
+        self.teacher, self.statistics = context.teacher, BatchStatistics(context.teacher)
+        self.modulating, self.random, self.run = context.modulation, context.generator, context.run
+        self.augment, self.num_classes = context.data.augment, len(context.data.classes)
+        self.device, self.batch_size, self.warmup, self.steps = self.random.device, batch_size, warmup, steps
+        self.bn, self.oh, self.adv = bn, oh, adv
+        self.work = {"generator_steps": steps, "images": batch_size}
+        self.targets = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        self.best: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
+
+    def batch(
+        self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
+    ) -> Images | None:
+        """Return the images of the step with the lowest loss; None, and all is as before, once interrupted."""
+        before = copy.deepcopy(self.state_dict()), self.random.get_state()
+        self._begin(learned)
+        self.best["loss"].fill_(torch.inf)
+        adversary = student if self.adv and learned >= 0 else None
+        name = "inversion step with the adversary" if adversary is not None else "inversion step"
+        for _ in range(self.steps):
+            if interrupted():
+                self.load_state_dict(before[0])
+                self.random.set_state(before[1])
+                return None
+            self.run(name, lambda: self._step(adversary, buffer))
+        self._end()
+        return self._found(adversary is not None)
+
+    def _begin(self, learned: int) -> None:
+        """Start a batch: draw what it begins with, and the classes that it is asked for."""
+        raise NotImplementedError
+
+    def _step(self, adversary: nn.Module | None, buffer: ReplayBuffer) -> None:
+        """Take one step down."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Remember something of the batch; here nothing."""
+
+    def _draw_balanced_targets(self) -> None:
+        """Ask for every class equally often, in rounds of all classes; the last round may be a random part of them."""
+        classes = torch.randperm(self.num_classes, generator=self.random, device=self.device)
+        self.targets.copy_(classes.repeat(-(-self.batch_size // self.num_classes))[: self.batch_size])
+
+    def _judge(
+        self, seen: Tensor, adversary: nn.Module | None, buffer: ReplayBuffer
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Show normalised images [B, C, S, S] to the teacher and, where there is one, the adversary.
+
+        Return the loss and its terms, [] each, with each sample's class, phi and confidence, [B] each; and the
+        teacher's penultimate feature [B, D].
+        """
+        with self.statistics:
+            output = self.teacher(seen)
+        logits = output.logits.float()
+        classes = self.targets if self.modulating.class_of == "target" else logits.argmax(1)
+        confidence = logits.softmax(1).gather(1, classes[:, None])[:, 0]
+        phi = modulation(confidence, buffer.class_share(classes), self.modulating)
+        terms = {
+            "bn": batchnorm_loss(self.statistics.layers, self._compared(self.statistics.collect())),
+            "oh": (phi * class_loss(logits, self.targets)).mean(),
+        }
+        loss = self.bn * terms["bn"] + self.oh * terms["oh"]
+        if adversary is not None:
+            with frozen(adversary):
+                terms["adv"] = self._agreement(logits, adversary(seen).logits.float()).mean()
+            loss = loss + self.adv * terms["adv"]
+        terms |= {"confidence": confidence.mean(), "phi_mean": phi.mean()}
+        return {"loss": loss, **terms, "classes": classes, "phi": phi, "confidences": confidence}, output.feature
+
+    def _compared(self, statistics: Statistics) -> Statistics:
+        """Return the statistics of a batch as the BatchNorm prior compares them with the running ones."""
+        return statistics
+
+    def _agreement(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """Return L_adv per sample, [B], for logits [B, K] each."""
+        return adversarial_loss(teacher_logits, student_logits)
+
+    def _keep_better(self, images: Tensor, found: dict[str, Tensor]) -> None:
+        """Keep images [B, C, S, S], in [0, 1], and what was found of them if their loss is the lowest so far.
+
+        It is chosen on the device. An optimiser that changes the images in place may do so afterwards.
+        """
+        lower = found["loss"].detach() < self.best["loss"]
+        for name, value in {**found, "images": images}.items():
+            value = value.detach()
+            best = self.best.setdefault(name, torch.zeros_like(value))
+            best.copy_(torch.where(lower, value, best))
+
+    def _found(self, adversarial: bool) -> Images:
+        """Return what was kept; the losses are the terms without their weights, and the spread of the images."""
+        kept = {name: value for name, value in self.best.items() if name != "adv" or adversarial}
+        images = kept["images"].mul(255)
+        losses = {name: value.clone() for name, value in kept.items() if not value.ndim}
+        losses["image_std"] = images.std(0).mean()
+        samples = (kept[name].clone() for name in ("classes", "phi", "confidences"))
+        return Images(images.round().to(torch.uint8), *samples, losses)
+
+
+def adam(groups: Iterable[tuple[Iterable[Tensor], float]], betas: tuple[float, float]) -> torch.optim.Adam:
+    """Return Adam over groups of parameters, each with its learning rate, for steps that a GPU may capture."""
+    listed = [{"params": list(params), "lr": lr} for params, lr in groups]
+    on_gpu = listed[0]["params"][0].device.type == "cuda"
+    return torch.optim.Adam(listed, betas=betas, fused=True, capturable=on_gpu)
+
+
+def restart(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser go on as if it had not taken a step; its tensors stay where they are."""
+    for state in optimizer.state.values():
+        for moment in state.values():
+            moment.zero_()
