@@ -28,19 +28,23 @@ class SourceEntry:
     size_multiple: int = 1  # the image size must be a multiple of this
 
 
+DESCENT: dict[str, Setting] = {  # of all sources that take several steps down a loss for every batch
+    "batch_size": Setting("images synthesised per round", at_least=2),
+    "warmup": Setting("epochs of inversion before the student begins", at_least=0),
+    "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
+    "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
+    "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
+}
 SOURCES: dict[str, SourceEntry] = {
     "generator": SourceEntry(
         "kd.inversion.sources.generator:MetaGenerator",
         "images of Fast's meta-generator, which learns from the teacher",
         {
-            "batch_size": Setting("images synthesised per round", at_least=2),
+            **DESCENT,
             "warmup": Setting("epochs of inversion before the student begins", at_least=1),
             "steps": Setting("generator updates per round", at_least=1),
             "lr_generator": Setting("Adam's learning rate of the inner generator", above=0),
             "lr_noise": Setting("Adam's learning rate of the noise", above=0),
-            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
-            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
-            "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
             "adv_with_lr": Setting("let that weight fall with the student's learning rate", neutral=False),
             "adv_until": Setting(
                 "share of the student's epochs with the adversarial term", neutral=1.0, above=0, at_most=1
@@ -85,12 +89,9 @@ SOURCES: dict[str, SourceEntry] = {
         "kd.inversion.sources.deepinversion:DeepInversion",
         "pixels that are optimised directly (DeepInversion, Adaptive DeepInversion)",
         {
-            "batch_size": Setting("images synthesised per epoch", at_least=2),
-            "warmup": Setting("epochs of inversion before the student begins", at_least=0),
+            **DESCENT,
             "steps": Setting("steps of Adam per batch", at_least=1),
             "lr": Setting("Adam's learning rate, in units of normalised colours", above=0),
-            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
-            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
             "tv_l2": Setting("weight of the total variation, norms of neighbours' differences; 0: off", at_least=0),
             "tv_l1": Setting("weight of the total variation, means of absolute differences; 0: off", at_least=0),
             "l2": Setting("weight of the norm of all pixels; 0: off", at_least=0),
@@ -104,13 +105,9 @@ SOURCES: dict[str, SourceEntry] = {
         "kd.inversion.sources.cmi:ContrastiveInversion",
         "images of a generator that every batch draws anew, unlike each other and earlier ones (CMI)",
         {
-            "batch_size": Setting("images synthesised per epoch", at_least=2),
-            "warmup": Setting("epochs of inversion before the student begins", at_least=0),
+            **DESCENT,
             "steps": Setting("generator updates per batch", at_least=1),
             "lr": Setting("Adam's learning rate of generator, noise and projection head", above=0),
-            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
-            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
-            "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
             "cr": Setting("weight of the contrastive term; 0: off, with bank and head", at_least=0),
             "cr_temperature": Setting("divides the similarities in that term", above=0),
             "negatives": Setting("earlier images per step in that term, at most as many as the bank holds", at_least=1),
@@ -125,13 +122,9 @@ SOURCES: dict[str, SourceEntry] = {
         "kd.inversion.sources.nayer:Nayer",
         "images of a generator that sees the class through a layer which every batch draws anew (NAYER)",
         {
-            "batch_size": Setting("images synthesised per epoch", at_least=2),
-            "warmup": Setting("epochs of inversion before the student begins", at_least=0),
+            **DESCENT,
             "steps": Setting("generator updates per batch", at_least=1),
             "lr": Setting("Adam's learning rate of generator and noisy layers", above=0),
-            "bn": Setting("weight of the BatchNorm-statistics prior; 0 switches it off", at_least=0),
-            "oh": Setting("weight of the task loss (one-hot cross entropy), modulated by phi; 0: off", at_least=0),
-            "adv": Setting("weight of the adversarial term (minus the student's divergence); 0: off", at_least=0),
             "bn_momentum": Setting("share of the past in the prior's batch statistics; 0: only the batch", 0, below=1),
             "life": Setting("epochs after which the generator is drawn anew", at_least=1),
             "embeddings": Setting(

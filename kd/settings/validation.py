@@ -31,7 +31,6 @@ NEEDED_WITHOUT_IMAGES = {  # what a data set would say -> an example
     "dataset.mean": "[0.5, 0.5, 0.5]",
     "dataset.std": "[0.25, 0.25, 0.25]",
     "replay.full_size": "50000, of which scale: 0.1 takes a tenth",
-    "teacher.weights": "my.pt",
 }
 
 
@@ -146,6 +145,8 @@ def _no_images_faults(settings: dict[str, Any]) -> Iterator[str]:
         section, name = key.split(".")
         if settings[section].get(name) is None and (section != "replay" or settings["kind"] == "datafree"):
             yield f"{key}: got null; dataset.name none has no images that say it; for example {example}"
+    if not settings["teacher"].get("weights"):
+        yield "teacher.weights: got null; without images (dataset.name none) no teacher can be trained; name your file"
     if settings["kind"] == "distill" or (settings["kind"] == "train" and not settings["teacher"].get("weights")):
         yield f"kind: got {settings['kind']}; without images (dataset.name none) only kind: datafree is possible"
     if settings["kind"] == "datafree" and not SOURCES[source := settings["inversion"]["source"]].synthesises:
