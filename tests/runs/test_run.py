@@ -81,12 +81,12 @@ def stop_or_save(self, parts):
         os.kill(os.getpid(), getattr(signal, kill))
     original(self, parts)
 Checkpoint.stop_or_save = stop_or_save
-losses = MetaGenerator._losses
-def slow_losses(self, *given):
+judged = MetaGenerator._judge
+def slowly_judged(self, *given):
     if kill == "SIGTERM" and at < 0 and boundaries == -at:
         os.kill(os.getpid(), signal.SIGTERM)  # in the middle of an inversion
-    return losses(self, *given)
-MetaGenerator._losses = slow_losses
+    return judged(self, *given)
+MetaGenerator._judge = slowly_judged
 every = 0.0 if kill == "SIGKILL" else 3600.0  # SIGKILL leaves the last periodic checkpoint, SIGTERM writes its own
 execute(tiny_run(method), store, folder, dataclasses.replace(COMPUTE, checkpoint_seconds=every or 1e-9))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -113,6 +114,14 @@ class ContrastiveInversion(Descent):
         self.place = (self.place + len(features)) % len(self.bank)
         self.filled.add_(len(features)).clamp_max_(len(self.bank))
 
+    def _changeable(self) -> dict[str, Any]:
+        """Return a copy of the projection head and its Adam: the bank changes only at the end of a batch."""
+        return copy.deepcopy({"head": self.head.state_dict(), "head_optimizer": self.head_optimizer.state_dict()})
+
+    def _undo(self, before: dict[str, Any]) -> None:
+        self.head.load_state_dict(before["head"])
+        self.head_optimizer.load_state_dict(before["head_optimizer"])
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "head": self.head.state_dict(),
@@ -123,8 +132,7 @@ class ContrastiveInversion(Descent):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.head.load_state_dict(state["head"])
-        self.head_optimizer.load_state_dict(state["head_optimizer"])
+        self._undo(state)
         self.bank.copy_(state["bank"])
         self.filled.copy_(state["filled"])
         self.place = state["place"]

@@ -1,16 +1,17 @@
-"""What DeepInversion, CMI and NAYER have in common: several steps down a loss for every batch."""
+"""What the meta-generator, DeepInversion, CMI and NAYER have in common: several steps down a loss for every batch."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import kd.runtime.quick_optimisers  # noqa: F401
 from kd.inversion.modulation import modulation
-from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, class_loss
+from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, blend, class_loss
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import Images, Source, SourceContext
 from kd.models.classifier import frozen
@@ -28,6 +29,8 @@ class Descent(Source):
     Raises ConfigError for a teacher without BatchNorm2d layers.
     """
 
+    precision = "float32"  # or bf16: in which the networks are computed
+
     def __init__(
         self, context: SourceContext, batch_size: int, warmup: int, steps: int, bn: float, oh: float, adv: float
     ):
@@ -36,6 +39,7 @@ class Descent(Source):
         self.augment, self.num_classes = context.data.augment, len(context.data.classes)
         self.device, self.batch_size, self.warmup, self.steps = self.random.device, batch_size, warmup, steps
         self.bn, self.oh, self.adv = bn, oh, adv
+        self.adv_weight: float | Tensor = adv  # in this batch
         self.work = {"generator_steps": steps, "images": batch_size}
         self.targets = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.best: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
@@ -44,14 +48,14 @@ class Descent(Source):
         self, learned: int, student: nn.Module, buffer: ReplayBuffer, interrupted: Callable[[], bool] = lambda: False
     ) -> Images | None:
         """Return the images of the step with the lowest loss; None, and all is as before, once interrupted."""
-        before = copy.deepcopy(self.state_dict()), self.random.get_state()
+        before = self._changeable(), self.random.get_state()
         self._begin(learned)
         self.best["loss"].fill_(torch.inf)
-        adversary = student if self.adv and learned >= 0 else None
+        adversary = student if self._is_adversarial(learned) else None
         name = "inversion step with the adversary" if adversary is not None else "inversion step"
         for _ in range(self.steps):
             if interrupted():
-                self.load_state_dict(before[0])
+                self._undo(before[0])
                 self.random.set_state(before[1])
                 return None
             self.run(name, lambda: self._step(adversary, buffer))
@@ -69,6 +73,18 @@ class Descent(Source):
     def _end(self) -> None:
         """Remember something of the batch; here nothing."""
 
+    def _is_adversarial(self, learned: int) -> bool:
+        """Return whether a batch of this epoch has the adversarial term."""
+        return self.adv > 0 and learned >= 0
+
+    def _changeable(self) -> Any:
+        """Return a copy of what `_begin` and `_step` change of the state; here all of it."""
+        return copy.deepcopy(self.state_dict())
+
+    def _undo(self, before: Any) -> None:
+        """Restore what `_changeable` returned."""
+        self.load_state_dict(before)
+
     def _draw_balanced_targets(self) -> None:
         """Ask for every class equally often, in rounds of all classes; the last round may be a random part of them."""
         classes = torch.randperm(self.num_classes, generator=self.random, device=self.device)
@@ -82,7 +98,8 @@ class Descent(Source):
         Return the loss and its terms, [] each, with each sample's class, phi and confidence, [B] each; and the
         teacher's penultimate feature [B, D].
         """
-        with self.statistics:
+        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with self.statistics, lower:
             output = self.teacher(seen)
         logits = output.logits.float()
         classes = self.targets if self.modulating.class_of == "target" else logits.argmax(1)
@@ -94,9 +111,10 @@ class Descent(Source):
         }
         loss = self.bn * terms["bn"] + self.oh * terms["oh"]
         if adversary is not None:
-            with frozen(adversary):
-                terms["adv"] = self._agreement(logits, adversary(seen).logits.float()).mean()
-            loss = loss + self.adv * terms["adv"]
+            with frozen(adversary), lower:
+                other = adversary(seen).logits.float()
+            terms["adv"] = self._agreement(logits, other).mean()
+            loss = loss + self.adv_weight * terms["adv"]
         terms |= {"confidence": confidence.mean(), "phi_mean": phi.mean()}
         return {"loss": loss, **terms, "classes": classes, "phi": phi, "confidences": confidence}, output.feature
 
@@ -127,6 +145,45 @@ class Descent(Source):
         losses["image_std"] = images.std(0).mean()
         samples = (kept[name].clone() for name in ("classes", "phi", "confidences"))
         return Images(images.round().to(torch.uint8), *samples, losses)
+
+
+class RememberingDescent(Descent):
+    """A descent whose BatchNorm prior compares the batch's statistics blended with past ones (Fang et al., AAAI 2022):
+
+        bn_momentum * past + (1 - bn_momentum) * batch
+
+    The past is the last step's blend of the batch before; the first batch has none.
+    """
+
+    def __init__(self, *given: Any, bn_momentum: float):
+        super().__init__(*given)
+        self.bn_momentum = bn_momentum
+        self.past: Statistics = [
+            (torch.zeros_like(layer.running_mean), torch.zeros_like(layer.running_var))
+            for layer in self.statistics.layers
+        ]
+        self.seen: Statistics = copy.deepcopy(self.past)  # of the last step, blended with the past
+        self.momentum = torch.zeros((), dtype=torch.float64, device=self.device)  # 0 until there is a past
+
+    def _compared(self, statistics: Statistics) -> Statistics:
+        blended = blend(self.past, statistics, self.momentum)
+        for kept, new in zip(self.seen, blended, strict=True):
+            torch._foreach_copy_(kept, [value.detach() for value in new])
+        return blended
+
+    def _end(self) -> None:
+        """Remember the last step's statistics."""
+        for kept, new in zip(self.past, self.seen, strict=True):
+            torch._foreach_copy_(kept, new)
+        self.momentum.fill_(self.bn_momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"past": self.past, "momentum": self.momentum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.momentum.copy_(state["momentum"])
+        for kept, saved in zip(self.past, state["past"], strict=True):
+            torch._foreach_copy_(kept, list(saved))
 
 
 def adam(groups: Iterable[tuple[Iterable[Tensor], float]], betas: tuple[float, float]) -> torch.optim.Adam:

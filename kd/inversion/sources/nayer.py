@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd.inversion.priors import Statistics, blend
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import SourceContext
-from kd.inversion.sources.descent import Descent, adam, restart
+from kd.inversion.sources.descent import RememberingDescent, adam, restart
 from kd.models.generator import Generator
 from kd.runtime.files import whole_path
 from kd.runtime.messages import ConfigError, shown
@@ -49,7 +48,7 @@ class NoisyLayers(nn.Module):
         self.bias.zero_()
 
 
-class Nayer(Descent):
+class Nayer(RememberingDescent):
     """Images of a generator behind noisy layers (Tran et al., NAYER, CVPR 2024):
 
         bn * L_BN + oh * mean(phi * L_Task) + adv * mean(L_adv)
@@ -83,20 +82,14 @@ class Nayer(Descent):
         noise_dim: int = 1000,
         width: int = 64,
     ):
-        super().__init__(context, batch_size, warmup, steps, bn, oh, adv)
+        super().__init__(context, batch_size, warmup, steps, bn, oh, adv, bn_momentum=bn_momentum)
         data = context.data
-        self.life, self.drawn, self.bn_momentum = life, None, bn_momentum  # drawn: in which epoch of the student
+        self.life, self.drawn = life, None  # drawn: in which epoch of the student
         rows = context.teacher.head.weight.detach().clone() if embeddings is None else _read(embeddings, data.classes)
         layers = NoisyLayers(rows, batch_size, noise_dim)
         generator = Generator(noise_dim, width, data.image_size, data.channels)
         self.network = nn.Sequential(layers, generator).to(self.device, memory_format=torch.channels_last)
         self.optimizer = adam([(self.network.parameters(), lr)], BETAS)
-        self.past: Statistics = [
-            (torch.zeros_like(layer.running_mean), torch.zeros_like(layer.running_var))
-            for layer in self.statistics.layers
-        ]
-        self.seen = [tuple(value.clone() for value in pair) for pair in self.past]  # of the last step, blended
-        self.momentum = torch.zeros((), dtype=torch.float64, device=self.device)  # 0 until there is a past
 
     def _begin(self, learned: int) -> None:
         layers, generator = self.network
@@ -116,27 +109,13 @@ class Nayer(Descent):
         self._keep_better(images, found)
         self.optimizer.step()
 
-    def _compared(self, statistics: Statistics) -> Statistics:
-        blended = blend(self.past, statistics, self.momentum)
-        for kept, new in zip(self.seen, blended, strict=True):
-            torch._foreach_copy_(kept, [value.detach() for value in new])
-        return blended
-
-    def _end(self) -> None:
-        """Remember the last step's statistics."""
-        for kept, new in zip(self.past, self.seen, strict=True):
-            torch._foreach_copy_(kept, new)
-        self.momentum.fill_(self.bn_momentum)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "past": self.past, "momentum": self.momentum, "drawn": self.drawn}
+        return {"network": self.network.state_dict(), "drawn": self.drawn, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.network.load_state_dict(state["network"])
-        self.momentum.copy_(state["momentum"])
         self.drawn = state["drawn"]
-        for kept, saved in zip(self.past, state["past"], strict=True):
-            torch._foreach_copy_(kept, list(saved))
 
 
 def _read(path: str, classes: list[str]) -> Tensor:
