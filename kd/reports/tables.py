@@ -114,7 +114,14 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             row["difference_se"] = difference.std() / np.sqrt(len(difference))
             row["difference_p"] = paired_p(difference)
         rows.append(row)
-    return pd.DataFrame(rows)
+    summary = pd.DataFrame(rows)
+    summary.attrs["score"] = score_of(results)
+    return summary
+
+
+def score_of(results: pd.DataFrame) -> str:
+    """Return what the column `accuracy` means for these runs: of synthetic images it is agreement with the teacher."""
+    return "agreement" if set(results.get("scored", [])) == {SYNTHETIC} else "accuracy"
 
 
 def _paired(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) -> pd.Series:
@@ -126,14 +133,14 @@ def _paired(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) ->
 
 def markdown(summary: pd.DataFrame, title: str) -> str:
     """Return a summary as a Markdown table: mean ± std (n), paired difference ± standard error, seconds."""
-    first = summary.iloc[0]
+    first, score = summary.iloc[0], summary.attrs.get("score", "accuracy")
     name = first["method"] if first["ablation"] == "full" else f"{first['method']} ({first['ablation']})"
     columns = {
         "pair": [f"{row.teacher} → {row.student}" for row in summary.itertuples()],
         "method": summary["method"],
         "ablation": summary["ablation"],
         "scale": [f"{scale:.4g}" for scale in summary["scale"]],
-        "accuracy %": [plus_minus(row.accuracy, row.accuracy_std) for row in summary.itertuples()],
+        f"{score} %": [plus_minus(row.accuracy, row.accuracy_std) for row in summary.itertuples()],
         "n": summary["n"],
     }
     if "difference" in summary:
@@ -173,10 +180,8 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     scored = results["scored"].iloc[0] if results["scored"].nunique() == 1 else ""
     images = f"the {scored} images" if scored else "the images named below"
     if scored == SYNTHETIC:
-        lines += ["Agreement with the teacher, in %, on synthetic images that the student never saw: there are no"]
-        lines += [
-            "others, so tables and figures mean this by accuracy. After the last epoch, mean ± standard deviation over"
-        ]
+        lines += ["Agreement with the teacher, in %, on synthetic images that the student never saw; there are no"]
+        lines += ["others to score it on. After the last epoch, mean ± standard deviation over"]
     else:
         lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
     lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]

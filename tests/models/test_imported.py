@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from torch import Tensor, nn
 
 from kd.__main__ import main
@@ -18,6 +19,7 @@ from kd.models.build import build
 from kd.models.imported import read
 from kd.runtime.messages import ConfigError
 from kd.runtime.torchvision_compat import import_torchvision
+from kd.studies.study import load_study
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -253,6 +255,12 @@ def test_the_command_writes_weights_and_prints_what_a_study_needs(
     assert settings["teacher"] == {"model": "wrn_16_2", "weights": "wrn_16_2-fast-datafree.pt"}
     mean, std = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.201]
     assert settings["dataset"] == {"name": "cifar10", "image_size": 32, "mean": mean, "std": std}
+    experiment = {"pairs": [["wrn_16_2", "wrn_10_1"]], "methods": ["ssdkd", "kd"], "seeds": [1]}
+    written = {"title": "theirs", "settings": settings, "experiments": {"main": experiment}}
+    Path("theirs.yaml").write_text(yaml.safe_dump(written))
+    study = load_study(ROOT / "config/config.yaml", ROOT / "workflow/schemas", {"study": "theirs.yaml"})
+    given = [run for run in study.runs.values() if run.kind == "given"]
+    assert [run.weights.file for run in given] == ["wrn_16_2-fast-datafree.pt"]
     again = build("wrn_16_2", num_classes=10).eval()
     again.load_state_dict(torch.load("wrn_16_2-fast-datafree.pt", weights_only=True))
     same(again, network)

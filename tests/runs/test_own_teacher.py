@@ -249,6 +249,8 @@ def test_snakemake_chains_it_and_a_table_says_what_was_scored(file: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     table = (project / "results/studies/mine/table.md").read_text()
     assert "Agreement with the teacher, in %, on synthetic images that the student never saw" in table
+    assert "| agreement % |" in re.sub(" +", " ", table)
+    assert "agreement, % (points" in (project / "results/studies/mine/figures/mine.svg").read_text()
     again = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert "Nothing to be done" in again.stdout + again.stderr
     assert file_digest(file)

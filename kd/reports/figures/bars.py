@@ -36,7 +36,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     left.set_yticks(places, map(short, labels))
     left.set_ylim(-0.6, len(summary) - 0.2)
     left.margins(x=0.12)
-    left.set_xlabel("accuracy, % (points: seeds, bar: mean)")
+    left.set_xlabel(f"{summary.attrs.get('score', 'accuracy')}, % (points: seeds, bar: mean)")
     right.set_xlabel("seconds")
     right.margins(x=0.15)
     left.grid(axis="x", alpha=0.3)

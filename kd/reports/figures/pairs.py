@@ -33,8 +33,9 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(methods)), map(short, methods[::-1]))
     axis.set_ylim(-0.6, max(len(methods), 1) - 0.4)
+    score = summary.attrs.get("score", "accuracy")
     axis.set_xlabel(
-        f"paired difference in accuracy to {first['method']}, points (± standard error; bar: mean over pairs)"
+        f"paired difference in {score} to {first['method']}, points (± standard error; bar: mean over pairs)"
     )
     axis.grid(axis="x", alpha=0.3)
     if shown:

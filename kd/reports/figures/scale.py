@@ -33,7 +33,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
         axis.minorticks_off()
         axis.set_xlabel("data scale, % of the training set")
         axis.grid(alpha=0.3)
-    left.set_ylabel("accuracy, %")
+    left.set_ylabel(f"{summary.attrs.get('score', 'accuracy')}, %")
     legend(left, shown)
     phases = " (dotted: inversion, dashed: distillation)" if "seconds_inversion" in summary else ""
     right.set_ylabel(f"seconds{phases}")
