@@ -16,9 +16,9 @@ def accuracy_by_pair(results: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy of each method, ablation, scale and pair of networks, in the study's order.
 
     Columns: method, ablation, scale, teacher, student; label: the method, with ablation and scale where there are
-    several; mean, std, n; against_kd: the mean paired difference to KD (same ablation, scale and seed), or NaN; kd and
-    scratch: the mean accuracies of KD and of the student without a teacher with this ablation, scale and pair, NaN
-    where they were not run.
+    several; mean, std, n; quoted: what others published, or NaN; against_kd: the mean paired difference to KD (same
+    ablation, scale and seed), or NaN; kd and scratch: the mean accuracies of KD and of the student without a teacher
+    with this ablation, scale and pair, NaN where they were not run.
     """
     several = [name for name in ("ablation", "scale") if results[name].nunique() > 1]
     rows = []
@@ -35,6 +35,7 @@ def accuracy_by_pair(results: pd.DataFrame) -> pd.DataFrame:
                 "mean": group["accuracy"].mean(),
                 "std": group["accuracy"].std(),
                 "n": len(group),
+                "quoted": group["quoted"].iloc[0] if "quoted" in group else np.nan,
                 "against_kd": (paired["accuracy"] - paired["accuracy_kd"]).mean() if row["method"] != KD else np.nan,
                 "kd": same["accuracy"].mean(),
                 "scratch": here.loc[here["method"] == SCRATCH, "accuracy"].mean(),
@@ -121,7 +122,8 @@ def _grid(table: pd.DataFrame) -> list[list[str]]:
                 shown.append("n/a")
                 continue
             arrow = "" if pd.isna(row.against_kd) or row.against_kd == 0 else " ↑" if row.against_kd > 0 else " ↓"
-            shown.append(plus_minus(row.mean, row.std) + arrow)
+            quoted = "" if pd.isna(row.quoted) else f" (quoted {row.quoted:.2f})"
+            shown.append(plus_minus(row.mean, row.std) + arrow + quoted)
         rows.append([label, *shown])
     return rows
 

@@ -46,6 +46,7 @@ class PlannedTable:
     experiments: tuple[str, ...]
     by_pair: bool = False  # methods by pairs of networks, as CRD's paper prints them
     networks: bool = False  # what the networks cost
+    note: str = ""  # below it
 
     @property
     def files(self) -> list[str]:
@@ -152,10 +153,12 @@ def plan_tables(experiments: dict[str, dict[str, Any]]) -> list[PlannedTable]:
     tables = []
     by_pair = [name for name, experiment in experiments.items() if experiment["view"] == "pairs"]
     for name, experiment in experiments.items():
-        tables.append(PlannedTable(name, experiment["title"], (name,)))
+        title, note = experiment["title"], experiment["note"]
+        tables.append(PlannedTable(name, title, (name,), note=note))
         if name in by_pair:
-            tables.append(PlannedTable(f"{name}-by-pair", experiment["title"], (name,), by_pair=True))
+            tables.append(PlannedTable(f"{name}-by-pair", title, (name,), by_pair=True, note=note))
     if len(by_pair) > 1:
-        tables.append(PlannedTable("_all-by-pair", "All experiments", tuple(by_pair), by_pair=True))
+        note = "".join(experiments[name]["note"] for name in by_pair)
+        tables.append(PlannedTable("_all-by-pair", "All experiments", tuple(by_pair), by_pair=True, note=note))
     tables.append(PlannedTable("_networks", "Networks", tuple(experiments), networks=True))
     return tables

@@ -86,7 +86,7 @@ def write_tables(
             summary = summarise(rows)
             summary.to_csv(file, index=False)
             text = markdown(summary, table.title)
-        parts.append(text + scored_note(rows, results) + computed_note(rows))
+        parts.append(text + table.note + scored_note(rows, results) + computed_note(rows))
     if claims:
         judged = judge(claims, results)
         judged.to_csv(folder / "claims.csv", index=False)

@@ -105,6 +105,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         for phase in ("inversion", "distillation", "training"):
             if f"seconds_{phase}" in group:
                 row[f"seconds_{phase}"] = group[f"seconds_{phase}"].mean()
+        if group.get("quoted", pd.Series(dtype=float)).notna().any():
+            row["quoted"] = group["quoted"].iloc[0]
         for name in ("agreement", "teacher_accuracy", "images", "student_steps", "generator_steps"):
             if name in group:
                 row[name] = group[name].mean()
@@ -143,6 +145,8 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
         f"{score} %": [plus_minus(row.accuracy, row.accuracy_std) for row in summary.itertuples()],
         "n": summary["n"],
     }
+    if "quoted" in summary:
+        columns["quoted %"] = [_number(value, ".2f") for value in summary["quoted"]]
     if "difference" in summary:
         columns[f"paired difference to {name}"] = [
             "" if pd.isna(row.difference) else plus_minus(row.difference, row.difference_se, sign=True)
@@ -155,6 +159,8 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
             columns[f"of them {phase}"] = [_number(value, ".1f") for value in summary[f"seconds_{phase}"]]
     if "images" in summary:
         columns["images made"] = [_number(value, ".0f") for value in summary["images"]]
+    if "generator_steps" in summary:
+        columns["inversion steps"] = [_number(value, ".0f") for value in summary["generator_steps"]]
     columns["student steps"] = [f"{value:.0f}" for value in summary["student_steps"]]
     cells = [[name, *map(str, values)] for name, values in columns.items()]
     widths = [max(3, *map(len, column)) for column in cells]

@@ -195,6 +195,12 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
     own = source_defaults(name) | settings["inversion"].get(name, {})
     if source.weights and not any(own[weight] for weight in source.weights):
         yield f"inversion.{name}: every weight is 0; set one of {', '.join(source.weights)} above 0"
+    full, made = settings["replay"]["full_size"], own.get("batches", 0) * own.get("batch_size", 0)
+    if full is not None and round((scale := settings["scale"]) * full) < made:
+        yield (
+            f"replay.full_size: got {full} at scale {scale:g}; inversion.{name} makes {made} images a round, all of "
+            f"which need room: set full_size: {math.ceil(made / scale)}"
+        )
     needed = source.needs_batchnorm
     needed = own[needed] > 0 if isinstance(needed, str) else needed
     if needed and _has_batchnorm(teachers[0], weight_files(settings["teacher"])) is False:

@@ -19,6 +19,7 @@ MEASURES = {  # name -> column of results
     "agreement_drawn": "agreement_drawn",  # data-free: see kd.training.synthetic_set.followed
     "agreement_fall": "agreement_fall",
 }
+QUOTED = "quoted"  # instead of a side: the numbers of others that stand next to the runs
 KEYS = ("teacher", "student", "scale", "seed")  # compared runs have these in common, unless a side names one
 
 
@@ -56,21 +57,27 @@ def pairs(table: pd.DataFrame, test: dict[str, Any]) -> pd.DataFrame:
     """Return the runs that a test compares: a row per teacher, student, scale and seed, with suffixes _of and _to.
 
     Keys named on a side are not paired on: runs at two scales are compared by naming the scales. A run that several
-    experiments share counts once. Next to a `published` number stand only the runs that it is compared with.
+    experiments share counts once. Next to quoted numbers stand only the runs that they are compared with.
     """
     keys, sides = _keys(test), []
-    for side in ("of",) if "published" in test["to"] else ("of", "to"):
+    for side in _sides(test):
         wanted = {"ablation": "full", **test[side]}
         rows = table[np.logical_and.reduce([_equal(table[key], value) for key, value in wanted.items()])]
         # by the keys as well: one student trained without a teacher is compared with the students of several
+        rows = rows.dropna(subset="quoted") if test["to"] == QUOTED else rows
         sides.append(rows.drop_duplicates([*keys, "path"]))
     if len(sides) == 1:
         return sides[0].rename(columns={name: f"{name}_of" for name in table if name not in keys})
     return sides[0].merge(sides[1], on=keys, suffixes=("_of", "_to"))
 
 
+def _sides(test: dict[str, Any]) -> tuple[str, ...]:
+    """Return the sides of a test that are runs."""
+    return ("of",) if test["to"] == QUOTED else ("of", "to")
+
+
 def _keys(test: dict[str, Any]) -> list[str]:
-    return [key for key in KEYS if key not in test["of"] and key not in test["to"]]
+    return [key for key in KEYS if not any(key in test[side] for side in _sides(test))]
 
 
 def _equal(column: pd.Series, value: str | float) -> pd.Series:
@@ -83,11 +90,14 @@ def require_runs(claims: dict[str, Any], table: pd.DataFrame, source: str) -> No
         for number, test in enumerate(claim["tests"]):
             compared, where = pairs(table, test), f"{source}: claims.{name}.tests.{number}"
             if compared.empty:
-                raise ConfigError(
-                    f"{where}: no run of {shown(test['of'])} has a partner among "
-                    f"{shown(test['to'])} with the same teacher, student, scale and seed; name what is run"
+                partner = (
+                    "a number in its experiment's `quoted`; give one"
+                    if test["to"] == QUOTED
+                    else f"a partner among {shown(test['to'])} with the same teacher, student, scale and seed; "
+                    "name what is run"
                 )
-            for side in ("of",) if "published" in test["to"] else ("of", "to"):
+                raise ConfigError(f"{where}: no run of {shown(test['of'])} has {partner}")
+            for side in _sides(test):
                 several = compared.groupby(_keys(test))[f"path_{side}"].nunique().max()
                 if several > 1:
                     raise ConfigError(
@@ -110,8 +120,7 @@ def _each(test: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
     rest = {key: value for key, value in test.items() if key != "each"}
     names = [key for key in ("teacher", "student") if key in _keys(test)]
     found = pairs(table, test)[names].drop_duplicates().to_dict("records")
-    sides = [side for side in ("of", "to") if "published" not in test[side]]
-    return [{**rest, **{side: {**test[side], **networks} for side in sides}} for networks in found]
+    return [{**rest, **{side: {**test[side], **networks} for side in _sides(test)}} for networks in found]
 
 
 def judge(claims: dict[str, Any], results: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +146,7 @@ def _judge_test(test: dict[str, Any], results: pd.DataFrame) -> dict[str, Any]:
     if measure == "seconds" and "computed_to" in compared:  # on another card, or not captured: seconds do not compare
         compared = compared[compared["computed_of"] == compared["computed_to"]]
     of = compared[f"{column}_of"]
-    to = test["to"].get("published", compared.get(f"{column}_to"))
+    to = compared["quoted_of" if test["to"] == QUOTED else f"{column}_to"]
     found = Interval(*map(float, interval((np.log(of / to) if ratio else of - to).dropna())))
     if ratio:
         found = Interval(found.n, *np.exp(found[1:]))
@@ -145,7 +154,7 @@ def _judge_test(test: dict[str, Any], results: pd.DataFrame) -> dict[str, Any]:
     bound = test["above" if above else "below"]
     return {
         "of": _side(test["of"]),
-        "to": _side(test["to"]),
+        "to": f"quoted {to.mean():.2f}" if test["to"] == QUOTED else _side(test["to"]),
         "measure": f"{measure}, {'ratio' if ratio else 'difference'}",
         "wanted": f"{'above' if above else 'below'} {bound:g}",
         "n": int(found.n),
@@ -165,9 +174,7 @@ def _verdict(found: Interval, bound: float, above: bool) -> str:
 
 
 def _side(chosen: dict[str, Any]) -> str:
-    """Write {"method": "ssdkd", "ablation": "none", "scale": 0.1} as `ssdkd, none, 10 %`; `published` is a number."""
-    if "published" in chosen:
-        return f"{chosen['published']:g} as published"
+    """Write {"method": "ssdkd", "ablation": "none", "scale": 0.1} as `ssdkd, none, 10 %`."""
     named = {key: value for key, value in chosen.items() if (key, value) != ("ablation", "full")}
     return ", ".join(f"{100 * value:.4g} %" if key == "scale" else str(value) for key, value in named.items())
 

@@ -111,8 +111,9 @@ def images_by_phase(run: Run, training_set: int) -> dict[str, float]:
     epochs, full = run.distillation.training.epochs, run.replay.full_size or training_set
     batch, made = run.distillation.training.batch_size, run.inversion.settings
     batches = run.distillation.rounds * (made.get("warmup", 0) + made.get("until", 1.0) * epochs)
+    drawn = made.get("batches", 0) / 3  # fresh images, without the way back
     phases = {
-        "inversion": batches * made.get("steps", 0) * made.get("batch_size", 0),
+        "inversion": batches * (made.get("steps", 0) + drawn) * made.get("batch_size", 0),
         "distillation": epochs * batch * run.distillation.steps_per_epoch(run.scale * full),
     }
     return {phase: images for phase, images in phases.items() if images}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from kd.runtime.files import is_file, whole_path
-from kd.runtime.messages import ConfigError, suggest
+from kd.runtime.messages import ConfigError, shown, suggest
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.merging import merge, run_of, teacher_models
 from kd.settings.run import Run
@@ -18,7 +18,8 @@ from kd.studies.search import Tuning, nested, number_kind
 
 FULL = "full"  # the ablation that switches nothing off
 STUDY_WIDE = ("study", "quick", "results", "methods", "compute", "tracking")  # hold for a whole study, not for a run
-COLUMNS = ["experiment", "dataset", "teacher", "student", "method", "ablation", "scale", "seed", "kind", "path"]
+RUN = ["teacher", "student", "method", "ablation", "scale", "seed", "kind", "path"]
+COLUMNS = ["experiment", "dataset", *RUN, "quoted"]  # quoted: accuracy in % that others published
 
 
 class Expansion:
@@ -40,9 +41,14 @@ class Expansion:
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield a row (COLUMNS) per run of an experiment. Raises ConfigError."""
         experiment, where = self.study["experiments"][name], f"experiments.{name}"
+        for_all, of_methods = self._split(experiment.get("settings", {}), f"{where}.settings")
         axes = [experiment["pairs"], experiment["methods"], experiment.get("ablations", [FULL])]
-        for pair, method, ablation, scale in product(*axes, experiment.get("scales", [None])):
-            settings = self._settings(where, method, ablation, pair, scale, experiment.get("settings", {}))
+        quoted = self._quoted(experiment, where)
+        for (place, pair), method, ablation, scale in product(
+            enumerate(axes[0]), *axes[1:], experiment.get("scales", [None])
+        ):
+            layers = for_all, of_methods.get(method, {})
+            settings = self._settings(where, method, ablation, pair, scale, *layers)
             for run in _runs(settings, experiment["seeds"]):
                 self.runs[run.path] = run
                 self._add_inputs(run, settings)
@@ -57,6 +63,7 @@ class Expansion:
                     "seed": run.seed,
                     "kind": run.kind,
                     "path": run.path,
+                    "quoted": quoted.get(method, {}).get(place) if ablation == FULL else None,
                 }
 
     def tuning(self, name: str) -> Tuning:
@@ -90,7 +97,7 @@ class Expansion:
             raise ConfigError(f"{self.path}: {key}: no file {value!r}; {hint}")
         return read_yaml(file)
 
-    def _settings(self, where, method, ablation, pair, scale, override) -> dict[str, Any]:
+    def _settings(self, where, method, ablation, pair, scale, *overrides) -> dict[str, Any]:
         """Merge and check the settings of one combination; the result shares parts with what it was merged from."""
         for kind, word, known in (("methods", method, self.methods), ("ablations", ablation, self.ablations)):
             if word not in known:
@@ -106,7 +113,7 @@ class Expansion:
                 "unlike settings there; give them the same settings, or none"
             )
         for_all, for_method = zip(teachers[0], self._of_network("students", pair[1], method), strict=True)
-        layers = [*for_all, self.methods[method], *for_method, self.ablations[ablation], override]
+        layers = [*for_all, self.methods[method], *for_method, self.ablations[ablation], *overrides]
         if wide := sorted({key for layer in layers for key in layer if key in STUDY_WIDE}):
             place = f"{self.path}: {where} ({method}, {ablation})"
             raise ConfigError(f"{place}: {wide[0]}: holds for a whole study; move it to the study's `settings`")
@@ -116,12 +123,36 @@ class Expansion:
 
     def _of_network(self, kind: str, name: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a teacher's or student's overrides in the study: those for all its runs, and those for this method."""
-        said = self.study.get(kind, {}).get(name, {})
+        for_all, of_methods = self._split(self.study.get(kind, {}).get(name, {}), f"{kind}.{name}")
+        return for_all, of_methods.get(method, {})
+
+    def _split(self, said: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Split overrides into those for all runs, and those for single methods, which they have below `methods`."""
         methods = said.get("methods", {})
-        if unknown := sorted(set(methods) - set(self.methods)):
-            hint = suggest(unknown[0], sorted(self.methods))
-            raise ConfigError(f"{self.path}: {kind}.{name}.methods: got {unknown[0]!r}; {hint}")
-        return {key: value for key, value in said.items() if key != "methods"}, methods.get(method, {})
+        if not (isinstance(methods, dict) and all(isinstance(value, dict) for value in methods.values())):
+            raise ConfigError(
+                f"{self.path}: {where}.methods: got {shown(methods)}; allowed: a mapping of methods to overrides"
+            )
+        self._require_methods(methods, self.methods, f"{where}.methods")
+        return {key: value for key, value in said.items() if key != "methods"}, methods
+
+    def _require_methods(self, named: Iterable[str], known: Iterable[str], where: str) -> None:
+        if unknown := sorted(set(named) - set(known)):
+            raise ConfigError(f"{self.path}: {where}: got {unknown[0]!r}; {suggest(unknown[0], sorted(known))}")
+
+    def _quoted(self, experiment: dict[str, Any], where: str) -> dict[str, dict[int, float]]:
+        """Return what others published for an experiment: method -> place of the pair -> accuracy in %."""
+        quoted, pairs = experiment.get("quoted", {}), experiment["pairs"]
+        methods = quoted.get("methods", {})
+        self._require_methods(methods, experiment["methods"], f"{where}.quoted.methods")
+        lists = {f"methods.{method}": numbers for method, numbers in methods.items()}
+        for name, numbers in {"teachers": quoted.get("teachers", pairs), **lists}.items():
+            if len(numbers) != len(pairs):
+                raise ConfigError(
+                    f"{self.path}: {where}.quoted.{name}: got {len(numbers)} numbers; "
+                    f"needed: {len(pairs)}, one per pair, null where there is none"
+                )
+        return {method: dict(enumerate(numbers)) for method, numbers in methods.items()}
 
     def _add_inputs(self, run: Run, settings: dict[str, Any]) -> None:
         """Note the data set and the teachers of a run."""

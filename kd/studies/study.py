@@ -11,7 +11,7 @@ import pandas as pd
 from kd.runtime.files import whole_path
 from kd.runtime.messages import ConfigError, escaped, suggest
 from kd.runtime.yaml_files import read_yaml
-from kd.settings.merging import merge
+from kd.settings.merging import merge, teacher_models
 from kd.settings.run import Run
 from kd.settings.schema import settings_schema
 from kd.settings.shapes import Compute, Dataset
@@ -34,7 +34,7 @@ class Study:
     runs: dict[str, Run]  # path below the results folder -> run; teachers included
     datasets: dict[str, Dataset]  # path of the prepared file below the results folder -> data set
     roots: dict[str, str | None]  # the same paths -> where the data lies
-    experiments: dict[str, dict[str, Any]]  # name -> title and view
+    experiments: dict[str, dict[str, Any]]  # name -> title, view and `note`, on quoted numbers
     claims: dict[str, dict[str, Any]]  # name -> what it says and the tests it must pass, for kd.studies.claims
     tunings: dict[str, Tuning]
     compute: Compute
@@ -86,7 +86,11 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         datasets=expansion.datasets,
         roots=expansion.roots,
         experiments={
-            key: {"title": _one_line(value.get("title", key)), "view": value.get("view", "methods")}
+            key: {
+                "title": _one_line(value.get("title", key)),
+                "view": value.get("view", "methods"),
+                "note": _quoted_note(value),
+            }
             for key, value in study["experiments"].items()
         },
         claims=expanded(claims, table),
@@ -95,6 +99,16 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         tracking=base["tracking"],
         settings=base,
     )
+
+
+def _quoted_note(experiment: dict[str, Any]) -> str:
+    """Return the line under a table that says whose numbers are quoted, and how good the teachers there were."""
+    if not (quoted := experiment.get("quoted")):
+        return ""
+    pairs = zip(experiment["pairs"], quoted.get("teachers", []), strict=False)
+    teachers = {"+".join(teacher_models(teacher)): number for (teacher, _), number in pairs if number is not None}
+    listed = ", ".join(f"{name} {number:.2f} %" for name, number in teachers.items())
+    return f"\nQuoted, not measured here: {_one_line(quoted['source'])}{f'; its teachers: {listed}' * bool(listed)}.\n"
 
 
 def _one_line(title: str) -> str:

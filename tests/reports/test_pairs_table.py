@@ -161,3 +161,12 @@ def test_experiments_are_merged_with_shared_runs_once_and_others_apart():
         (("c", "d"), pytest.approx(100.0)),
         (("a", "b (views)"), pytest.approx(-20.0)),
     ]
+
+
+def test_quoted_numbers_stand_in_the_cells_of_their_pairs():
+    frame = results({("vgg13", "vgg8"): (70.0, 72.0, 73.0)}).assign(quoted=math.nan)
+    frame.loc[frame["method"] == "crd", "quoted"] = 73.94
+    table = accuracy_by_pair(frame)
+    assert "73.00 ± 1.41 ↑ (quoted 73.94)" in markdown(table, "T")
+    assert "72.00 ± 1.41 |" in markdown(table, "T")
+    assert "(quoted 73.94)" in latex(table)

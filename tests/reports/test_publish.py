@@ -87,11 +87,12 @@ def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> N
         .assign(path=lambda rows: rows["student"] + rows["path"])
         for experiment, student, crd in (("same", "a", [73.0, 73.0]), ("other", "b", [75.0, 75.0]))
     )
-    experiments = {name: {"title": name, "view": "pairs"} for name in ("same", "other")}
+    experiments = {name: {"title": name, "view": "pairs", "note": f" of {name}"} for name in ("same", "other")}
     write_tables(results, "T", experiments, {}, tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert "| crd | 50.0 | 50.0 | 50.0 |" in text, "of one experiment"
     assert "### All experiments, by pairs" in text
+    assert [text.count(note) for note in (" of same", " of other")] == [3, 3], "below each table of theirs"
     assert "| crd | 50.0 | 150.0 | 100.0 (-535 to 735) | 100.0 |" in text
     assert len(pd.read_csv(tmp_path / "tables/_all-by-pair.csv")) == 6
     assert (tmp_path / "tables/_all-by-pair.tex").read_text().startswith("\\begin{tabular}{lcc}")
@@ -99,7 +100,9 @@ def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> N
     write_tables(results.assign(computed=results["experiment"]), "T", experiments, {}, tmp_path)
     assert (tmp_path / "table.md").read_text().count("Computed in different ways") == 1, "both in the last table only"
 
-    write_tables(results, "T", {**experiments, "other": {"title": "other", "view": "methods"}}, {}, tmp_path / "one")
+    write_tables(
+        results, "T", {**experiments, "other": {"title": "other", "view": "methods", "note": ""}}, {}, tmp_path / "one"
+    )
     assert not list((tmp_path / "one").rglob("_all*"))
 
 

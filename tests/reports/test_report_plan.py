@@ -88,7 +88,7 @@ def test_an_experiment_has_no_other_figures_name(tmp_path: Path):
 
 def test_tables_of_pairs_are_merged_where_there_are_several():
     views = {"one": "pairs", "two": "methods", "three": "pairs"}
-    experiments = {name: {"title": name.title(), "view": view} for name, view in views.items()}
+    experiments = {name: {"title": name.title(), "view": view, "note": ""} for name, view in views.items()}
     tables = plan_tables(experiments)
     assert [file for table in tables for file in table.files] == [
         "one.csv",

@@ -274,3 +274,16 @@ def test_a_study_without_any_teacher_has_its_text():
     text = study_markdown("My study", [markdown(summarise(results), "One")], results)
     assert "Teacher" not in text
     assert "### One" in text
+
+
+def test_a_table_shows_what_is_quoted_and_the_steps_of_the_inversion():
+    results = frame().assign(images=128.0, generator_steps=640.0)
+    results["quoted"] = [91.25 if method == "kd" else None for method in results["method"]]
+    text = re.sub(" +", " ", markdown(summarise(results), "T"))
+    head = [cell.strip() for cell in text.splitlines()[2].split("|")]
+    rows = [dict(zip(head, map(str.strip, line.split("|")), strict=True)) for line in text.splitlines()[4:]]
+    assert {row["quoted %"] for row in rows if row["method"] == "kd"} == {"91.25"}
+    assert {row["quoted %"] for row in rows if row["method"] != "kd"} == {""}
+    assert {(row["images made"], row["inversion steps"], row["student steps"]) for row in rows} == {
+        ("128", "640", "100")
+    }

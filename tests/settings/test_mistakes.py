@@ -108,6 +108,14 @@ MISTAKES = [
     (adversarial(adv=0.0), "inversion.adversarial", "every weight is 0", "adv, oh, activation, balance, bn above 0"),
     (adversarial(balance=-1.0), "inversion.adversarial.balance", "-1.0", ">= 0"),
     (adversarial(batches=0), "inversion.adversarial.batches", "0", ">= 1"),
+    (
+        merge(adversarial(batches=5), {"replay": {"full_size": 128}}),
+        *(
+            "replay.full_size",
+            "got 128 at scale 0.5; inversion.adversarial makes 1280 images a round",
+            "set full_size: 2560",
+        ),
+    ),
     (adversarial(meta="maml"), "inversion.adversarial", "'meta'", "width"),
     (
         merge(adversarial(bn=1.0), {"teacher": {"model": "torchvision:alexnet"}}),

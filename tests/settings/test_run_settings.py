@@ -198,7 +198,7 @@ COSINE = {"training": {"schedule": "cosine"}}
             )
         ),
         *(
-            ("datafree", {"inversion": {"source": "adversarial"}}, without_effect)
+            ("datafree", {"inversion": {"source": "adversarial", "adversarial": {"batch_size": 32}}}, without_effect)
             for without_effect in ({"modulation": {"gamma": 0.3}}, {"replay": {"initial_priority": "phi"}})
         ),
         ("datafree", {}, {"distillation": {"rounds": 1}}),
@@ -216,7 +216,7 @@ def test_what_has_an_effect_with_one_choice_has_it():
     original = {"inversion": {"source": "original"}}
     assert run("datafree", **original) != run("datafree")
     assert run("datafree", distillation={"rounds": 2}) != run("datafree")
-    adversarial = {"inversion": {"source": "adversarial"}}
+    adversarial = {"inversion": {"source": "adversarial", "adversarial": {"batch_size": 32}}}
     assert run("datafree", **merge(adversarial, {"replay": {"admitted": 0.5}})) != run("datafree", **adversarial)
     assert run("datafree", **merge(original, {"replay": {"alpha": 0.1}})) != run("datafree", **original)
 

@@ -196,22 +196,37 @@ def test_gaps_of_correlations_are_compared_where_they_are_known():
 
 
 @pytest.mark.parametrize(("accuracies", "verdict"), [([89, 90, 91], "holds"), ([86, 86.1, 86.2], "does not hold")])
-def test_runs_are_compared_with_a_published_number(accuracies, verdict):
-    test = {"of": FULL, "to": {"published": 88.36}, "above": -1}
-    frame = results({("ssdkd", "full", 0.1): accuracies, ("ssdkd", "none", 0.1): [50]})
+def test_runs_are_compared_with_the_number_that_is_quoted_for_them(accuracies, verdict):
+    test = {"of": FULL, "to": "quoted", "above": -1}
+    frame = results({("ssdkd", "full", 0.1): accuracies, ("ssdkd", "none", 0.1): [50]}).assign(quoted=88.36)
     require_runs(claim(test), frame, "s.yaml")
     judged = judge(claim(test), frame)
     assert judged["verdict"].item() == verdict
     assert (judged["n"].item(), judged["mean"].item()) == (3, pytest.approx(sum(accuracies) / 3 - 88.36))
-    assert "| ssdkd, 10 % against 88.36 as published |" in claims_markdown(judged)
+    assert "| ssdkd, 10 % against quoted 88.36 |" in claims_markdown(judged)
     each = expanded(claim({**test, "each": "pair"}), frame)["c"]["tests"]
     assert each == [{**test, "of": {**FULL, "teacher": "wrn_16_1", "student": "wrn_10_1"}}]
 
 
-def test_a_published_number_needs_runs_to_stand_next_to():
-    test = {"of": {"method": "fast"}, "to": {"published": 88.36}, "above": -1}
-    with pytest.raises(ConfigError, match=r"claims\.c\.tests\.0: no run of"):
-        require_runs(claim(test), results({("ssdkd", "full", 0.1): [50]}), "s.yaml")
+def test_each_pair_is_compared_with_its_own_number():
+    """Of the pairs that have one: the third has none."""
+    frames = [
+        results({("ssdkd", "full", 0.1): [50, 51, 52]}, teacher=teacher).assign(quoted=quoted)
+        for teacher, quoted in (("wrn_16_1", 40.0), ("wrn_16_2", 60.0), ("wrn_40_2", math.nan))
+    ]
+    each = expanded(claim({"of": FULL, "to": "quoted", "each": "pair", "above": 0}), pd.concat(frames))
+    judged = judge(each, pd.concat(frames))
+    assert list(judged["mean"]) == [11.0, -9.0]
+    assert list(judged["verdict"]) == ["holds", "does not hold"]
+    assert list(judged["to"]) == ["quoted 40.00", "quoted 60.00"]
+
+
+def test_a_quoted_number_has_to_be_there():
+    test = {"of": {"method": "ssdkd"}, "to": "quoted", "above": -1}
+    frame = results({("ssdkd", "full", 0.1): [50]}).assign(quoted=math.nan)
+    message = "s.yaml: claims.c.tests.0: no run of {'method': 'ssdkd'} has a number in its experiment's `quoted`"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        require_runs(claim(test), frame, "s.yaml")
 
 
 def test_scales_are_found_though_a_file_changed_their_last_bit():

@@ -44,7 +44,7 @@ def test_axes_multiply_to_a_table_in_the_order_of_the_study(load):
         for seed in (3, 1)
     ]
     expected.append(("short", "digits", *PAIR, "plain", FULL, 0.5, 0, "train"))
-    assert [tuple(row) for row in table.drop(columns="path").itertuples(index=False)] == expected
+    assert [tuple(row) for row in table.drop(columns=["path", "quoted"]).itertuples(index=False)] == expected
     for row in table.itertuples():
         run = study.runs[row.path]
         assert run.path == row.path
@@ -59,7 +59,8 @@ def test_axes_multiply_to_a_table_in_the_order_of_the_study(load):
 
 def test_titles_views_and_folders(load):
     study = load(experiments={"a": experiment(), "b": experiment(title="B", view="scale")})
-    assert study.experiments == {"a": {"title": "a", "view": "methods"}, "b": {"title": "B", "view": "scale"}}
+    expected = {"a": {"title": "a", "view": "methods", "note": ""}, "b": {"title": "B", "view": "scale", "note": ""}}
+    assert study.experiments == expected
     assert (study.name, study.title) == ("mine", "Mine")
     assert study.root == Path(study.settings["results"])
     assert load({"results": "there"}, experiments={"a": experiment()}).root == Path("there")
@@ -87,7 +88,7 @@ def test_settings_come_from_defaults_study_method_ablation_experiment(load):
 def test_methods_of_config_yaml_are_there_and_a_study_changes_them(load):
     known = read_yaml(ROOT / "config/config.yaml")["methods"]
     same_widths = [["wrn_16_1", "wrn_16_1"]]  # some distillers need them
-    study = load(experiments={"a": experiment(pairs=same_widths, methods=list(known))}, methods=...)
+    study = load(experiments={"a": experiment(pairs=same_widths, methods=list(known), scales=[1.0])}, methods=...)
     assert list(study.table["method"]) == list(known)
     study = load(experiments={"a": experiment(methods=["ssdkd"])}, methods={"ssdkd": {"replay": {"beta": 0.77}}})
     [run] = [study.runs[path] for path in study.students]
@@ -228,3 +229,44 @@ def test_a_thousand_runs_expand_in_seconds(load):
     study = load(experiments={"a": asked})
     assert time.process_time() - start < 5
     assert len(study.table) == 1000
+
+
+def test_an_experiment_sets_single_methods_apart(load):
+    """Below `settings.methods`, as below teachers and students, and after everything else but the axes."""
+    settings = {"replay": {"eps": 0.01}, "methods": {"free": {"scale": 0.7, "replay": {"eps": 0.02}}}}
+    study = load(experiments={"a": experiment(methods=["free", "bare", "plain"], settings=settings)})
+    runs = {row.method: study.runs[row.path] for row in study.table.itertuples()}
+    assert {name: run.scale for name, run in runs.items()} == {"free": 0.7, "bare": 0.5, "plain": 0.5}
+    assert (runs["free"].replay.eps, runs["bare"].replay.eps) == (0.02, 0.01)
+    with_axis = load(experiments={"a": experiment(methods=["free"], scales=[0.3], settings=settings)})
+    assert list(with_axis.table["scale"]) == [0.3]
+
+
+def test_quoted_numbers_stand_next_to_the_runs_of_their_pair(load):
+    quoted = {
+        "source": "a page\nof theirs",
+        "teachers": [90, None],
+        "methods": {"free": [80.5, None], "bare": [70, 71]},
+    }
+    study = load(
+        experiments={
+            "a": experiment(
+                pairs=[PAIR, ["resnet8", "wrn_10_1"]],
+                methods=["free", "bare", "plain"],
+                ablations=[FULL, "no-priority"],
+                seeds=[0, 1],
+                quoted=quoted,
+            ),
+            "b": experiment(methods=["free"]),
+        }
+    )
+    rows = study.table[study.table["quoted"].notna()]
+    found = set(rows[["experiment", "teacher", "method", "ablation", "quoted"]].itertuples(index=False, name=None))
+    assert found == {
+        ("a", PAIR[0], "free", FULL, 80.5),
+        ("a", PAIR[0], "bare", FULL, 70),
+        ("a", "resnet8", "bare", FULL, 71),
+    }
+    assert len(rows) == 6, "for every seed"
+    note = f"\nQuoted, not measured here: a page of theirs; its teachers: {PAIR[0]} 90.00 %.\n"
+    assert [experiment["note"] for experiment in study.experiments.values()] == [note, ""]

@@ -9,6 +9,8 @@ from own_studies import SCHEMAS
 from kd.studies.study import load_study
 from kd.training.datafree import capacity
 
+FAST = {"fast2": (2, 0.015, 0.005), "fast": (5, 0.01, 0.003), "fast10": (10, 0.01, 0.002)}
+
 
 @pytest.mark.parametrize("name", ["ssdkd-cifar10", "ssdkd-cifar100"])
 def test_the_published_studies_hold_what_they_promise(name):
@@ -92,19 +94,42 @@ def test_crds_studies_hold_what_they_promise(name):
         }
 
 
-@pytest.mark.parametrize(("name", "variants"), [("fast-cifar10", 3), ("fast-cifar100", 2)])
-def test_fast_is_as_published(name, variants):
-    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name})
-    runs = [study.runs[path] for path in study.table["path"]]
-    assert {run.distillation.steps_per_epoch(capacity(run, 50_000)) for run in runs} == {400}
-    assert {capacity(run, 50_000) for run in runs} == {(20 + 200) * 256}, "every image stays in the pool"
-    for run in runs:
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_data_free_methods_are_as_published(name):
+    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": f"dfkd-baselines-{name}"})
+    table = study.table[study.table["experiment"] != "equal-steps"].query("kind == 'datafree'")
+    assert len(table[["teacher", "student"]].drop_duplicates()) == 5
+    assert set(table["seed"]) == {0, 1, 2}
+    runs = {method: study.runs[path] for method, path in table[["method", "path"]].values}
+    steps = {method: run.distillation.steps_per_epoch(capacity(run, 50_000)) for method, run in runs.items()}
+    assert {steps.pop(method) for method in ("ssdkd", "original")} == {40}
+    assert set(steps.values()) == {400}
+    for method in ("fast2", "fast", "fast10", "deepinversion", "cmi"):
+        run = runs[method]
+        assert capacity(run, 50_000) == (20 + 200) * 256, "every image stays in the pool"
         assert (run.replay.alpha, run.replay.beta, run.replay.with_replacement) == (0, 0, False)
         assert (run.modulation.diversity, run.modulation.gamma) == (0, 0)
-    made = {method: study.runs[path].inversion.settings for method, path in study.table[["method", "path"]].values}
-    steps = {name: (of["steps"], of["lr_noise"], of["lr_generator"]) for name, of in made.items()}
-    assert steps == {"fast2": (2, 0.015, 0.005), "fast": (5, 0.01, 0.003), "fast10": (10, 0.01, 0.002)}
-    tests = [test for claim in study.claims.values() for test in claim["tests"]]
-    assert len(tests) == 5 * variants, "each pair has its published number"
-    shared = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name.replace("fast", "ssdkd")})
-    assert set(study.table["path"][study.table["method"] != "fast"]) <= set(shared.table["path"])
+    made = {method: run.inversion.settings for method, run in runs.items()}
+    fast = {name: (made[name]["steps"], made[name]["lr_noise"], made[name]["lr_generator"]) for name in FAST}
+    assert fast == FAST
+    slow = {method: made[method]["steps"] for method in ("deepinversion", "cmi", "nayer", "nayer-5000")}
+    nayer = 30 if name == "cifar10" else 40
+    assert slow == {"deepinversion": 2000, "cmi": 500, "nayer": nayer, "nayer-5000": nayer}
+    for method in ("vanilla", "zskt", "dafl", "dfq"):
+        assert capacity(runs[method], 50_000) == made[method]["batches"] * made[method]["batch_size"], (
+            "a round's images"
+        )
+    shared = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": f"ssdkd-{name}"})
+    paths = {method: set(rows["path"]) for method, rows in table.groupby("method")}
+    assert paths["fast2"] | paths["fast10"] | paths["ssdkd"] | paths["original"] <= set(shared.table["path"])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_equal_work_is_equal(name):
+    for quick, passes in ((False, 40 * 200 * 256), (True, 32 * 40 * 32)):
+        given = {"study": f"dfkd-baselines-{name}", "quick": quick}
+        study = load_study(ROOT / "config/config.yaml", SCHEMAS, given)
+        paths = study.table.loc[study.table["experiment"] == "equal-steps", "path"]
+        for run in map(study.runs.get, paths):
+            steps = run.distillation.steps_per_epoch(capacity(run, 5_000))
+            assert steps * run.distillation.training.epochs * run.distillation.training.batch_size == passes

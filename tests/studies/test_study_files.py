@@ -208,13 +208,37 @@ def test_what_cannot_be_extended_is_named(load):
     ("test", "expected"),
     [
         ({"to": {"metod": "free"}}, "claims.x.tests.0.to: unknown key 'metod'; did you mean 'method'?"),
-        (
-            {"to": {"published": 88.0, "method": "free"}},
-            "allowed: runs, at least {method: ...}, or {published: a number}",
-        ),
-        ({"to": {"published": "88"}}, "claims.x.tests.0.to.published: got '88' (text); allowed: number"),
+        ({"to": "quote"}, "claims.x.tests.0.to: got 'quote'; did you mean 'quoted'?"),
+        ({"to": {"scale": 0.1}}, "claims.x.tests.0.to: key 'method' is missing; add it"),
+        ({"to": 88.0}, "claims.x.tests.0.to: got 88.0 (number); allowed: a mapping or text"),
         ({"below": 1}, "allowed: above or below, one of the two"),
     ],
 )
 def test_a_claim_that_cannot_be_read_is_refused_with_what_is_allowed(load, test, expected):
     assert expected in fault(load, experiments={"a": experiment()}, claims=claims(**test))
+
+
+@pytest.mark.parametrize(
+    ("quoted", "expected"),
+    [
+        ({"source": "x", "methods": {"free": [80, 81]}}, "quoted.methods.free: got 2 numbers; needed: 1, one per pair"),
+        ({"source": "x", "methods": {}, "teachers": []}, "quoted.teachers: got 0 numbers; needed: 1, one per pair"),
+        ({"source": "x", "methods": {"fre": [80]}}, "experiments.a.quoted.methods: got 'fre'; did you mean 'free'?"),
+        ({"source": "x", "methods": {"free": [0.8, 880]}}, "quoted.methods.free.1: got 880; allowed: <= 100"),
+        ({"methods": {"free": [80]}}, "experiments.a.quoted: key 'source' is missing; add it"),
+    ],
+)
+def test_quoted_numbers_that_do_not_fit_are_refused(load, quoted, expected):
+    assert expected in fault(load, experiments={"a": experiment(methods=["free"], quoted=quoted)})
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [
+        ({"fre": {}}, "experiments.a.settings.methods: got 'fre'; did you mean 'free'?"),
+        ({"free": 3}, "experiments.a.settings.methods: got {'free': 3}; allowed: a mapping of methods to overrides"),
+        ([], "experiments.a.settings.methods: got []; allowed: a mapping of methods to overrides"),
+    ],
+)
+def test_settings_of_single_methods_that_cannot_be_read_are_refused(load, methods, expected):
+    assert expected in fault(load, experiments={"a": experiment(settings={"methods": methods})})
