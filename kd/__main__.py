@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     tables.add_argument(
         "--out", type=_path, metavar="FOLDER", help="folder to write to (default: results/studies/<study>/so-far)"
     )
+    tables.add_argument("--latency", action="store_true", help="first measure how fast the networks answer on this CPU")
     imports = commands.add_parser("import", help="a network that another code has trained, as a teacher's weights")
     imports.add_argument("file", type=_path, help="its checkpoint or state dict")
     imports.add_argument("--from", choices=PUBLISHED, required=True, dest="source", help="the code that wrote the file")
@@ -85,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="torch: a program that needs only torch; onnx; bundle: weights and description, for kd (default: torch)",
     )
     export.add_argument("--latency", action="store_true", help="measure its seconds on this CPU as well")
-    export.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: 1)")
+    for command in (tables, export):
+        command.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: 1)")
     sync = commands.add_parser("sync", help="send to MLflow what it lacks: a study's runs and tables, or all runs")
     for command in (run, sync):
         command.add_argument("--results", type=_path, default=Path("results"), help="results folder (default: results)")
@@ -214,8 +216,27 @@ def _tables(given: argparse.Namespace) -> int:
 
     study = _study(given)
     folder = given.out or study.root / "studies" / study.name / "so-far"
+    if given.latency:
+        _measure(study, given.threads)
     print(f"{publish(study, folder)} of {len(study.students)} runs: {folder / 'table.md'}")
     return 0
+
+
+def _measure(study: Any, threads: int) -> None:
+    """Keep in the folder of one run for each network of the study how fast that answers."""
+    import torch
+
+    from kd.reports.networks_table import representatives
+    from kd.reports.publish import results_so_far
+    from kd.runs.export import read_run
+    from kd.runs.latency import latency
+
+    torch.set_num_threads(threads)
+    for folder in representatives(results_so_far(study), study.root):
+        found = read_run(folder)
+        measured = latency(found.ready, found.images[:1])
+        measured.keep(folder)
+        print(f"{found.card['model']}: {measured}", flush=True)
 
 
 def _study(given: argparse.Namespace) -> Any:
@@ -281,7 +302,9 @@ def _export(given: argparse.Namespace) -> int:
             size = file.stat().st_size / 1e6
             print(f"{file}: {size:.1f} MB; its logits are the run's, to {difference:.0e} of the largest", flush=True)
         if given.latency:
-            print(f"{folder}: {latency(found.ready, found.images[:1])}, {given.threads} thread(s)")
+            measured = latency(found.ready, found.images[:1])
+            measured.keep(folder)
+            print(f"{folder}: {measured}")
     return 0
 
 

@@ -27,16 +27,22 @@ def publish(study: Study, folder: Path, figures: bool = True) -> int:
 
     Raises ConfigError where there is none. Runs made by other code than today's count: the tables name their commits.
     """
-    done = {path for path in study.students if with_results(study.root / path) is not None}
-    if not done:
-        raise ConfigError(f"{study.name}: no run is finished in {study.root}; `python -m kd status` says what is")
+    results = results_so_far(study)
+    done = set(results["path"])
     folder.mkdir(parents=True, exist_ok=True)
-    results = collect(study.table[study.table["path"].isin(done)], study.root)
     write_atomically(folder / "results.csv", lambda file: results.to_csv(file, index=False))
     write_tables(results, study.title, study.experiments, study.claims, folder)
     for figure in plan_figures(study, done) if figures else ():
         draw(figure, study.root, results, folder / f"figures/{figure.name}.png")
     return len(done)
+
+
+def results_so_far(study: Study) -> pd.DataFrame:
+    """Return the frame of the runs that are finished. Raises ConfigError where there is none."""
+    done = {path for path in study.students if with_results(study.root / path) is not None}
+    if not done:
+        raise ConfigError(f"{study.name}: no run is finished in {study.root}; `python -m kd status` says what is")
+    return collect(study.table[study.table["path"].isin(done)], study.root)
 
 
 def draw(figure: PlannedFigure, root: Path, results: pd.DataFrame | None, png: Path) -> None:

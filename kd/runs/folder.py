@@ -22,6 +22,7 @@ HISTORY = "history.csv"  # curves, a row per epoch
 WEIGHTS = "weights.pt"  # a state dict
 ENDED = "ended.json"  # how far a run came that stopped or failed, and why; gone at the next start
 TRACKED = "mlflow.json"  # which MLflow run it is, and how many rows that has
+LATENCY = "latency.json"  # how fast its network answers on some CPU, where somebody has measured that
 SUGGESTION, TRIAL = "suggestion.json", "trial.json"  # of a trial of a search
 OF_ALL = (METRICS, RECORD, HISTORY, WEIGHTS)  # files of every finished run
 

@@ -1,13 +1,19 @@
-"""How fast a network answers on this machine: nothing that belongs to a run."""
+"""How fast a network answers on this machine's CPU: nothing that belongs to a run, but kept in its folder."""
 
 from __future__ import annotations
 
+import platform
+import re
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from kd.runs.folder import LATENCY
+from kd.runtime.files import write_json
 
 BATCH = 64  # images at once, where only their number per second counts
 SECONDS = 1.0  # for which each of the two is repeated
@@ -19,9 +25,15 @@ class Latency:
 
     milliseconds: float
     images_per_second: float
+    measured_on: str  # processor and threads
 
     def __str__(self) -> str:
-        return f"{self.milliseconds:.3g} ms for one image, {self.images_per_second:.3g} images/s in batches of {BATCH}"
+        images = f"{self.images_per_second:.3g} images/s in batches of {BATCH}"
+        return f"{self.milliseconds:.3g} ms for one image, {images}, {self.measured_on}"
+
+    def keep(self, folder: Path) -> None:
+        """Write it to a run's folder, where the table of the networks finds it."""
+        write_json(folder / LATENCY, asdict(self))
 
 
 def latency(network: nn.Module, image: Tensor, seconds: float = SECONDS) -> Latency:
@@ -29,7 +41,17 @@ def latency(network: nn.Module, image: Tensor, seconds: float = SECONDS) -> Late
     with torch.inference_mode():
         one = _seconds(network, image, seconds)
         many = _seconds(network, image.expand(BATCH, -1, -1, -1).contiguous(), seconds)
-    return Latency(1e3 * one, BATCH / many)
+    threads = torch.get_num_threads()
+    return Latency(1e3 * one, BATCH / many, f"{_processor()}, {threads} thread{'s' * (threads > 1)}")
+
+
+def _processor() -> str:
+    """Return the processor's name, as Linux knows it; elsewhere what Python knows."""
+    try:
+        known = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        known = None
+    return known[1] if known else platform.processor() or platform.machine()
 
 
 def _seconds(network: nn.Module, images: Tensor, seconds: float) -> float:

@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny_run
 
 from kd.registry.models import entry
-from kd.reports.networks_table import costs, markdown, networks
+from kd.reports.networks_table import costs, markdown, networks, representatives
 from kd.runtime.files import write_json
 
 SMALL = {"dataset": "digits", "teacher": "a", "student": "b", "parameters": 2e6, "weights_bytes": 8e6}
@@ -24,8 +24,9 @@ def table(*rows: dict[str, Any]) -> pd.DataFrame:
 
 def test_a_row_per_pair_with_what_the_run_without_a_teacher_does_not_know() -> None:
     made = table(SMALL | {"method": "scratch", "multiply_adds": 10.0}, TAUGHT | {"method": "kd", "multiply_adds": 10.0})
-    [row] = made.to_dict("records")
+    [row] = made.dropna(axis=1).to_dict("records")
     assert row == TAUGHT | {"methods": "all", "multiply_adds": 10.0}
+    assert "`python -m kd tables --latency` measures seconds" in markdown(made)
     assert "| digits | a → b | all | 6 → 2 | 30 → 10 | 24 → 8 |" in markdown(made)
 
 
@@ -59,6 +60,30 @@ def test_costs_are_those_of_the_runs_files(tmp_path: Path) -> None:
     (tmp_path / run.teachers[0].path / "metrics.json").unlink()
     again = costs({"settings": run.as_dict()}, folder, tmp_path)
     assert set(found) - set(again) == {"teacher_parameters", "teacher_weights_bytes"}
+
+
+def test_measured_seconds_stand_in_the_row_of_their_pair(tmp_path: Path) -> None:
+    """Of the first run that has any; an ensemble: 4 + 4 ms one after the other, 1 / (1/300 + 1/600) images/s."""
+    run = tiny_run("kd", teacher__model=["resnet8", "wrn_10_2"], dataset__image_size=16)
+    other = run.with_seed(1)
+    for number, made in enumerate([other, run, *run.teachers]):
+        (tmp_path / made.path).mkdir(parents=True)
+        write_json(tmp_path / made.path / "metrics.json", {"accuracy": 50.0, "parameters": 10})
+        write_json(tmp_path / made.path / "run.json", {"settings": made.as_dict()})
+        latency = {"milliseconds": min(2.0 * number, 4.0), "images_per_second": 300.0 * max(1, number - 1)}
+        if number:
+            write_json(tmp_path / made.path / "latency.json", latency | {"measured_on": "a CPU, 1 thread"})
+    pair = {"dataset": "digits", "teacher": "a", "student": "b", "method": "kd", "parameters": 10}
+    rows = [
+        pair | {"path": made.path} | costs({"settings": made.as_dict()}, tmp_path / made.path, tmp_path)
+        for made in (other, run)
+    ]
+    text = markdown(table(*rows))
+    assert "| ms for one image | images/s in batches of 64 |" in text
+    assert "| 8 → 2 | 200 → 300 |" in text
+    assert "Seconds: a CPU, 1 thread." in text
+    folders = representatives(pd.DataFrame(rows), tmp_path)
+    assert folders == [tmp_path / made.path for made in (other, *run.teachers)]
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:

@@ -78,6 +78,12 @@ def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.C
     assert f"| {PAIR[0]} → {PAIR[1]} | all | " in (out / "table.md").read_text()
     assert {file.name for file in out.rglob("*.png")} >= {"free.png", "synthetic-images.png", "synthetic-course.png"}
 
+    assert main([*command, "--latency"]) == 0
+    said = capsys.readouterr().out
+    assert [f"{name}: " in said for name in PAIR] == [True, True], "once for the student and once for the teacher"
+    assert said.count(" ms for one image, ") == 2
+    assert "| ms for one image | images/s in batches of 64 |" in (out / "table.md").read_text()
+
 
 def test_pairs_of_several_experiments_have_a_table_together(tmp_path: Path) -> None:
     """CRD's headline is a mean over two experiments, of equal and of other style."""

@@ -174,3 +174,11 @@ def test_latency_is_measured_in_the_two_ways() -> None:
     assert set(batches) == {1, 64}
     assert 2 <= measured.milliseconds < 20
     assert 64 / 0.2 < measured.images_per_second <= 64 / 0.02
+
+
+def test_latency_of_a_run_is_kept_next_to_it(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["export", str(folder), "--to", "bundle", "--latency", "--threads", "1"]) == 0
+    kept = read_json(folder / "latency.json")
+    said = capsys.readouterr().out
+    assert f"{kept['milliseconds']:.3g} ms for one image, {kept['images_per_second']:.3g} images/s" in said
+    assert kept["measured_on"].endswith(", 1 thread")
