@@ -7,7 +7,8 @@ results/studies/dfkd-baselines-cifar100-quick. All numbers are means of its runs
 - seconds with the steps per batch of the study without `-quick`: extrapolated from seconds per step, nothing is run;
 - the epochs that take as long as the method --like (default: fast) takes, and these as settings of an experiment.
 
-Seconds compare only between runs that were made in the same way, one after the other or as many at a time.
+Seconds are those of inversion and distillation; what is left of a run's is scoring. They compare only between runs that
+were made in the same way, one after the other or as many at a time.
 """
 
 from __future__ import annotations
@@ -43,20 +44,17 @@ def main() -> None:
         sys.exit(f"{given.study}: experiment {given.experiment} has no finished data-free run of {given.like}")
     root, published = given.study.resolve().parents[1], published_steps(given.study.name.removesuffix("-quick"))
     methods = [Method(group, root) for _, group in rows.groupby("method", sort=False)]
-    goal = next(method.total for method in methods if method.name == given.like)
+    goal = next(method.seconds for method in methods if method.name == given.like)
     print(f"Devices: {', '.join(sorted(set(rows['computed'])))}. Every method as long as {given.like}: {goal:.1f} s.\n")
-    print(
-        "| method | n | ms per inversion step | ms per student step | seconds | steps per batch | as published |",
-        end="",
-    )
-    print(" seconds then, extrapolated | epochs in the same time |")
-    print("|---" * 9 + "|")
+    work = ["ms per inversion step", "ms per student step", "seconds", "steps per batch", "as published"]
+    head = ["method", "n", *work, "seconds then, extrapolated", "epochs in the same time"]
+    print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for method in methods:
         steps = published.get(method.name, method.steps)
-        slower = method.total + method.inversion * (steps / method.steps - 1) if method.steps else None
+        slower = method.seconds + method.inversion * (steps / method.steps - 1) if method.steps else None
         cells = [
             *(method.name, method.n, ms(method.inversion, method.inversion_steps)),
-            *(ms(method.distillation, method.student_steps), f"{method.total:.1f}", method.steps or "", steps or ""),
+            *(ms(method.distillation, method.student_steps), f"{method.seconds:.1f}", method.steps or "", steps or ""),
             *("" if steps == method.steps else f"{slower:,.0f}", f"{method.epochs} -> {method.epochs_in(goal)}"),
         ]
         print(f"| {' | '.join(map(str, cells))} |")
@@ -73,16 +71,14 @@ class Method:
         made, mean = run.inversion.settings, rows.mean(numeric_only=True).fillna(0.0)
         self.name, self.n, self.epochs = rows["method"].iloc[0], len(rows), run.distillation.training.epochs
         self.steps, self.warmup = made.get("steps"), made.get("warmup", 0)
-        self.total, self.distillation = mean["seconds_total"], mean["seconds_distillation"]
         self.inversion, self.inversion_steps = mean["seconds_inversion"], mean["generator_steps"]
-        self.student_steps = mean["student_steps"]
+        self.distillation, self.student_steps = mean["seconds_distillation"], mean["student_steps"]
+        self.seconds = self.inversion + self.distillation
 
     def epochs_in(self, seconds: float) -> int:
         """Return the epochs of the student, at least one, whose seconds with warm-up come closest to these."""
         per_batch = self.inversion / (self.warmup + self.epochs)
-        rest = self.total - self.inversion - self.distillation
-        left = seconds - rest - self.warmup * per_batch
-        return max(1, round(left / (per_batch + self.distillation / self.epochs)))
+        return max(1, round((seconds - self.warmup * per_batch) / (per_batch + self.distillation / self.epochs)))
 
 
 def published_steps(name: str) -> dict[str, int]:

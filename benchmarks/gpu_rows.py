@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import pandas as pd
 from gpu_plan import Queue
 
-from kd.reports.tables import collect
+from kd.reports.tables import collect, read_results
 from kd.runtime.files import read_json
 
 
@@ -33,7 +33,7 @@ def finished(queue: Queue, results: Path) -> set[str]:
 def append_results(queue: Queue, options: argparse.Namespace) -> bool:
     """Append a row for each finished run that has none yet; return whether there was one."""
     file = options.out / "results.csv"
-    rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["path"])
+    rows = read_results(file) if file.exists() else pd.DataFrame(columns=["path"])
     without = finished(queue, options.results) - set(rows["path"])
     new = [path for path in queue.runs if path in without]
     if not new:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from gpu_plan import matches, pair
 
+from kd.reports.tables import read_results
 from kd.studies.claims import interval
 
 
@@ -55,7 +56,7 @@ def bars(results: Path) -> list[str]:
     """Return a table of each bar, a run's time and wall-clock share, and published next to our numbers."""
     if not results.exists():
         return []
-    rows = pd.read_csv(results).assign(share=np.nan)
+    rows = read_results(results).assign(share=np.nan)
     lines = ["| bar | data | allowed | seconds of a run | share per run | accuracy % | runs | |", "|---" * 8 + "|"]
     for _, of_device in rows.groupby("device"):
         rows.loc[of_device.index, "share"] = shares(of_device)

@@ -25,6 +25,7 @@ class SourceEntry:
     modulates: bool = True  # phi weights its task loss; else the section `modulation` has no effect
     weights: tuple[str, ...] = ()  # settings that weight the terms of its loss, where one has to be above 0
     needs_batchnorm: bool | str = True  # of the teacher: its statistics guide the synthesis; or which weight asks that
+    files: tuple[str, ...] = ()  # settings that are paths of files, whose content belongs to a run's identity
     size_multiple: int = 1  # the image size must be a multiple of this
 
 
@@ -128,12 +129,13 @@ SOURCES: dict[str, SourceEntry] = {
             "bn_momentum": Setting("share of the past in the prior's batch statistics; 0: only the batch", 0, below=1),
             "life": Setting("epochs after which the generator is drawn anew", at_least=1),
             "embeddings": Setting(
-                "null: the rows of the teacher's last layer; or the path of an .npy file, [classes, E], of which the "
-                "run's identity knows only the path: give another content another name"
+                "null: the rows of the teacher's last layer; or the path of an .npy file, [classes, E], whose content "
+                "belongs to the run's identity"
             ),
             "noise_dim": Setting("numbers that the noisy layers pass to the generator", at_least=1),
             "width": Setting("channels of the generator's last maps", at_least=1),
         },
+        files=("embeddings",),
         size_multiple=4,
     ),
     "original": SourceEntry(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from kd.registry.kinds import KINDS
-from kd.runtime.files import file_digest, whole_path
+from kd.runtime.files import whole_path
 from kd.settings.run import Run
+from kd.settings.shapes import GivenFile
 
 
 def merge(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _given(name: str, file: str, view: str, common: dict[str, Any]) -> dict[str,
         "scale": 1.0,
         "precision": "float32",
         "dataset": {**common["dataset"], "pad": 0, "flip": False},
-        "weights": {"file": file, "digest": file_digest(Path(file))},
+        "weights": {"file": file, "digest": GivenFile.at(file, "teacher.weights").digest},
     }
 
 

@@ -13,7 +13,7 @@ from kd.registry.losses import LOSSES, OF_TERMS, loss_settings
 from kd.registry.setting import Setting
 from kd.registry.sources import SOURCES, source_settings
 from kd.runtime.messages import ConfigError, kind_of, literals, shown, suggest, wanted_kind
-from kd.settings.shapes import Dataset, Distillation, Inversion, Modulation, Replay, Training, WeightsFile
+from kd.settings.shapes import Dataset, Distillation, GivenFile, Inversion, Modulation, Replay, Training
 
 LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
 
@@ -33,7 +33,7 @@ class Run:
     scale: float
     precision: str
     seed: int
-    weights: WeightsFile | None = None  # given
+    weights: GivenFile | None = None  # given
     training: Training | None = None  # train, distill
     objective: dict[str, dict[str, Any]] | None = None  # train, distill
     teachers: tuple[Run, ...] | None = None  # distill, datafree
@@ -115,7 +115,7 @@ class Run:
 
 _SECTIONS = {
     "dataset": Dataset,
-    "weights": WeightsFile,
+    "weights": GivenFile,
     "training": Training,
     "modulation": Modulation,
     "replay": Replay,
@@ -170,8 +170,13 @@ def _inversion(values: dict[str, Any]) -> Inversion:
         raise ConfigError(f"inversion.source: got {kind_of(source)}; {suggest(str(source), list(SOURCES))}")
     if unknown := sorted(set(values) - {"source", source}, key=str):
         raise ConfigError(f"inversion: unknown key {unknown[0]!r}; allowed with source {source}: source, {source}")
-    given = _mapping(values.get(source) or {}, f"inversion.{source}")
-    return Inversion.of(source, _checked(given, source_settings(source), f"inversion.{source}"))
+    where, kinds = f"inversion.{source}", source_settings(source)
+    given = _mapping(values.get(source) or {}, where)
+    files = {key: value for key, value in given.items() if isinstance(value, dict) and key in SOURCES[source].files}
+    checked = _checked({key: value for key, value in given.items() if key not in files}, kinds, where)
+    return Inversion.of(
+        source, checked | {key: _build(GivenFile, value, f"{where}.{key}") for key, value in files.items()}
+    )
 
 
 def _build(shape: type, values: dict[str, Any], name: str) -> Any:
@@ -218,6 +223,7 @@ def _plain(value: Any, without_neutral: bool = False) -> Any:
         return value
     if kind is Inversion:
         given = _significant(value.settings, value.entry.settings) if without_neutral else value.settings
+        given = {key: _plain(each, without_neutral) for key, each in given.items()}
         return {"source": value.source, **({value.source: given} if given else {})}
     if is_dataclass(value):
         plain = {}

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from kd.registry.sources import SOURCES, SourceEntry, source_defaults
+from kd.runtime.files import file_digest, whole_path
+from kd.runtime.messages import ConfigError, shown
 from kd.settings.fields import section, setting
 
+RELATIVE = "paths are relative to the folder that kd is started in"
 PER_CHANNEL = {"uniqueItems": False, "minItems": 1}  # a list of numbers, in which some may be equal
 
 
@@ -117,14 +120,33 @@ class Training:
 
 
 @dataclass(frozen=True)
-class WeightsFile:
-    """A file of weights that comes from outside. Its content identifies it, its place does not.
+class GivenFile:
+    """A file that comes from outside. Its content identifies it, its place does not.
 
     `file` is None where nobody needs the place: a student's job reads what its teacher's run has stored.
     """
 
     digest: str
     file: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def at(cls, place: str, key: str) -> GivenFile:
+        """Return the file at a place. Raises ConfigError, with the setting's key, where none can be read."""
+        whole = whole_path(place, key)
+        try:
+            return cls(file_digest(Path(whole)), whole)
+        except (OSError, ValueError):
+            raise ConfigError(f"{key}: no file {shown(place)}; {RELATIVE}") from None
+
+    def unchanged(self, key: str) -> str:
+        """Return the place. Raises ConfigError, with the setting's key, where another content is there now."""
+        try:
+            same = file_digest(Path(self.file)) == self.digest
+        except OSError:
+            same = False
+        if not same:
+            raise ConfigError(f"{key}: {self.file} has changed since the study was read; start again")
+        return self.file
 
 
 @dataclass(frozen=True)
@@ -136,9 +158,23 @@ class Inversion:
 
     @classmethod
     def of(cls, source: str, given: dict[str, Any]) -> Inversion:
-        """Return a known source's settings: those given, the others at their defaults."""
-        defaults = source_defaults(source)
-        return cls(source, {key: given.get(key, default) for key, default in defaults.items()})
+        """Return a known source's settings: those given, the others at their defaults, files as GivenFile.
+
+        Raises ConfigError for a file that cannot be read.
+        """
+        values = {key: given.get(key, default) for key, default in source_defaults(source).items()}
+        for key in SOURCES[source].files:
+            if isinstance(place := values[key], str):
+                values[key] = GivenFile.at(place, f"inversion.{source}.{key}")
+        return cls(source, values)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the settings as the source's class takes them. Raises ConfigError for a file that has changed."""
+        where = f"inversion.{self.source}"
+        return {
+            key: value.unchanged(f"{where}.{key}") if isinstance(value, GivenFile) else value
+            for key, value in self.settings.items()
+        }
 
     @property
     def entry(self) -> SourceEntry:

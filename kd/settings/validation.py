@@ -16,7 +16,7 @@ from kd.registry.datasets import DATASETS, GREY
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
 from kd.registry.sources import SOURCES, source_defaults
-from kd.runtime.files import is_file
+from kd.runtime.files import is_file, whole_path
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.runtime.weight_names import names_in
 from kd.runtime.yaml_files import read_yaml
@@ -24,6 +24,7 @@ from kd.settings.merging import active, merge, teacher_models, weight_files
 from kd.settings.run import LARGEST, Run
 from kd.settings.schema import settings_schema
 from kd.settings.schema_faults import is_number, printable, schema_faults
+from kd.settings.shapes import RELATIVE
 
 NEEDED_WITHOUT_IMAGES = {  # what a data set would say -> an example
     "dataset.classes": "10, or the list of their names",
@@ -78,6 +79,10 @@ def validate_run(run: Run, project: Path, source: str) -> None:
         if teacher.kind not in ("train", "given"):
             raise ConfigError(f"{source}: teachers.kind: got {shown(teacher.kind)}; allowed: train, given")
         validate_run(teacher, project, f"{source}: teachers")
+    if run.inversion:  # files by their places, as a study names them
+        source, made = run.inversion.source, run.inversion.settings
+        places = {key: made[key] and made[key].file for key in run.inversion.entry.files}
+        own["inversion"] = {"source": source, source: {**own["inversion"].get(source, {}), **places}}
     if own["kind"] == "given":  # it is a teacher by itself
         own |= {"kind": "train", "teacher": {"weights": own.pop("weights")["file"]}}
     if teachers := own.pop("teachers", []):
@@ -160,7 +165,7 @@ def _weights_faults(teacher: dict[str, Any], names: list[str]) -> Iterator[str]:
         yield f"teacher.weights: got {len(files)} files for {len(names)} networks; give one for each, in their order"
     for file in files:
         if not is_file(Path(file)):
-            yield f"teacher.weights: no file {shown(file)}; paths are relative to the folder that kd is started in"
+            yield f"teacher.weights: no file {shown(file)}; {RELATIVE}"
 
 
 def _network_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[str]:
@@ -195,6 +200,9 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
     own = source_defaults(name) | settings["inversion"].get(name, {})
     if source.weights and not any(own[weight] for weight in source.weights):
         yield f"inversion.{name}: every weight is 0; set one of {', '.join(source.weights)} above 0"
+    for key in source.files:
+        if own[key] and not is_file(Path(whole_path(own[key], f"inversion.{name}.{key}"))):
+            yield f"inversion.{name}.{key}: no file {shown(own[key])}; {RELATIVE}"
     full, made = settings["replay"]["full_size"], own.get("batches", 0) * own.get("batch_size", 0)
     if full is not None and round((scale := settings["scale"]) * full) < made:
         yield (

@@ -8,7 +8,6 @@ from torch import nn
 
 from kd.data.dataset import Data
 from kd.runtime.checkpoint import Checkpoint
-from kd.runtime.files import file_digest
 from kd.runtime.journal import Journal
 from kd.runtime.messages import ConfigError
 from kd.runtime.weights import fill, read_state
@@ -34,8 +33,7 @@ def compute(
     """
     set_flags()
     (file,) = teacher_weights
-    if file_digest(file) != run.weights.digest:
-        raise ConfigError(f"teacher.weights: {file} has changed since the study was read; start again")
+    run.weights.unchanged("teacher.weights")
     teacher = network(run, data, stepper.device)
     take_over(teacher, file, run.model)
     teacher.eval().requires_grad_(False)

@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
-from settings_cases import BASE, DROP, KINDS, changed, run
+from settings_cases import BASE, DROP, KINDS, ROOT, changed, faults_of, run
 
 from kd.runtime.messages import ConfigError
 from kd.settings.merging import merge, run_of
 from kd.settings.run import Run, digest
+from kd.settings.validation import validate_run
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -225,3 +227,27 @@ def test_a_source_that_is_chosen_by_name_has_its_defaults():
     written = run("datafree").inversion
     short = run_of({**merge(BASE, KINDS["datafree"]), "inversion": {"source": "generator"}}, 0).inversion
     assert short.settings == {**written.settings, "reset_epoch": 120}
+
+
+def test_a_file_of_a_source_counts_by_its_content(tmp_path):
+    """Wherever it lies; the place is kept for the job, which refuses a file that has changed since."""
+    first, other = tmp_path / "words.npy", tmp_path / "elsewhere.npy"
+    np.save(first, np.eye(10))
+    other.write_bytes(first.read_bytes())
+    asked, elsewhere = ({"source": "nayer", "nayer": {"embeddings": str(file)}} for file in (first, other))
+    embedded, moved = run("datafree", inversion=asked), run("datafree", inversion=elsewhere)
+    assert embedded == moved
+    assert embedded.digest == moved.digest != run("datafree", inversion={"source": "nayer"}).digest
+    again = Run.from_dict(json.loads(json.dumps(embedded.as_dict())))
+    assert again == embedded
+    assert again.inversion.arguments()["embeddings"] == str(first)
+    validate_run(again, ROOT, "by hand")
+    np.save(first, np.eye(10) + 1)
+    assert run("datafree", inversion=asked).digest != embedded.digest
+    with pytest.raises(ConfigError, match=r"inversion.nayer.embeddings: .*words.npy has changed since the study was"):
+        again.inversion.arguments()
+    first.unlink()
+    assert again.digest == embedded.digest, "the record of a run says what it was"
+    [line] = faults_of({"kind": "datafree", "inversion": asked})
+    assert line.startswith("my.yaml: inversion.nayer.embeddings: no file ")
+    assert "paths are relative to the folder that kd is started in" in line

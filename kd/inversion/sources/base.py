@@ -77,4 +77,4 @@ class Source:
 def build_source(settings: Inversion, context: SourceContext) -> Source:
     """Build the source that the settings name. Raises ConfigError if it refuses the teacher or its settings."""
     module, name = SOURCES[settings.source].code.split(":")
-    return getattr(importlib.import_module(module), name)(context, **settings.settings)
+    return getattr(importlib.import_module(module), name)(context, **settings.arguments())
