@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from kd.registry.published import PUBLISHED
-from kd.runs.provenance import ROOT
 from kd.runtime.files import whole_path, write_atomically
 from kd.runtime.messages import ConfigError, disk_fault, kind_of
 from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
+from kd.studies.files import project
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,6 +69,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=_path, metavar="FOLDER", help="folder to write to (default: results/studies/<study>/so-far)"
     )
     tables.add_argument("--latency", action="store_true", help="first measure how fast the networks answer on this CPU")
+    compares = commands.add_parser("compare", help="what methods differ by: accuracy, paired difference, seconds")
+    compares.add_argument(
+        "sides",
+        nargs="+",
+        metavar="RUNS",
+        help="METHOD[,ABLATION][,KEY=VALUE ...], at least two: ssdkd fast, or ssdkd ssdkd,none,scale=0.1; "
+        "the first is compared with each of the others",
+    )
+    compares.add_argument(
+        "--study", nargs="+", default=[], help="names or paths, several too; default: as config.yaml says"
+    )
+    compares.add_argument("--measure", default="accuracy", help="a column of the results (docs/results.md)")
+    compares.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text")
+    compares.add_argument(
+        "--above",
+        type=float,
+        metavar="X",
+        help="exit with 0 if all intervals lie above X, with 4 if one lies below, else with 3",
+    )
     imports = commands.add_parser("import", help="a network that another code has trained, as a teacher's weights")
     imports.add_argument("file", type=_path, help="its checkpoint or state dict")
     imports.add_argument("--from", choices=PUBLISHED, required=True, dest="source", help="the code that wrote the file")
@@ -91,12 +110,13 @@ def main(arguments: list[str] | None = None) -> int:
     sync = commands.add_parser("sync", help="send to MLflow what it lacks: a study's runs and tables, or all runs")
     for command in (run, sync):
         command.add_argument("--results", type=_path, default=Path("results"), help="results folder (default: results)")
-    for command in (plan, status, tables, sync):
-        default = "all runs of --results" if command is sync else "as config.yaml says"
-        command.add_argument("study", nargs="?", help=f"name or path, as --config study=...; default: {default}")
+    for command in (plan, status, tables, sync, compares):
         command.add_argument(
             "--config", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="as Snakemake's --config"
         )
+    for command in (plan, status, tables, sync):
+        default = "all runs of --results" if command is sync else "as config.yaml says"
+        command.add_argument("study", nargs="?", help=f"name or path, as --config study=...; default: {default}")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that lacks a title's letters
         sys.stdout.reconfigure(errors="backslashreplace")
     given = parser.parse_args(arguments)
@@ -181,7 +201,7 @@ def _runs_in(file: Path) -> list[Run]:
             runs.append(Run.from_dict(settings))
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-        validate_run(runs[-1], _project(), str(file))
+        validate_run(runs[-1], project(), str(file))
     return runs
 
 
@@ -222,17 +242,34 @@ def _tables(given: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(given: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from kd.reports.compare import FORMATS, compare, side, verdict
+    from kd.reports.results import load_results
+    from kd.studies.command_line import settings_from
+
+    sides, chosen = [side(text) for text in given.sides], settings_from(given.config)
+    if len(sides) < 2:
+        raise ConfigError(f"compare: got one group of runs, {given.sides[0]!r}; name what it is compared with, too")
+    results = pd.concat([load_results(study, **chosen) for study in given.study or [None]], ignore_index=True)
+    compared = compare(results, sides, given.measure)
+    print(FORMATS[given.format](compared, given.measure), end="")
+    holds = True if given.above is None else verdict(compared, given.above)
+    return {True: 0, None: 3, False: 4}[holds]
+
+
 def _measure(study: Any, threads: int) -> None:
     """Keep in the folder of one run for each network of the study how fast that answers."""
     import torch
 
     from kd.reports.networks_table import representatives
-    from kd.reports.publish import results_so_far
+    from kd.reports.results import finished
     from kd.runs.export import read_run
     from kd.runs.latency import latency
 
     torch.set_num_threads(threads)
-    for folder in representatives(results_so_far(study), study.root):
+    for folder in representatives(finished(study), study.root):
         found = read_run(folder)
         measured = latency(found.ready, found.images[:1])
         measured.keep(folder)
@@ -241,19 +278,9 @@ def _measure(study: Any, threads: int) -> None:
 
 def _study(given: argparse.Namespace) -> Any:
     from kd.studies.command_line import settings_from
-    from kd.studies.study import load_study
+    from kd.studies.study import asked_study
 
-    project, chosen = _project(), settings_from(given.config)
-    if given.study and "study" in chosen:
-        raise ConfigError(f"--config study: the study is given twice, first as {given.study!r}; name it once")
-    if given.study:
-        chosen["study"] = given.study
-    return load_study(project / "config/config.yaml", project / "workflow/schemas", chosen)
-
-
-def _project() -> Path:
-    """Return the folder with config/ and workflow/: the current one, or that of the package."""
-    return Path.cwd() if Path("config/config.yaml").is_file() else ROOT
+    return asked_study(given.study, settings_from(given.config))
 
 
 def _sync(given: argparse.Namespace) -> int:
@@ -266,7 +293,7 @@ def _sync(given: argparse.Namespace) -> int:
             given.config.append(f"results={given.results}")
         sent = close_study(_study(given), print)
     else:
-        settings = read_yaml(_project() / "config/config.yaml").get("tracking") or {"uri": None}
+        settings = read_yaml(project() / "config/config.yaml").get("tracking") or {"uri": None}
         folders = (file.parent for file in sorted(given.results.glob(f"**/{TRACKED}")))
         sent = sync(folders, Store(settings, given.results))
     print(f"{sent} runs sent")
@@ -308,7 +335,7 @@ def _export(given: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "plan": _plan, "status": _status, "tables": _tables}
+COMMANDS = {"run": _run, "plan": _plan, "status": _status, "tables": _tables, "compare": _compare}
 COMMANDS |= {"import": _import, "export": _export, "sync": _sync}
 
 if __name__ == "__main__":

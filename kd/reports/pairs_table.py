@@ -103,7 +103,12 @@ def markdown(table: pd.DataFrame, title: str) -> str:
 
 def latex(table: pd.DataFrame) -> str:
     """Return the same grid as a booktabs tabular."""
-    head, *rows = _grid(table)
+    return booktabs(_grid(table))
+
+
+def booktabs(grid: list[list[str]]) -> str:
+    """Return rows of cells, the first of them the head, as a LaTeX tabular with the rules of booktabs."""
+    head, *rows = grid
     start = [f"\\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}", "\\toprule", _tex(head), "\\midrule"]
     lines = [*start, *map(_tex, rows)]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"

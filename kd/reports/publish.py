@@ -14,10 +14,9 @@ from kd.reports import networks_table, pairs_table
 from kd.reports.figures import OF_RUNS, VIEWS
 from kd.reports.figures.drawing import save
 from kd.reports.plan import PlannedFigure, plan_figures, plan_tables
-from kd.reports.tables import collect, computed_note, markdown, scored_note, study_markdown, summarise
-from kd.runs.folder import with_results
+from kd.reports.results import finished
+from kd.reports.tables import computed_note, markdown, scored_note, study_markdown, summarise
 from kd.runtime.files import write_atomically
-from kd.runtime.messages import ConfigError
 from kd.studies.claims import claims_markdown, judge
 from kd.studies.study import Study
 
@@ -27,7 +26,7 @@ def publish(study: Study, folder: Path, figures: bool = True) -> int:
 
     Raises ConfigError where there is none. Runs made by other code than today's count: the tables name their commits.
     """
-    results = results_so_far(study)
+    results = finished(study)
     done = set(results["path"])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.csv", lambda file: results.to_csv(file, index=False))
@@ -35,14 +34,6 @@ def publish(study: Study, folder: Path, figures: bool = True) -> int:
     for figure in plan_figures(study, done) if figures else ():
         draw(figure, study.root, results, folder / f"figures/{figure.name}.png")
     return len(done)
-
-
-def results_so_far(study: Study) -> pd.DataFrame:
-    """Return the frame of the runs that are finished. Raises ConfigError where there is none."""
-    done = {path for path in study.students if with_results(study.root / path) is not None}
-    if not done:
-        raise ConfigError(f"{study.name}: no run is finished in {study.root}; `python -m kd status` says what is")
-    return collect(study.table[study.table["path"].isin(done)], study.root)
 
 
 def draw(figure: PlannedFigure, root: Path, results: pd.DataFrame | None, png: Path) -> None:

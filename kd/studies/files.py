@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kd.runs.provenance import ROOT
 from kd.runtime.files import is_file, whole_path
 from kd.runtime.messages import ConfigError, suggest
 from kd.runtime.yaml_files import read_yaml
@@ -21,6 +22,11 @@ EXAMPLES = {  # of lists that are easily written in another shape
     "scales": "scales: [0.1, 1.0]",
     "seeds": "seeds: [0, 1, 2]",
 }
+
+
+def project() -> Path:
+    """Return the folder with config/ and workflow/: the current one, or that of the package."""
+    return Path.cwd() if Path("config/config.yaml").is_file() else ROOT
 
 
 def find_study(study: str, folders: list[Path], key: str = "study") -> tuple[str, Path]:

@@ -19,7 +19,7 @@ from kd.settings.validation import Checker
 from kd.studies.claims import expanded, require_runs
 from kd.studies.command_line import retyped
 from kd.studies.expansion import COLUMNS, Expansion
-from kd.studies.files import find_study, quick_version, read_study, study_faults
+from kd.studies.files import find_study, project, quick_version, read_study, study_faults
 from kd.studies.search import Tuning
 
 
@@ -99,6 +99,17 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         tracking=base["tracking"],
         settings=base,
     )
+
+
+def asked_study(name: str | None, settings: dict[str, Any]) -> Study:
+    """Return the study of a name or path (None: as the settings or config.yaml say) with settings as in --config.
+
+    Raises ConfigError as `load_study` does.
+    """
+    if name and "study" in settings:
+        raise ConfigError(f"--config study: the study is given twice, first as {name!r}; name it once")
+    given = {**settings, **({"study": name} if name else {})}
+    return load_study(project() / "config/config.yaml", project() / "workflow/schemas", given)
 
 
 def _quoted_note(experiment: dict[str, Any]) -> str:
