@@ -111,7 +111,8 @@ def representatives(results: pd.DataFrame, root: Path) -> list[Path]:
 
 
 def _shown(value: float, name: str) -> str:
-    return "?" if pd.isna(value) else f"{value / UNITS.get(name, 1):.3g}"
+    shown = value / UNITS.get(name, 1)
+    return "?" if pd.isna(value) else f"{shown:,.0f}" if shown >= 1000 else f"{shown:.3g}"
 
 
 def _sum(values: Any) -> float | None:
