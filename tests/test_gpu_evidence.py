@@ -20,8 +20,8 @@ from kd.runtime.checkpoint import Checkpoint, halved
 from kd.runtime.messages import ConfigError
 
 SCRIPT = ROOT / "benchmarks/gpu_evidence.py"
-# One section of each kind: pairs, scales, modules, and training with data (bf16 is slow on a CPU, and the same code).
-SECTIONS = ("WRN-40-2 to WRN-16-1, ssdkd-cifar100", "Scales, ssdkd-cifar100", "Modules, ssdkd-cifar100", "CRD")
+# Pairs, scales, and training with data; modules are made like pairs (bf16 is slow on a CPU, and the same code).
+SECTIONS = ("WRN-40-2 to WRN-16-1, ssdkd-cifar100", "Scales, ssdkd-cifar100", "CRD")
 # As on a bare GPU machine: without the packages of the workflow.
 BARE = """
 import sys
@@ -64,11 +64,11 @@ def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path
     said, _ = whole.communicate(timeout=900)
     assert whole.returncode == 0, said
     expected = numbers(tmp_path / "whole")
-    assert len(expected) == expected["path"].nunique() == 19
+    assert len(expected) == expected["path"].nunique() == 12
 
     first = start(tmp_path / "first", part_mb=0.5, together=2)
     deadline = time.monotonic() + 600
-    while not (tmp_path / "first/out/results.csv").exists() or len(numbers(tmp_path / "first")) < 6:
+    while not (tmp_path / "first/out/results.csv").exists() or len(numbers(tmp_path / "first")) < 4:
         assert first.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -77,7 +77,7 @@ def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path
     assert first.returncode == 128 + signal.SIGTERM, said
     done = len(numbers(tmp_path / "first"))
     parts = sorted((tmp_path / "first/out").glob("state.*"))
-    assert 6 <= done < len(expected)
+    assert 4 <= done < len(expected)
     assert len(parts) > 2
     assert all(part.stat().st_size <= 500_000 for part in parts)
     assert "| Scales, ssdkd-cifar100 |" in (tmp_path / "first/out/evidence.md").read_text()
@@ -92,7 +92,7 @@ def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path
     rows = pd.read_csv(tmp_path / "second/out/results.csv")
     assert set(rows["commit"]) == {"abc123"}
     text = (tmp_path / "second/out/evidence.md").read_text()
-    for title in ("At 10 % scale", "Modules at 10 % scale", "Data scales", "Teacher and student of one style"):
+    for title in ("At 10 % scale", "Data scales", "Teacher and student of one style"):
         assert f"### {title}" in text
 
     third = start(tmp_path / "third", state=tmp_path / "second/out", minutes=0, figures=True)
@@ -101,7 +101,7 @@ def test_a_queue_killed_and_gone_on_with_elsewhere_gives_the_same_table(tmp_path
     assert (tmp_path / "third/out/evidence.md").read_text() == text
     drawn = tmp_path / "third/out/figures"
     figures = {file.relative_to(drawn).as_posix() for file in drawn.rglob("*.png")}
-    for name in ("modules", "scale", "synthetic-images", "synthetic-course"):
+    for name in ("scale", "synthetic-images", "synthetic-course"):
         assert f"ssdkd-cifar100-float32/{name}.png" in figures
     assert {"crd-cifar100-float32/correlations.png", "crd-cifar100-float32/same-style.png"} <= figures
 

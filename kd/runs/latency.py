@@ -48,7 +48,7 @@ def latency(network: nn.Module, image: Tensor, seconds: float = SECONDS) -> Late
 def _processor() -> str:
     """Return the processor's name, as Linux knows it; elsewhere what Python knows."""
     try:
-        known = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        known = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
     except OSError:
         known = None
     return known[1] if known else platform.processor() or platform.machine()

@@ -8,8 +8,8 @@ from typing import Any
 
 from kd.registry.kinds import KINDS
 from kd.runtime.files import whole_path
+from kd.settings.given_file import GivenFile
 from kd.settings.run import Run
-from kd.settings.shapes import GivenFile
 
 
 def merge(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from kd.registry.losses import LOSSES, OF_TERMS, loss_settings
 from kd.registry.setting import Setting
 from kd.registry.sources import SOURCES, source_settings
 from kd.runtime.messages import ConfigError, kind_of, literals, shown, suggest, wanted_kind
-from kd.settings.shapes import Dataset, Distillation, GivenFile, Inversion, Modulation, Replay, Training
+from kd.settings.given_file import GivenFile
+from kd.settings.shapes import Dataset, Distillation, Inversion, Modulation, Replay, Training
 
 LARGEST = 2**53  # integers up to here are floats, too: digests tell them apart
 

@@ -10,16 +10,14 @@ nothing: there it is left out of a run's identity, so that old results stay what
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, fields, replace
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from kd.registry.sources import SOURCES, SourceEntry, source_defaults
-from kd.runtime.files import file_digest, whole_path
-from kd.runtime.messages import ConfigError, shown
 from kd.settings.fields import section, setting
+from kd.settings.given_file import GivenFile
 
-RELATIVE = "paths are relative to the folder that kd is started in"
 PER_CHANNEL = {"uniqueItems": False, "minItems": 1}  # a list of numbers, in which some may be equal
 
 
@@ -117,36 +115,6 @@ class Training:
         if self.schedule == "cosine":
             return replace(self, milestones=(), gamma=1.0)
         return replace(self, final_lr=0.0, gamma=self.gamma if self.milestones else 1.0)
-
-
-@dataclass(frozen=True)
-class GivenFile:
-    """A file that comes from outside. Its content identifies it, its place does not.
-
-    `file` is None where nobody needs the place: a student's job reads what its teacher's run has stored.
-    """
-
-    digest: str
-    file: str | None = field(default=None, compare=False)
-
-    @classmethod
-    def at(cls, place: str, key: str) -> GivenFile:
-        """Return the file at a place. Raises ConfigError, with the setting's key, where none can be read."""
-        whole = whole_path(place, key)
-        try:
-            return cls(file_digest(Path(whole)), whole)
-        except (OSError, ValueError):
-            raise ConfigError(f"{key}: no file {shown(place)}; {RELATIVE}") from None
-
-    def unchanged(self, key: str) -> str:
-        """Return the place. Raises ConfigError, with the setting's key, where another content is there now."""
-        try:
-            same = file_digest(Path(self.file)) == self.digest
-        except OSError:
-            same = False
-        if not same:
-            raise ConfigError(f"{key}: {self.file} has changed since the study was read; start again")
-        return self.file
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from kd.runtime.files import is_file, whole_path
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.runtime.weight_names import names_in
 from kd.runtime.yaml_files import read_yaml
+from kd.settings.given_file import RELATIVE
 from kd.settings.merging import active, merge, teacher_models, weight_files
 from kd.settings.run import LARGEST, Run
 from kd.settings.schema import settings_schema
 from kd.settings.schema_faults import is_number, printable, schema_faults
-from kd.settings.shapes import RELATIVE
 
 NEEDED_WITHOUT_IMAGES = {  # what a data set would say -> an example
     "dataset.classes": "10, or the list of their names",
@@ -80,9 +80,9 @@ def validate_run(run: Run, project: Path, source: str) -> None:
             raise ConfigError(f"{source}: teachers.kind: got {shown(teacher.kind)}; allowed: train, given")
         validate_run(teacher, project, f"{source}: teachers")
     if run.inversion:  # files by their places, as a study names them
-        source, made = run.inversion.source, run.inversion.settings
+        name, made = run.inversion.source, run.inversion.settings
         places = {key: made[key] and made[key].file for key in run.inversion.entry.files}
-        own["inversion"] = {"source": source, source: {**own["inversion"].get(source, {}), **places}}
+        own["inversion"] = {"source": name, name: {**own["inversion"].get(name, {}), **places}}
     if own["kind"] == "given":  # it is a teacher by itself
         own |= {"kind": "train", "teacher": {"weights": own.pop("weights")["file"]}}
     if teachers := own.pop("teachers", []):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ANY_TORCHVISION = "from kd.runtime.torchvision_compat import import_torchvision\
 SHORT = {
     "settings": {
         "inversion": {"generator": {"warmup": 1, "steps": 2, "noise_dim": 8, "width": 4}},
-        "distillation": {"training": {"epochs": 2}},
+        "distillation": {"steps": 2, "training": {"epochs": 2}},
     }
 }
 
@@ -37,7 +38,12 @@ def test_the_walk_ends_with_a_student(tmp_path: Path) -> None:
     [record] = (tmp_path / "results/runs").glob("none-10/*--wrn_16_1/*/seed0/run.json")
     assert json.loads(record.read_text())["settings"]["teachers"][0]["kind"] == "given"
     assert "torch.Size([1, 10])" in copy.shell(f"{sys.executable} use.py")
-    assert "synthetic images that the student never saw" in (tmp_path / "results/studies/mine/table.md").read_text()
+    study_folder = tmp_path / "results/studies/mine"
+    table = (study_folder / "table.md").read_text()
+    assert "Agreement with the teacher, in %, on synthetic images that the student never saw" in table
+    assert "| agreement % |" in re.sub(" +", " ", table)
+    assert any("agreement, % (points" in file.read_text() for file in (study_folder / "figures").glob("*.svg"))
+    copy.shell("snakemake --cores 2 --config study=mine.yaml 2>&1 | grep 'Nothing to be done'")
 
 
 def test_the_page_names_every_key_of_a_checkpoint_and_every_prefix() -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from conftest import COMPUTE, PAIR, TINY, copy_project, tiny_run, tiny_settings
+from conftest import COMPUTE, PAIR, tiny_run, tiny_settings
 from made_runs import source
 from torch import Tensor, nn
 
@@ -21,7 +18,6 @@ from kd.models.build import build
 from kd.runs.folder import inputs_of
 from kd.runs.run import run_step
 from kd.runs.worker import work_through
-from kd.runtime.files import file_digest
 from kd.runtime.messages import ConfigError
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.settings.merging import merge, run_of
@@ -233,24 +229,3 @@ def test_grey_images_are_repeated_for_a_teacher_of_colours(file: Path, tmp_path:
     assert data.channels == 3
     assert torch.equal(data.train.images[:, 0], data.train.images[:, 2])
     assert data.augment.mean.tolist() == [0.5, 0.5, 0.5]
-
-
-def test_snakemake_chains_it_and_a_table_says_what_was_scored(file: Path, tmp_path: Path) -> None:
-    project = copy_project(tmp_path / "project") if (tmp_path / "project").mkdir() is None else None
-    small = {key: value for key, value in TINY.items() if key not in ("methods", "dataset")}
-    study = {
-        "title": "Mine",
-        "settings": merge(small, {"teacher": {"weights": str(file)}}, NONE, {"dataset": {"image_size": 8}}),
-        "experiments": {"mine": {"pairs": [PAIR], "methods": ["ssdkd"], "scales": [0.5], "seeds": [0]}},
-    }
-    (project / "config/studies/mine.yaml").write_text(yaml.safe_dump(study))
-    command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "1", "--config", "study=mine"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    table = (project / "results/studies/mine/table.md").read_text()
-    assert "Agreement with the teacher, in %, on synthetic images that the student never saw" in table
-    assert "| agreement % |" in re.sub(" +", " ", table)
-    assert "agreement, % (points" in (project / "results/studies/mine/figures/mine.svg").read_text()
-    again = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert "Nothing to be done" in again.stdout + again.stderr
-    assert file_digest(file)
