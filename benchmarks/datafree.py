@@ -168,7 +168,7 @@ class InversionSetting:
         torch.manual_seed(3)
         nothing = Split(torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
         data = Data(nothing, nothing, "test", 0, [str(label) for label in range(CLASSES)], augmentation())
-        context = SourceContext(self.teacher, data, MODULATION, random(4), INVERSION_BATCH, 0)
+        context = SourceContext(self.teacher, data, MODULATION, random(4), INVERSION_BATCH, 0, epochs=2)
         self.source = MetaGenerator(context, **vars(settings))
         self.common = self.source.generator.to(memory_format=torch.contiguous_format)
         share = self.buffer.class_share(torch.arange(CLASSES))
