@@ -37,6 +37,7 @@ TINY: dict[str, Any] = {
             "width": 4,
             "reset_epoch": 2,
             "bn": 1.0,
+            "lr_generator": 0.02,  # two steps each: with less some seeds draw one class, as kernels round
         },
         "deepinversion": {"batch_size": 16, "steps": 3},
         "cmi": {

@@ -14,6 +14,7 @@ from kd.runs.provenance import NOT_FOLLOWED
 # but that inversion uses losses.
 ORDER = [
     {"__main__"},
+    {"commands"},
     {"integrations", "reports"},
     {"studies"},
     {"runs"},

@@ -18,7 +18,8 @@ from fake_results import (
 )
 from measuring import Measured, dry_run, jobs_of, measured, planned
 
-from kd.__main__ import _runs_in, main
+from kd.__main__ import main
+from kd.commands.run import runs_in
 from kd.studies import status as state
 from kd.studies.study import Study, load_study
 
@@ -87,7 +88,7 @@ def test_a_list_of_a_thousand_runs_is_read_in_seconds(tmp_path: Path) -> None:
     start = time.process_time()
     assert main(["plan", str(file), "--config", f"results={study.root}", "--write", str(todo)]) == 0
     written = time.process_time()
-    read = _runs_in(todo)
+    read = runs_in(todo)
     seconds = time.process_time() - written
     print(f"written in {written - start:.1f} s, read in {seconds:.1f} s")
     assert {run.path for run in read} == set(state.states(study))

@@ -16,7 +16,8 @@ from fake_results import (
 from forked_dry_runs import DryRuns
 from measuring import jobs_of, planned
 
-from kd.__main__ import _runs_in, main
+from kd.__main__ import main
+from kd.commands.run import runs_in
 from kd.data.prepare import prepare
 from kd.data.raw import Source
 from kd.runs.run import run_step
@@ -43,7 +44,7 @@ def test_a_plan_is_written_as_a_list_that_is_read_back(
     said = capsys.readouterr().out
     assert f"5 runs written to {file}" in said
     assert said.startswith(state.plan(study))
-    read = _runs_in(file)
+    read = runs_in(file)
     assert read == state.to_do(study)
     assert {run.path for run in read} == set(study.runs) - {find(study, "scratch").path}
     assert read[0] == find(study, "teacher")
@@ -53,7 +54,7 @@ def test_a_plan_is_written_as_a_list_that_is_read_back(
         fake_finished(study, run)
     (study.root / find(study, "kd").path / "lock.1.json").unlink()
     assert main(["plan", *chosen, "--write", str(file)]) == 0
-    assert _runs_in(file) == []
+    assert runs_in(file) == []
 
 
 def test_looking_changes_nothing(study: Study, tmp_path: Path) -> None:
