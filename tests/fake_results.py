@@ -64,6 +64,9 @@ def fake_finished(study: Study, run: Run, phases: dict[str, float] | None = None
         "counts": {},
         "train_images": IMAGES,
         "finished": "2026-01-01T00:00:00Z",
+        "peak_memory_mb": 100.0,
+        "device": "cpu, 1 thread",
+        "git": {"commit": "0" * 40, "diff": ""},
     }
     (folder / "run.json").write_text(json.dumps(written | record))
     (folder / "metrics.json").write_text(json.dumps({"accuracy": 50.0}))

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from kd.commands.arguments import add_config
 from kd.runtime.messages import ConfigError
+
+if TYPE_CHECKING:
+    from kd.reports.compare import Side
+
+FILTER = "mlflow:"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -13,8 +19,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "sides",
         nargs="+",
         metavar="RUNS",
-        help="METHOD[,ABLATION][,KEY=VALUE ...], at least two: ssdkd fast, or ssdkd ssdkd,none,scale=0.1; "
-        "the first is compared with each of the others",
+        help="METHOD[,ABLATION][,KEY=VALUE ...], at least two: ssdkd fast, or ssdkd ssdkd,none,scale=0.1; or "
+        "mlflow:FILTER, as in MLflow's search field; the first is compared with each of the others",
     )
     parser.add_argument(
         "--study", nargs="+", default=[], help="names or paths, several too; default: as config.yaml says"
@@ -37,11 +43,22 @@ def do(given: argparse.Namespace) -> int:
     from kd.reports.results import load_results
     from kd.studies.command_line import settings_from
 
-    sides, chosen = [side(text) for text in given.sides], settings_from(given.config)
-    if len(sides) < 2:
+    chosen = settings_from(given.config)
+    if len(given.sides) < 2:
         raise ConfigError(f"compare: got one group of runs, {given.sides[0]!r}; name what it is compared with, too")
+    sides = [_found(text, given.study, chosen) if text.startswith(FILTER) else side(text) for text in given.sides]
     results = pd.concat([load_results(study, **chosen) for study in given.study or [None]], ignore_index=True)
     compared = compare(results, sides, given.measure)
     print(FORMATS[given.format](compared, given.measure), end="")
     holds = True if given.above is None else verdict(compared, given.above)
     return {True: 0, None: 3, False: 4}[holds]
+
+
+def _found(text: str, studies: list[str], chosen: dict[str, Any]) -> Side:
+    """Return the runs that a filter of MLflow's finds in the studies. Raises ConfigError."""
+    from kd.integrations.filters import paths_of
+    from kd.reports.compare import Side
+    from kd.studies.study import asked_study
+
+    found = paths_of(text.removeprefix(FILTER), [asked_study(study, chosen) for study in studies or [None]])
+    return Side(text, {}, found)

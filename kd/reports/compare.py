@@ -22,10 +22,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Side:
-    """Runs that are compared: those that have these values in columns of NAMED."""
+    """Runs that are compared: those that have these values in columns of NAMED, or lie in these folders."""
 
     label: str
     values: dict[str, Any]
+    paths: frozenset[str] | None = None  # below the results folder; None: any
 
 
 def side(text: str) -> Side:
@@ -53,7 +54,9 @@ def side(text: str) -> Side:
 
 def rows_of(results: pd.DataFrame, chosen: Side) -> pd.DataFrame:
     """Return the runs of a side. Raises ConfigError, with what there is, where there is none."""
-    rows = results
+    rows = results if chosen.paths is None else results[results["path"].isin(chosen.paths)]
+    if rows.empty:
+        raise ConfigError(f"{shown(chosen.label)}: fits no finished run of the study")
     for key, value in chosen.values.items():
         fits = rows[key] == value if isinstance(value, str) else np.isclose(rows[key].astype(float), value)
         if not fits.any():
@@ -71,7 +74,7 @@ def compare(results: pd.DataFrame, sides: list[Side], measure: str = "accuracy")
     name it; n: pairs of runs; of_mean, of_std, to_mean, to_std: of the paired runs; difference, low, high, p: the mean
     paired difference, its 95 % interval and the paired t-test; of_seconds, to_seconds; seconds_ratio, seconds_low,
     seconds_high: the geometric mean of the paired ratios, of those computed in the same way. Paired by dataset,
-    teacher, student, scale and seed, except for what a side names.
+    teacher, student, scale and seed, except for what a side names, or, where sides are folders, tells them apart.
 
     results: of `load_results`, of one study or several. Raises ConfigError where nothing is paired, or several runs
     of one side fit one of the other.
@@ -84,8 +87,9 @@ def compare(results: pd.DataFrame, sides: list[Side], measure: str = "accuracy")
 
 
 def _to(results: pd.DataFrame, of: Side, to: Side, measure: str) -> pd.DataFrame:
-    keys = [key for key in (*PLACE, "seed") if key not in of.values and key not in to.values]
     chosen = [(each, rows_of(results, each)) for each in (of, to)]
+    named = {*of.values, *to.values, *(_told_apart(*(rows for _, rows in chosen)) if of.paths or to.paths else ())}
+    keys = [key for key in (*PLACE, "seed") if key not in named]
     left, right = (_single(rows.dropna(subset=[measure]), each, keys) for each, rows in chosen)
     paired = left.merge(right, on=keys, suffixes=("_of", "_to"))
     if paired.empty:
@@ -99,6 +103,12 @@ def _to(results: pd.DataFrame, of: Side, to: Side, measure: str) -> pd.DataFrame
     of_all = {key: paired[key].iloc[0] if key in places and paired[key].nunique() == 1 else ALL for key in PLACE}
     rows.append(of_all | _row(paired, measure))
     return pd.DataFrame([{"of": of.label, "to": to.label, **dict.fromkeys(PLACE, ALL), **row} for row in rows])
+
+
+def _told_apart(left: pd.DataFrame, right: pd.DataFrame) -> list[str]:
+    """Return what has one value on each side and another there: sides given by folders do not name it."""
+    each = {key: (left[key].unique(), right[key].unique()) for key in PLACE}
+    return [key for key, (a, b) in each.items() if len(a) == len(b) == 1 and a[0] != b[0]]
 
 
 def _single(rows: pd.DataFrame, chosen: Side, keys: list[str]) -> pd.DataFrame:

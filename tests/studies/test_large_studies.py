@@ -18,6 +18,7 @@ from fake_results import (
 )
 from measuring import Measured, dry_run, jobs_of, measured, planned
 
+import kd
 from kd.__main__ import main
 from kd.commands.run import runs_in
 from kd.studies import status as state
@@ -78,6 +79,14 @@ def test_a_look_at_a_thousand_finished_runs_takes_seconds(tmp_path: Path, name: 
         assert rows_of(found.said)["together"][0] == str(len(study.runs))
         assert found.seconds < 5.0
         assert found.megabytes < 1024
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        results = kd.load_results(file, results=str(study.root))
+        seconds.append(time.perf_counter() - start)
+    print(f"{name}, load_results: {min(seconds):.2f} s")
+    assert (results["path"].nunique(), len(results)) == (1000, len(study.table))
+    assert min(seconds) < 2.0
 
 
 @pytest.mark.alone
