@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.reports.figures import OF_RUNS, VIEW_CAPTION
+from kd.reports.figures import OF_RUNS, VIEW_CAPTIONS
 from kd.runs.folder import RECORD, Records
 from kd.runs.provenance import report_code
 from kd.runtime.files import read_json
@@ -30,11 +30,16 @@ class PlannedFigure:
 
     name: str
     kind: str  # a view of kd.reports.figures.VIEWS where `experiment` is set, else a key of OF_RUNS
-    caption: str  # reStructuredText
+    title: str  # of the experiment, or of this kind of figure
+    caption: str  # plain sentences: what is shown, what to look at, what bars mean
     experiment: str | None = None
-    title: str = ""  # of the experiment
     runs: dict[str, str] = field(default_factory=dict)  # label -> path below the results folder
     inputs: tuple[str, ...] = ()  # files of `runs` that must exist, below the results folder
+
+    @property
+    def restructured(self) -> str:
+        """Return title and caption as reStructuredText, for Snakemake's report."""
+        return f"{_literal(self.title)}. {_literal(self.caption)}"
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,7 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
     compared = set(study.students) if finished is None else finished
     with_runs = set(study.table.loc[study.table["path"].isin(compared), "experiment"])
     figures = [
-        PlannedFigure(
-            name, experiment["view"], f"{_literal(experiment['title'])}. {VIEW_CAPTION}", name, experiment["title"]
-        )
+        PlannedFigure(name, experiment["view"], experiment["title"], VIEW_CAPTIONS[experiment["view"]], name)
         for name, experiment in study.experiments.items()
         if name in with_runs
     ]
@@ -105,7 +108,7 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
             scratch = {label: path for label, path in scratch.items() if path in compared}
             shown = scratch | shown
             inputs += [f"{path}/{RECORD}" for path in scratch.values()]  # the one file that every such run has
-        figures.append(PlannedFigure(name, name, entry.caption, runs=shown, inputs=tuple(inputs)))
+        figures.append(PlannedFigure(name, name, entry.title, entry.caption, runs=shown, inputs=tuple(inputs)))
     return figures
 
 

@@ -11,7 +11,7 @@ from conftest import PAIR, ROOT
 from fake_results import find, loaded
 
 from kd.reports import plan
-from kd.reports.figures import OF_RUNS, VIEWS
+from kd.reports.figures import OF_RUNS, VIEW_CAPTIONS, VIEWS
 from kd.reports.plan import example_runs, plan_figures, plan_tables, student_without_teacher
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
@@ -35,7 +35,8 @@ def test_a_study_has_a_figure_per_experiment_and_those_that_its_runs_allow(study
     figures = plan_figures(study)
     assert [figure.name for figure in figures] == ["data", "free", "extra", "correlations", *SYNTHETIC]
     assert [figure.experiment for figure in figures] == ["data", "free", "extra", *[None] * (1 + len(SYNTHETIC))]
-    assert all(figure.caption and figure.kind in VIEWS | OF_RUNS for figure in figures)
+    assert all(figure.title and figure.caption.endswith(".") and figure.kind in VIEWS | OF_RUNS for figure in figures)
+    assert set(VIEW_CAPTIONS) == set(VIEWS)
     table = study.table[study.table["method"] == "scratch"]
     only = replace(study, table=table, experiments={"data": study.experiments["data"]})
     assert [figure.name for figure in plan_figures(only)] == ["data"]
@@ -109,4 +110,5 @@ def test_a_title_with_marks_of_restructuredtext_is_shown_as_it_is(tmp_path: Path
     study = loaded(tmp_path, experiments={"data": {"title": "*all* `of` |it|_ → ä"}})
     [figure] = [figure for figure in plan_figures(study) if figure.name == "data"]
     assert figure.title == "*all* `of` |it|_ → ä"
-    assert figure.caption.startswith(r"\*all\* \`of\` \|it\|\_ \→ ä. Points")
+    assert figure.restructured.startswith(r"\*all\* \`of\` \|it\|\_ \→ ä. The student\'s")
+    assert "\\" not in figure.caption

@@ -10,6 +10,11 @@ import pandas as pd
 from kd.reports.figures.drawing import colours, pyplot, row_labels, set_title, short
 from kd.reports.tables import GROUP, plus_minus
 
+CAPTION = (
+    "The student's score (left) and its computing time (right), a row per method. Points are seeds, the upright bar "
+    "is their mean, error bars are one standard deviation."
+)
+
 
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     """Return a figure of every seed's accuracy with its mean, and of seconds, a row per method and ablation."""

@@ -9,6 +9,11 @@ import pandas as pd
 
 from kd.reports.figures.drawing import colours, legend, pyplot, row_labels, set_title, short
 
+CAPTION = (
+    "How far each method is from the first one, a point per pair of networks. Differences are paired by seed, error "
+    "bars are their standard error, the upright bar is the mean over pairs; right of the line is better."
+)
+
 
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     """Return a figure of each method's paired difference to the first: a point per pair of networks, a bar for the

@@ -8,6 +8,11 @@ import pandas as pd
 
 from kd.reports.figures.drawing import colours, legend, pyplot, row_labels, set_title
 
+CAPTION = (
+    "The student's score (left) and its computing time (right) against the data scale, a line per method. Points are "
+    "means over seeds, error bars one standard deviation."
+)
+
 
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     """Return a figure of accuracy and seconds against the data scale, a line per pair, method and ablation."""
