@@ -47,12 +47,14 @@ def test_a_figure_names_the_runs_that_it_shows_and_the_files_that_it_reads(study
     scratch, kd, free = find(study, "scratch").path, find(study, "kd").path, find(study, "ssdkd").path
     correlations = figures["correlations"]
     assert list(correlations.runs.items()) == [("scratch (full), 100 %", scratch), ("kd (full), 100 %", kd)]
-    assert correlations.inputs == (f"{kd}/correlations.npz", f"{scratch}/run.json")
+    assert correlations.inputs == (f"{kd}/correlations.npz", f"{kd}/run.json", f"{scratch}/run.json")
+    assert correlations.note == f"digits, {PAIR[0]} → {PAIR[1]}, seed 0"
     fast = study.table[study.table["method"] == "fast"]["path"].item()
     course = figures["synthetic-course"]
-    assert course.runs == {"ssdkd (full), 50 %": free, "fast (full), 50 %": fast}
+    assert course.runs == {"ssdkd (full), 50 %, seed 0": free, "fast (full), 50 %, seed 1": fast}
+    assert course.note == f"digits, {PAIR[0]} → {PAIR[1]}"
     assert course.inputs == tuple(
-        f"{path}/{name}" for path in (free, fast) for name in ("synthetic.npz", "history.csv")
+        f"{path}/{name}" for path in (free, fast) for name in ("synthetic.npz", "history.csv", "run.json")
     )
     assert figures["data"].inputs == ()
 
@@ -62,15 +64,16 @@ def test_of_finished_runs_only_those_with_the_files_of_a_figure_are_shown(study)
     assert [figure.name for figure in plan_figures(study, {scratch})] == ["data"]
     assert [figure.name for figure in plan_figures(study, {scratch, kd})] == ["data"], "no correlations.npz"
     (study.root / kd).mkdir(parents=True)
-    (study.root / kd / "correlations.npz").touch()
+    for name in ("correlations.npz", "run.json"):
+        (study.root / kd / name).touch()
     assert list(plan_figures(study, {scratch, kd})[-1].runs.values()) == [scratch, kd]
     assert list(plan_figures(study, {kd})[-1].runs.values()) == [kd], "scratch is not finished"
 
 
 def test_the_student_without_a_teacher_matches_the_distilled_one(study):
     scratch, kd = find(study, "scratch").path, find(study, "kd").path
-    assert student_without_teacher(study, kd) == {"scratch (full), 100 %": scratch}
-    assert student_without_teacher(study, kd + "x") == {}
+    assert list(student_without_teacher(study, kd)["path"]) == [scratch]
+    assert student_without_teacher(study, kd + "x").empty
 
 
 def test_a_figure_of_single_runs_has_a_limited_number_of_panels(study):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd.reports.figures import agreement, bars, correlations, pairs, scale, synthetic
+from kd.reports.figures import agreement, bars, correlations, course, pairs, scale, synthetic
 from kd.runs.folder import HISTORY, RECORD, array_file
 
 # An experiment's `view` -> draw(summary, results, title): one figure per experiment, from results.csv.
@@ -30,7 +30,7 @@ class OfRuns:
 
     kind: str  # of the runs: train, distill or datafree
     files: tuple[str, ...]  # in a run's folder, read by `draw`
-    draw: Callable[[dict[str, Path]], Any]  # label -> folder of the run
+    draw: Callable[[dict[str, Path], str, str], Any]  # label -> folder of the run; title; what the runs share
     title: str
     caption: str  # plain sentences
     with_scratch: bool = False  # also shows the student without a teacher; its files may be missing
@@ -40,7 +40,7 @@ class OfRuns:
 OF_RUNS: dict[str, OfRuns] = {
     "correlations": OfRuns(
         "distill",
-        (array_file("correlations"),),
+        (array_file("correlations"), RECORD),
         correlations.draw,
         "How logits correlate across classes, student minus teacher",
         "Correlation of the student's logits across classes minus that of the teacher's, on the scored images; one run "
@@ -50,7 +50,7 @@ OF_RUNS: dict[str, OfRuns] = {
     ),
     "synthetic-images": OfRuns(
         "datafree",
-        (array_file("synthetic"),),
+        (array_file("synthetic"), RECORD),
         synthetic.draw_images,
         "Synthetic images at the end of a run",
         "Images spread over the replay buffer at the end of one run of each method and ablation, sorted by the "
@@ -75,8 +75,8 @@ OF_RUNS: dict[str, OfRuns] = {
     ),
     "synthetic-course": OfRuns(
         "datafree",
-        (array_file("synthetic"), HISTORY),
-        synthetic.draw_course,
+        (array_file("synthetic"), HISTORY, RECORD),
+        course.draw,
         "How the synthetic set changes over the epochs",
         "From top to bottom: class shares in the buffer, counted when an image is made; the teacher's confidence in "
         "the images just made; priorities in the buffer (median, quartiles, extremes); and the student's divergence "
