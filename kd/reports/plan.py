@@ -34,7 +34,7 @@ class PlannedFigure:
     caption: str  # plain sentences: what is shown, what to look at, what bars mean
     experiment: str | None = None
     runs: dict[str, str] = field(default_factory=dict)  # label -> path below the results folder
-    note: str = ""  # what these runs have in common: data set, pair, seed
+    note: str = ""  # a sentence: what these runs have in common of data set, pair and seed
     inputs: tuple[str, ...] = ()  # files of `runs` that must exist, below the results folder
 
     @property
@@ -144,7 +144,7 @@ def student_without_teacher(study: Study, path: str) -> pd.DataFrame:
 
 
 def _named(rows: pd.DataFrame) -> tuple[dict[str, str], str]:
-    """Return what a figure calls runs -> their paths, and what they have in common.
+    """Return what a figure calls runs -> their paths, and a sentence with what they have in common.
 
     Data set, pair of networks and seed are part of a run's name where they differ.
     """
@@ -157,7 +157,8 @@ def _named(rows: pd.DataFrame) -> tuple[dict[str, str], str]:
         (differing if texts.nunique() > 1 else common).append(texts)
     names = [f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %" for row in rows.itertuples()]
     names = [", ".join(parts) for parts in zip(names, *differing, strict=True)]
-    return dict(zip(names, rows["path"], strict=True)), ", ".join(texts.iloc[0] for texts in common)
+    note = ", ".join(texts.iloc[0] for texts in common)
+    return dict(zip(names, rows["path"], strict=True)), f"{note}." if note else ""
 
 
 def plan_tables(experiments: dict[str, dict[str, Any]]) -> list[PlannedTable]:

@@ -147,7 +147,7 @@ def test_the_student_without_a_teacher_is_compared_with_the_teacher_of_the_other
     monkeypatch.setattr(correlations, "heat_maps", lambda *given: (drawn.update(given[0]), said.append(given[1:])))
     np.savez(tmp_path / "scratch/correlations.npz", student=own)
     np.savez(tmp_path / "kd/correlations.npz", student=student, teacher=teacher, difference=student - teacher)
-    correlations.draw(folders, "Title", "digits, a → b, seed 0")
+    correlations.draw(folders, "Title", "digits, a → b, seed 0.")
     assert list(drawn) == ["scratch", "kd"]
     np.testing.assert_allclose(drawn["scratch"], own.astype(float) - teacher.astype(float))
     np.testing.assert_allclose(drawn["kd"], (student - teacher).astype(float))
@@ -158,7 +158,7 @@ def test_the_student_without_a_teacher_is_compared_with_the_teacher_of_the_other
     assert list(drawn) == ["kd"], "its run was taken from those kept"
     drawn.clear()
     np.savez(tmp_path / "kd/correlations.npz", difference=student - teacher)
-    correlations.draw(folders, "Title", "digits, a → b, seed 0")
+    correlations.draw(folders, "Title", "digits, a → b, seed 0.")
     assert list(drawn) == ["kd"], "made before"
 
 
@@ -213,7 +213,7 @@ def test_agreement_is_drawn_by_epoch_with_the_first_run_of_a_method_behind_its_o
         folders[label].mkdir()
         history = pd.DataFrame({"epoch": np.arange(1.0, len(agreement) + 3), "agreement": [np.nan] * 2 + [*agreement]})
         history.to_csv(folders[label] / "history.csv", index=False)
-    figure = agreement_figure.draw(folders, "Title", "digits, a → b, seed 0")
+    figure = agreement_figure.draw(folders, "Title", "digits, a → b, seed 0.")
     shown = [axis for axis in figure.axes if axis.get_visible()]
     assert [axis.get_title().split("\n") for axis in shown] == [
         ["a (full)", "at the end 49.5 %"],

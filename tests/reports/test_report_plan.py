@@ -47,12 +47,13 @@ def test_a_figure_names_the_runs_that_it_shows_and_the_files_that_it_reads(study
     scratch, kd, free = find(study, "scratch").path, find(study, "kd").path, find(study, "ssdkd").path
     correlations = figures["correlations"]
     assert list(correlations.runs.items()) == [("scratch (full), 100 %", scratch), ("kd (full), 100 %", kd)]
-    assert correlations.inputs == (f"{kd}/correlations.npz", f"{kd}/run.json", f"{scratch}/run.json")
-    assert correlations.note == f"digits, {PAIR[0]} → {PAIR[1]}, seed 0"
+    files = ("correlations.npz", "metrics.json", "run.json")
+    assert correlations.inputs == (*(f"{kd}/{name}" for name in files), f"{scratch}/run.json")
+    assert correlations.note == f"digits, {PAIR[0]} → {PAIR[1]}, seed 0."
     fast = study.table[study.table["method"] == "fast"]["path"].item()
     course = figures["synthetic-course"]
     assert course.runs == {"ssdkd (full), 50 %, seed 0": free, "fast (full), 50 %, seed 1": fast}
-    assert course.note == f"digits, {PAIR[0]} → {PAIR[1]}"
+    assert course.note == f"digits, {PAIR[0]} → {PAIR[1]}."
     assert course.inputs == tuple(
         f"{path}/{name}" for path in (free, fast) for name in ("synthetic.npz", "history.csv", "run.json")
     )
@@ -64,7 +65,7 @@ def test_of_finished_runs_only_those_with_the_files_of_a_figure_are_shown(study)
     assert [figure.name for figure in plan_figures(study, {scratch})] == ["data"]
     assert [figure.name for figure in plan_figures(study, {scratch, kd})] == ["data"], "no correlations.npz"
     (study.root / kd).mkdir(parents=True)
-    for name in ("correlations.npz", "run.json"):
+    for name in ("correlations.npz", "metrics.json", "run.json"):
         (study.root / kd / name).touch()
     assert list(plan_figures(study, {scratch, kd})[-1].runs.values()) == [scratch, kd]
     assert list(plan_figures(study, {kd})[-1].runs.values()) == [kd], "scratch is not finished"
@@ -115,3 +116,13 @@ def test_a_title_with_marks_of_restructuredtext_is_shown_as_it_is(tmp_path: Path
     assert figure.title == "*all* `of` |it|_ → ä"
     assert figure.restructured.startswith(r"\*all\* \`of\` \|it\|\_ \→ ä. The student\'s")
     assert "\\" not in figure.caption
+
+
+def test_runs_of_other_seeds_and_data_are_told_apart(study):
+    rows = study.table.assign(dataset=[f"set{number % 2}" for number in range(len(study.table))])
+    names, note = plan._named(rows.assign(seed=range(len(rows))).drop_duplicates("path"))
+    assert len(names) == rows["path"].nunique()
+    assert note == f"{PAIR[0]} → {PAIR[1]}."
+    assert all(", set" in name and ", seed " in name for name in names)
+    both = rows.assign(seed=range(len(rows)), student=[f"s{number}" for number in range(len(rows))])
+    assert plan._named(both)[1] == ""

@@ -14,7 +14,7 @@ from kd.reports.figures.drawing import save
 from kd.reports.figures.synthetic import histograms, image_grid
 
 CLASSES = ["aeroplane", "bird", "cat"]
-NOTE = "digits, a → b, seed 0"
+NOTE = "digits, a → b, seed 0."
 
 
 @pytest.fixture(autouse=True)

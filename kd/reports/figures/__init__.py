@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.reports.figures import agreement, bars, correlations, course, pairs, scale, synthetic
-from kd.runs.folder import HISTORY, RECORD, array_file
+from kd.runs.folder import HISTORY, METRICS, RECORD, array_file
 
 # An experiment's `view` -> draw(summary, results, title): one figure per experiment, from results.csv.
 # workflow/schemas/study.schema.yaml lists the same names.
@@ -40,7 +40,7 @@ class OfRuns:
 OF_RUNS: dict[str, OfRuns] = {
     "correlations": OfRuns(
         "distill",
-        (array_file("correlations"), RECORD),
+        (array_file("correlations"), METRICS, RECORD),
         correlations.draw,
         "How logits correlate across classes, student minus teacher",
         "Correlation of the student's logits across classes minus that of the teacher's, on the scored images; one run "

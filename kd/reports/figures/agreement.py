@@ -28,7 +28,7 @@ def draw(folders: dict[str, Path], title: str, note: str) -> Any:
         axis.tick_params(labelsize=8)
     label_outside(axes, "epoch", "agreement on\ndrawn samples, %")
     several = " Grey: the first run of the same method." if len(first) < len(curves) else ""
-    finish(figure, title, f"{note}. Means over a twentieth of the epochs.{several}")
+    finish(figure, title, f"{note} Means over a twentieth of the epochs.{several}")
     return figure
 
 

@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.reports.figures.drawing import COLOURS, GREY, SMALL, finish, in_common, over_seeds, pyplot, row_labels, short
+from kd.reports.figures.drawing import (
+    COLOURS,
+    GREY,
+    SMALL,
+    finish,
+    in_common,
+    over_seeds,
+    pyplot,
+    row_labels,
+    short,
+    side_by_side,
+)
 from kd.reports.tables import GROUP, plus_minus
 
 CAPTION = (
@@ -30,7 +41,8 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     for place, (_, row) in zip(places, summary.iterrows(), strict=True):
         seeds = results[np.logical_and.reduce([results[name] == row[name] for name in GROUP])]
         left.errorbar(row["accuracy"], place, xerr=row["accuracy_std"], color=COLOURS[0], capsize=3, linewidth=1)
-        left.plot(seeds["accuracy"], [place] * len(seeds), "o", color=COLOURS[3], markerfacecolor="none", markersize=5)
+        beside = place + side_by_side(len(seeds), 0.3)  # equal scores do not cover each other
+        left.plot(seeds["accuracy"], beside, "o", color=COLOURS[3], markerfacecolor="none", markersize=5)
         left.plot(row["accuracy"], place, "|", color=COLOURS[0], markersize=15, markeredgewidth=3)
         text = plus_minus(row["accuracy"], row["accuracy_std"]) + (f", n = {row['n']}" if named else "")
         left.text(1.01, place, text, transform=left.get_yaxis_transform(), va="center", fontsize=SMALL)
@@ -43,7 +55,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     right.set_xlabel("seconds")
     right.margins(x=0.18)
     left.grid(axis="x", alpha=0.3)
-    note = f"{in_common(results)}Circles: seeds. Upright bar: their mean, {over_seeds(summary['n'], results['seed'])}."
+    note = f"{in_common(results)} Circles: seeds. Upright bar: mean, {over_seeds(summary['n'], results['seed'])}."
     if several:
         note += " Line through it and ±: one standard deviation."
     if len(summary[["teacher", "student", "scale"]].drop_duplicates()) == 1 < len(summary):

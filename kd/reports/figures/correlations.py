@@ -30,7 +30,7 @@ def draw(folders: dict[str, Path], title: str, note: str) -> Any:
             differences[label] = run["student"].astype(float) - teacher
     classes = read_json(folders[distilled] / RECORD)["classes"]
     scored = read_json(folders[distilled] / METRICS).get("scored", "scored")
-    return heat_maps(differences, classes, title, f"{note}. {len(classes)} classes, {scored} images.")
+    return heat_maps(differences, classes, title, f"{note} {len(classes)} classes, {scored} images.")
 
 
 def heat_maps(matrices: dict[str, np.ndarray], classes: list[str], title: str, note: str) -> Any:

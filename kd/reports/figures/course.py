@@ -37,7 +37,7 @@ def course(
     shown = made[:most]
     if not shown:
         figure = pyplot().figure(figsize=(5, 0.3), layout="constrained")
-        finish(figure, title, f"{note}. These runs synthesised nothing.")
+        finish(figure, title, f"{note} These runs synthesised nothing.")
         return figure
     size = (2 + 3 * len(shown), 9.5)
     shared = {"squeeze": False, "sharex": "col", "sharey": "row"}
@@ -63,7 +63,7 @@ def course(
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name, fontsize=SMALL)
     left_out = f" The first {len(shown)} of {len(made)} runs." if len(made) > len(shown) else ""
-    finish(figure, title, f"{note}.{left_out}", curves)
+    finish(figure, title, f"{note}{left_out}", curves)
     return figure
 
 

@@ -38,7 +38,7 @@ def finish(figure: Any, title: str, note: str, curves: dict[str, Any] | None = N
     """
     width = figure.get_figwidth()
     title = "\n".join(textwrap.wrap(escaped(title), min(90, int(11 * width)), max_lines=3, placeholder=" …"))
-    note = "\n".join(textwrap.wrap(escaped(note), min(160, int(PER_INCH * width))))
+    note = "\n".join(textwrap.wrap(escaped(note).strip(), min(160, int(PER_INCH * width))))
     lines = 1 + 1.5 * (title.count("\n") + 1) + note.count("\n") + 1
     figure.get_layout_engine().set(h_pad=0.06)
     figure.suptitle(title, fontsize=11)
@@ -126,10 +126,10 @@ def over_seeds(numbers: Iterable[int], seeds: Iterable[int]) -> str:
 
 
 def in_common(results: pd.DataFrame) -> str:
-    """Return the data set and the pair of networks where all rows have the same, as the begin of a note."""
+    """Return a sentence: the data set and the pair of networks, where all rows have the same."""
     columns = results["dataset"], results["teacher"] + " → " + results["student"]
     same = [str(column.iloc[0]) for column in columns if column.nunique() == 1]
-    return ", ".join(same) + ". " if same else ""
+    return f"{', '.join(same)}." if same else ""
 
 
 def short(text: str, most: int = 48) -> str:

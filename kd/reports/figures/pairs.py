@@ -64,7 +64,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     note = "Nothing to compare yet."
     if pairs:
         numbers = over_seeds(rest["difference_n"], results["seed"])
-        note = f"{in_common(results)}Points: differences paired by seed, {numbers}."
+        note = f"{in_common(results)} Points: differences paired by seed, {numbers}."
         bars = "Error bars" if len(pairs) > 1 else "Error bars and ±"
         note += f" {bars}: standard error." if (rest["difference_n"] > 1).any() else ""
         note += " Upright bar: mean over pairs of networks." if len(pairs) > 1 else ""

@@ -18,6 +18,7 @@ from kd.reports.figures.drawing import (
     series,
     side_by_side,
 )
+from kd.reports.tables import plus_minus
 
 CAPTION = (
     "The student's score and its computing time against the data scale, a line per method. Points are means over "
@@ -34,7 +35,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     phases = [name for name in PHASES if summary.get(f"seconds_{name}", pd.Series(dtype=float)).notna().any()]
     rows = 2 if phases else 1
     figure, axes = pyplot().subplots(
-        rows, 2, figsize=(10, 3.2 * rows), layout="constrained", squeeze=False, sharex=True
+        rows, 2, figsize=(10, 2.9 * rows), layout="constrained", squeeze=False, sharex=True
     )
     score, *times = axes.flat
     for axis, name in zip(times, ("in all", *(f"of them {name}" for name in PHASES)), strict=False):
@@ -54,7 +55,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     for axis in axes[-1]:
         axis.set_xlabel("data scale, % of the training set")
     times[0].set_ylim(bottom=0)
-    note = f"{in_common(results)}Points: means over seeds, {over_seeds(summary['n'], results['seed'])}."
+    note = f"{in_common(results)} Points: means, {over_seeds(summary['n'], results['seed'])}."
     note += " Error bars: ± one standard deviation." if (summary["n"] > 1).any() else ""
     note += " Points of one scale stand side by side." if len(shown) > 2 else ""
     finish(figure, title, note, shown)
@@ -74,4 +75,13 @@ def _draw_curves(summary: pd.DataFrame, axes: np.ndarray, width: float) -> dict[
         for axis, column in zip(axes.flat[1:], ("seconds", *(f"seconds_{name}" for name in PHASES)), strict=False):
             if column in curve:
                 axis.plot(percent, curve[column], **style)
+        if len(curves) == 1:
+            _name_points(axes[0, 0], curve, percent)
     return shown
+
+
+def _name_points(axis: Any, curve: pd.DataFrame, percent: pd.Series) -> None:
+    """Write mean and standard deviation of each point of a curve above the panel, where they hide nothing."""
+    for x, (_, row) in zip(percent, curve.iterrows(), strict=True):
+        text = plus_minus(row["accuracy"], row["accuracy_std"]).replace(" ±", "\n±")
+        axis.text(x, 1.02, text, transform=axis.get_xaxis_transform(), ha="center", va="bottom", fontsize=7)

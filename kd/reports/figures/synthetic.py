@@ -51,7 +51,7 @@ def image_grid(sets: dict[str, Arrays], classes: list[str], title: str, note: st
         axis.set_yticks(middles, names[label], fontsize=7)
         axis.tick_params(left=False)
     order = "Spread over the buffer, sorted by the teacher's class of the image as stored, which stands left of a row."
-    finish(figure, title, f"{note}. {order}")
+    finish(figure, title, f"{note} {order}")
     return figure
 
 
@@ -106,7 +106,7 @@ def histograms(sets: dict[str, Arrays], classes: list[str], title: str, note: st
     for row in axes:
         row[0].set_ylabel("% of images", fontsize=SMALL)
     note += (
-        ". Bars count as the figure of images does, dashes as that of the course: the teacher may name another class "
+        " Bars count as the figure of images does, dashes as that of the course: the teacher may name another class "
         "once an image is stored, in 8 bits and not augmented."
     )
     finish(figure, title, note, shown)
