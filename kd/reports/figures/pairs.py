@@ -22,7 +22,7 @@ from kd.reports.tables import plus_minus
 
 CAPTION = (
     "How far each method is from the first one, a point per pair of networks. Differences are paired by seed, error "
-    "bars are their standard error, the upright bar is the mean over pairs; right of the dashed line is better."
+    "bars are their standard error; an upright bar is the mean over several pairs. Right of the dashed line is better."
 )
 
 

@@ -44,9 +44,10 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     score.set_ylabel(f"{summary.attrs.get('score', 'accuracy')}, %")
     ticks = sorted({100 * scale for scale in summary["scale"]})
     shown = _draw_curves(summary, axes, 0.25 * min(np.diff(np.log(ticks)), default=0.4))
-    if results.get("teacher_accuracy", pd.Series(dtype=float)).notna().any():
-        for accuracy in results.groupby("teacher")["teacher_accuracy"].mean().dropna():
-            shown["teacher"] = score.axhline(accuracy, color=GREY, linestyle=(0, (6, 3)), linewidth=1)
+    teachers = results.reindex(columns=["teacher", "teacher_accuracy"]).groupby("teacher").mean()["teacher_accuracy"]
+    for accuracy in teachers.dropna():
+        line = score.axhline(accuracy, color=GREY, linestyle=(0, (6, 3)), linewidth=1)
+        shown["teacher" if len(teachers) == 1 else "teachers"] = line
     for axis in axes.flat:
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
