@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from kd.reports.figures import OF_RUNS, VIEW_CAPTION
+from kd.reports.figures import OF_RUNS, VIEW_CAPTIONS
 from kd.runs.folder import RECORD, Records
 from kd.runs.provenance import report_code
 from kd.runtime.files import read_json
@@ -30,11 +30,17 @@ class PlannedFigure:
 
     name: str
     kind: str  # a view of kd.reports.figures.VIEWS where `experiment` is set, else a key of OF_RUNS
-    caption: str  # reStructuredText
+    title: str  # of the experiment, or of this kind of figure
+    caption: str  # plain sentences: what is shown, what to look at, what bars mean
     experiment: str | None = None
-    title: str = ""  # of the experiment
     runs: dict[str, str] = field(default_factory=dict)  # label -> path below the results folder
+    note: str = ""  # a sentence: what these runs have in common of data set, pair and seed
     inputs: tuple[str, ...] = ()  # files of `runs` that must exist, below the results folder
+
+    @property
+    def restructured(self) -> str:
+        """Return title and caption as reStructuredText, for Snakemake's report."""
+        return f"{_literal(self.title)}. {_literal(self.caption)}"
 
 
 @dataclass(frozen=True)
@@ -85,27 +91,26 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
     compared = set(study.students) if finished is None else finished
     with_runs = set(study.table.loc[study.table["path"].isin(compared), "experiment"])
     figures = [
-        PlannedFigure(
-            name, experiment["view"], f"{_literal(experiment['title'])}. {VIEW_CAPTION}", name, experiment["title"]
-        )
+        PlannedFigure(name, experiment["view"], experiment["title"], VIEW_CAPTIONS[experiment["view"]], name)
         for name, experiment in study.experiments.items()
         if name in with_runs
     ]
     for name, entry in OF_RUNS.items():
-        shown = example_runs(study, entry.kind, finished)
+        rows = example_runs(study, entry.kind, finished)
         if finished is not None:
-            shown = {label: path for label, path in shown.items() if _has(study, path, entry.files)}
-        if not shown:
+            rows = rows.loc[[_has(study, path, entry.files) for path in rows["path"]]]
+        if rows.empty:
             continue
         if name in study.experiments:
             raise ConfigError(f"experiments.{name}: a figure of the study has this name; choose another one")
-        inputs = [f"{path}/{file}" for path in shown.values() for file in entry.files]
+        inputs = [f"{path}/{file}" for path in rows["path"] for file in entry.files]
         if entry.with_scratch:
-            scratch = student_without_teacher(study, next(iter(shown.values())))
-            scratch = {label: path for label, path in scratch.items() if path in compared}
-            shown = scratch | shown
-            inputs += [f"{path}/{RECORD}" for path in scratch.values()]  # the one file that every such run has
-        figures.append(PlannedFigure(name, name, entry.caption, runs=shown, inputs=tuple(inputs)))
+            scratch = student_without_teacher(study, rows["path"].iloc[0])
+            scratch = scratch[scratch["path"].isin(compared)]
+            rows = pd.concat([scratch, rows])
+            inputs += [f"{path}/{RECORD}" for path in scratch["path"]]  # the one file that every such run has
+        runs, note = _named(rows)
+        figures.append(PlannedFigure(name, name, entry.title, entry.caption, None, runs, note, tuple(inputs)))
     return figures
 
 
@@ -118,30 +123,42 @@ def _has(study: Study, path: str, files: tuple[str, ...]) -> bool:
     return all((study.root / path / file).exists() for file in files)
 
 
-def example_runs(study: Study, kind: str, among: set[str] | None = None) -> dict[str, str]:
-    """Return the first run of each method and ablation of a kind, at most PANELS: label -> path.
+def example_runs(study: Study, kind: str, among: set[str] | None = None) -> pd.DataFrame:
+    """Return the rows of the first run of each method and ablation of a kind, at most PANELS.
 
     `among` are the paths that may be chosen, such as those of finished runs; all by default.
     """
     rows = study.table[study.table["kind"] == kind]
     rows = rows if among is None else rows[rows["path"].isin(among)]
-    return _labelled(rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS))
+    return rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
 
 
-def student_without_teacher(study: Study, path: str) -> dict[str, str]:
-    """Return the student trained on labels that matches a distilled run: label -> path, empty if there is none.
+def student_without_teacher(study: Study, path: str) -> pd.DataFrame:
+    """Return the row of the student trained on labels that matches a distilled run; none if there is none.
 
     Both belong to the same experiment and have the same pair, scale and seed.
     """
     same = ["experiment", "teacher", "student", "scale", "seed"]
     table = study.table
-    rows = table[table["kind"] == "train"].merge(table.loc[table["path"] == path, same])
-    return _labelled(rows.head(1))
+    return table[table["kind"] == "train"].merge(table.loc[table["path"] == path, same]).head(1)
 
 
-def _labelled(rows: pd.DataFrame) -> dict[str, str]:
-    """Map what figures call runs to their paths."""
-    return {f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %": row.path for row in rows.itertuples()}
+def _named(rows: pd.DataFrame) -> tuple[dict[str, str], str]:
+    """Return what a figure calls runs -> their paths, and a sentence with what they have in common.
+
+    Data set, pair of networks and seed are part of a run's name where they differ.
+    """
+    common, differing = [], []
+    for texts in (
+        rows["dataset"].map(str),
+        rows["teacher"] + " → " + rows["student"],
+        rows["seed"].map("seed {}".format),
+    ):
+        (differing if texts.nunique() > 1 else common).append(texts)
+    names = [f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %" for row in rows.itertuples()]
+    names = [", ".join(parts) for parts in zip(names, *differing, strict=True)]
+    note = ", ".join(texts.iloc[0] for texts in common)
+    return dict(zip(names, rows["path"], strict=True)), f"{note}." if note else ""
 
 
 def plan_tables(experiments: dict[str, dict[str, Any]]) -> list[PlannedTable]:

@@ -43,7 +43,8 @@ def draw(figure: PlannedFigure, root: Path, results: pd.DataFrame | None, png: P
     figures of experiments need.
     """
     if figure.experiment is None:
-        drawn = OF_RUNS[figure.kind].draw({label: root / path for label, path in figure.runs.items()})
+        folders = {label: root / path for label, path in figure.runs.items()}
+        drawn = OF_RUNS[figure.kind].draw(folders, figure.title, figure.note)
     else:
         rows = results[results["experiment"] == figure.experiment]
         drawn = VIEWS[figure.kind](summarise(rows), rows, figure.title)

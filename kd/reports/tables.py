@@ -90,8 +90,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation over seeds for each group of one experiment, in the order of the study.
 
     `difference` is the mean paired difference in accuracy (same seed, teacher, student and scale) to the first method
-    and ablation of the experiment, `difference_se` its standard error, `difference_p` the two-sided p of the paired
-    t-test; empty for that first one.
+    and ablation of the experiment, `difference_n` the number of pairs, `difference_se` the standard error,
+    `difference_p` the two-sided p of the paired t-test; empty for that first one.
     """
     reference = results[["method", "ablation"]].iloc[0]
     rows = []
@@ -112,6 +112,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
                 row[name] = group[name].mean()
         if (row["method"], row["ablation"]) != tuple(reference):
             difference = _paired(results, group, reference)
+            row["difference_n"] = len(difference)
             row["difference"] = difference.mean()
             row["difference_se"] = difference.std() / np.sqrt(len(difference))
             row["difference_p"] = paired_p(difference)

@@ -11,7 +11,7 @@ from conftest import PAIR, ROOT
 from fake_results import find, loaded
 
 from kd.reports import plan
-from kd.reports.figures import OF_RUNS, VIEWS
+from kd.reports.figures import OF_RUNS, VIEW_CAPTIONS, VIEWS
 from kd.reports.plan import example_runs, plan_figures, plan_tables, student_without_teacher
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
@@ -35,7 +35,8 @@ def test_a_study_has_a_figure_per_experiment_and_those_that_its_runs_allow(study
     figures = plan_figures(study)
     assert [figure.name for figure in figures] == ["data", "free", "extra", "correlations", *SYNTHETIC]
     assert [figure.experiment for figure in figures] == ["data", "free", "extra", *[None] * (1 + len(SYNTHETIC))]
-    assert all(figure.caption and figure.kind in VIEWS | OF_RUNS for figure in figures)
+    assert all(figure.title and figure.caption.endswith(".") and figure.kind in VIEWS | OF_RUNS for figure in figures)
+    assert set(VIEW_CAPTIONS) == set(VIEWS)
     table = study.table[study.table["method"] == "scratch"]
     only = replace(study, table=table, experiments={"data": study.experiments["data"]})
     assert [figure.name for figure in plan_figures(only)] == ["data"]
@@ -46,12 +47,15 @@ def test_a_figure_names_the_runs_that_it_shows_and_the_files_that_it_reads(study
     scratch, kd, free = find(study, "scratch").path, find(study, "kd").path, find(study, "ssdkd").path
     correlations = figures["correlations"]
     assert list(correlations.runs.items()) == [("scratch (full), 100 %", scratch), ("kd (full), 100 %", kd)]
-    assert correlations.inputs == (f"{kd}/correlations.npz", f"{scratch}/run.json")
+    files = ("correlations.npz", "metrics.json", "run.json")
+    assert correlations.inputs == (*(f"{kd}/{name}" for name in files), f"{scratch}/run.json")
+    assert correlations.note == f"digits, {PAIR[0]} → {PAIR[1]}, seed 0."
     fast = study.table[study.table["method"] == "fast"]["path"].item()
     course = figures["synthetic-course"]
-    assert course.runs == {"ssdkd (full), 50 %": free, "fast (full), 50 %": fast}
+    assert course.runs == {"ssdkd (full), 50 %, seed 0": free, "fast (full), 50 %, seed 1": fast}
+    assert course.note == f"digits, {PAIR[0]} → {PAIR[1]}."
     assert course.inputs == tuple(
-        f"{path}/{name}" for path in (free, fast) for name in ("synthetic.npz", "history.csv")
+        f"{path}/{name}" for path in (free, fast) for name in ("synthetic.npz", "history.csv", "run.json")
     )
     assert figures["data"].inputs == ()
 
@@ -61,15 +65,16 @@ def test_of_finished_runs_only_those_with_the_files_of_a_figure_are_shown(study)
     assert [figure.name for figure in plan_figures(study, {scratch})] == ["data"]
     assert [figure.name for figure in plan_figures(study, {scratch, kd})] == ["data"], "no correlations.npz"
     (study.root / kd).mkdir(parents=True)
-    (study.root / kd / "correlations.npz").touch()
+    for name in ("correlations.npz", "metrics.json", "run.json"):
+        (study.root / kd / name).touch()
     assert list(plan_figures(study, {scratch, kd})[-1].runs.values()) == [scratch, kd]
     assert list(plan_figures(study, {kd})[-1].runs.values()) == [kd], "scratch is not finished"
 
 
 def test_the_student_without_a_teacher_matches_the_distilled_one(study):
     scratch, kd = find(study, "scratch").path, find(study, "kd").path
-    assert student_without_teacher(study, kd) == {"scratch (full), 100 %": scratch}
-    assert student_without_teacher(study, kd + "x") == {}
+    assert list(student_without_teacher(study, kd)["path"]) == [scratch]
+    assert student_without_teacher(study, kd + "x").empty
 
 
 def test_a_figure_of_single_runs_has_a_limited_number_of_panels(study):
@@ -109,4 +114,15 @@ def test_a_title_with_marks_of_restructuredtext_is_shown_as_it_is(tmp_path: Path
     study = loaded(tmp_path, experiments={"data": {"title": "*all* `of` |it|_ → ä"}})
     [figure] = [figure for figure in plan_figures(study) if figure.name == "data"]
     assert figure.title == "*all* `of` |it|_ → ä"
-    assert figure.caption.startswith(r"\*all\* \`of\` \|it\|\_ \→ ä. Points")
+    assert figure.restructured.startswith(r"\*all\* \`of\` \|it\|\_ \→ ä. The student\'s")
+    assert "\\" not in figure.caption
+
+
+def test_runs_of_other_seeds_and_data_are_told_apart(study):
+    rows = study.table.assign(dataset=[f"set{number % 2}" for number in range(len(study.table))])
+    names, note = plan._named(rows.assign(seed=range(len(rows))).drop_duplicates("path"))
+    assert len(names) == rows["path"].nunique()
+    assert note == f"{PAIR[0]} → {PAIR[1]}."
+    assert all(", set" in name and ", seed " in name for name in names)
+    both = rows.assign(seed=range(len(rows)), student=[f"s{number}" for number in range(len(rows))])
+    assert plan._named(both)[1] == ""

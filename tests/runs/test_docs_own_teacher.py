@@ -42,7 +42,7 @@ def test_the_walk_ends_with_a_student(tmp_path: Path) -> None:
     table = (study_folder / "table.md").read_text()
     assert "Agreement with the teacher, in %, on synthetic images that the student never saw" in table
     assert "| agreement % |" in re.sub(" +", " ", table)
-    assert any("agreement, % (points" in file.read_text() for file in (study_folder / "figures").glob("*.svg"))
+    assert any("<!-- agreement, % -->" in file.read_text() for file in (study_folder / "figures").glob("*.svg"))
     copy.shell("snakemake --cores 2 --config study=mine.yaml 2>&1 | grep 'Nothing to be done'")
 
 

@@ -55,6 +55,7 @@ rule figure:
         "../../environment.yml"
     params:
         figure=lambda wildcards: asdict(FIGURES[wildcards.figure]),
+        caption=lambda wildcards: FIGURES[wildcards.figure].restructured,
         code=report_code(),
     script:
         "../scripts/figure.py"

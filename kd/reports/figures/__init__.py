@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd.reports.figures import agreement, bars, correlations, pairs, scale, synthetic
-from kd.runs.folder import HISTORY, RECORD, array_file
+from kd.reports.figures import agreement, bars, correlations, course, pairs, scale, synthetic
+from kd.runs.folder import HISTORY, METRICS, RECORD, array_file
 
 # An experiment's `view` -> draw(summary, results, title): one figure per experiment, from results.csv.
 # workflow/schemas/study.schema.yaml lists the same names.
@@ -21,7 +21,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "methods": bars.draw,
     "pairs": pairs.draw,
 }
-VIEW_CAPTION = "Points are seeds, bars or lines their mean, error bars one standard deviation."
+VIEW_CAPTIONS = {"scale": scale.CAPTION, "modules": bars.CAPTION, "methods": bars.CAPTION, "pairs": pairs.CAPTION}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class OfRuns:
 
     kind: str  # of the runs: train, distill or datafree
     files: tuple[str, ...]  # in a run's folder, read by `draw`
-    draw: Callable[[dict[str, Path]], Any]  # label -> folder of the run
-    caption: str
+    draw: Callable[[dict[str, Path], str, str], Any]  # label -> folder of the run; title; what the runs share
+    title: str
+    caption: str  # plain sentences
     with_scratch: bool = False  # also shows the student without a teacher; its files may be missing
 
 
@@ -39,40 +40,46 @@ class OfRuns:
 OF_RUNS: dict[str, OfRuns] = {
     "correlations": OfRuns(
         "distill",
-        (array_file("correlations"),),
+        (array_file("correlations"), METRICS, RECORD),
         correlations.draw,
-        "Correlation of the student's logits across classes minus that of the teacher's, on the scored images; first "
-        "pair and seed of each method, and of the student without a teacher. Less colour: the student has learned more "
-        "of how the teacher relates classes.",
+        "How logits correlate across classes, student minus teacher",
+        "Correlation of the student's logits across classes minus that of the teacher's, on the scored images; one run "
+        "of each method, and the student without a teacher. Less colour: the student has learned more of how the "
+        "teacher relates classes. All panels have the same scale of colours.",
         with_scratch=True,
     ),
     "synthetic-images": OfRuns(
         "datafree",
-        (array_file("synthetic"),),
+        (array_file("synthetic"), RECORD),
         synthetic.draw_images,
-        "Synthetic images in the replay buffer at the end of a run, sorted by the teacher's class. No real image was "
-        "used.",
+        "Synthetic images at the end of a run",
+        "Images spread over the replay buffer at the end of one run of each method and ablation, sorted by the "
+        "teacher's class. No real image was used to make them.",
     ),
     "synthetic-histograms": OfRuns(
         "datafree",
         (array_file("synthetic"), RECORD),
         synthetic.draw_histograms,
-        "Classes and confidences that the teacher sees in the final synthetic set of a run; dashed: all classes "
-        "equally often.",
+        "Classes and the teacher's confidence in the synthetic set at the end of a run",
+        "Bars count the teacher's class and confidence for the images as they are stored at the end; dashes count "
+        "classes when the images were made, as the figure of the course does. Dotted line: all classes equally often.",
     ),
     "agreement": OfRuns(
         "datafree",
         (HISTORY,),
         agreement.draw,
-        "How often student and teacher agree on the samples that the student is shown, in training mode, over the "
-        "epochs; first pair and seed of each method and ablation, the first one of a method in grey behind its others.",
+        "How often the student agrees with the teacher on what it is shown",
+        "Share of the drawn samples on which student and teacher name the same class, in training mode, over the "
+        "epochs; one run of each method and ablation, the first one of a method in grey behind its others. A curve "
+        "that falls: the student cannot follow what the buffer brings.",
     ),
     "synthetic-course": OfRuns(
         "datafree",
-        (array_file("synthetic"), HISTORY),
-        synthetic.draw_course,
-        "How the synthetic set changes over the epochs: class shares in the buffer, the teacher's confidence in the "
-        "images just made, priorities, and the student's divergence from the teacher on samples as they are stored and "
-        "as they are drawn.",
+        (array_file("synthetic"), HISTORY, RECORD),
+        course.draw,
+        "How the synthetic set changes over the epochs",
+        "From top to bottom: class shares in the buffer, counted when an image is made; the teacher's confidence in "
+        "the images just made; priorities in the buffer (median, quartiles, extremes); and the student's divergence "
+        "from the teacher on samples as they are stored and as they are drawn.",
     ),
 }

@@ -1,57 +1,71 @@
-"""What data-free runs synthesised: images, classes and confidences, and their course over the epochs."""
+"""What data-free runs synthesised: images, classes and confidences at the end of a run."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from kd.reports.figures.drawing import COLOURS, colours, legend, plain_numbers, pyplot, short
-from kd.runs.folder import HISTORY, RECORD, array_file
+from kd.reports.figures.drawing import COLOURS, GREY, SMALL, class_ticks, finish, panels, pyplot, short
+from kd.runs.folder import RECORD, array_file
 from kd.runtime.files import read_json
 
+ACROSS = 8  # images in a row of a panel
+Arrays = dict[str, np.ndarray]  # of a run's synthetic.npz
 
-def draw_images(folders: dict[str, Path]) -> Any:
+
+def draw_images(folders: dict[str, Path], title: str, note: str) -> Any:
     """Return the figure of stored images, label -> folder of a data-free run."""
-    return image_grid(_arrays(folders))
+    return image_grid(read_arrays(folders), classes_of(folders), title, note)
 
 
-def draw_histograms(folders: dict[str, Path]) -> Any:
-    """Return the figure of classes and confidences; the first run names the classes."""
-    return histograms(_arrays(folders), read_json(next(iter(folders.values())) / RECORD)["classes"])
+def draw_histograms(folders: dict[str, Path], title: str, note: str) -> Any:
+    """Return the figure of classes and confidences."""
+    return histograms(read_arrays(folders), classes_of(folders), title, note)
 
 
-def draw_course(folders: dict[str, Path]) -> Any:
-    """Return the figure of the synthetic set over the epochs."""
-    return course(_arrays(folders), {label: pd.read_csv(folder / HISTORY) for label, folder in folders.items()})
-
-
-def _arrays(folders: dict[str, Path]) -> dict[str, dict[str, np.ndarray]]:
+def read_arrays(folders: dict[str, Path]) -> dict[str, Arrays]:
+    """Return the arrays of the runs, by label."""
     return {label: dict(np.load(folder / array_file("synthetic"))) for label, folder in folders.items()}
 
 
-def image_grid(sets: dict[str, dict[str, np.ndarray]]) -> Any:
+def classes_of(folders: dict[str, Path]) -> list[str]:
+    """Return the names of the classes, from the first run."""
+    return read_json(next(iter(folders.values())) / RECORD)["classes"]
+
+
+def image_grid(sets: dict[str, Arrays], classes: list[str], title: str, note: str) -> Any:
     """Return a figure of stored synthetic images, a panel per run, sorted by the teacher's class."""
-    columns = math.ceil(math.sqrt(len(sets)))
-    rows = -(-len(sets) // columns)
-    figure, axes = pyplot().subplots(
-        rows, columns, figsize=(3.6 * columns, 3.9 * rows), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, (label, arrays) in zip(axes.flat, sets.items(), strict=False):
-        axis.imshow(_tiles(arrays["images"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(short(label), fontsize=9)
+    names = {label: _rows(arrays["image_classes"], classes) for label, arrays in sets.items()}
+    beside = 0.07 * max(len(name) for rows in names.values() for name in rows)  # inches
+    figure, axes = panels(len(sets), 3.2 + beside, 3.6)
+    for axis, (label, arrays) in zip(axes, sets.items(), strict=True):
+        images = arrays["images"]
+        axis.imshow(_tiles(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(f"{short(label)}\n{len(images)} of {arrays['class_counts'].sum():,} images", fontsize=9)
+        axis.spines[:].set_visible(False)
+        axis.set_xticks([])
+        size = images.shape[2]
+        middles = [size / 2 - 0.5 + (size + 1) * number for number in range(len(names[label]))]
+        axis.set_yticks(middles, names[label], fontsize=7)
+        axis.tick_params(left=False)
+    order = "Spread over the buffer, sorted by the teacher's class of the image as stored, which stands left of a row."
+    finish(figure, title, f"{note} {order}")
     return figure
 
 
+def _rows(image_classes: np.ndarray, classes: list[str]) -> list[str]:
+    """Return the first and last class of each row of images: names where classes are few, else numbers."""
+    names = [short(name, 8) if len(classes) <= 20 else str(number) for number, name in enumerate(classes)]
+    rows = [image_classes[start : start + ACROSS] for start in range(0, len(image_classes), ACROSS)]
+    return ["–".join(dict.fromkeys((names[row[0]], names[row[-1]]))) for row in rows]
+
+
 def _tiles(images: np.ndarray) -> np.ndarray:
-    """Lay images [n, C, S, S] uint8 out in one picture, [H, W] or [H, W, 3], of 8 columns with white lines between."""
+    """Lay images [n, C, S, S] uint8 out in one picture, [H, W] or [H, W, 3], in rows with white lines between."""
     count, channels, size, _ = images.shape
-    across = min(8, count)
+    across = min(ACROSS, count)
     down = -(-count // across)
     picture = np.full((down * (size + 1) - 1, across * (size + 1) - 1, channels), 255, dtype=np.uint8)
     for number, image in enumerate(images):
@@ -60,80 +74,58 @@ def _tiles(images: np.ndarray) -> np.ndarray:
     return picture[..., 0] if channels == 1 else picture
 
 
-def histograms(sets: dict[str, dict[str, np.ndarray]], classes: list[str]) -> Any:
-    """Return histograms of the classes and confidences that the teacher sees in the synthetic sets, a line per run."""
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
-    shown = {}
-    for colour, (label, arrays) in zip(colours(len(sets)), sets.items(), strict=True):
-        share = 100 * arrays["class_counts"] / arrays["class_counts"].sum()
-        [shown[label]] = left.plot(np.arange(len(share)), share, marker="o", markersize=4, linewidth=1, color=colour)
-        counts = arrays["confidence_counts"]
-        right.stairs(100 * counts / counts.sum(), np.linspace(0, 1, len(counts) + 1), color=colour, linewidth=1.6)
-    shown["balanced"] = left.axhline(100 / len(classes), color="0.5", linestyle="--", linewidth=1)
-    left.set_xlabel("class")
-    if len(classes) <= 20:
-        names = [short(name, 24) for name in classes]
-        left.set_xticks(range(len(names)), names, rotation=90 if len("".join(names)) > 50 else 0)
-    left.set_ylabel("share of the synthetic set, %")
-    left.set_ylim(bottom=0)
-    legend(left, shown)
-    right.set_xlabel("teacher's confidence")
-    right.set_ylabel("share of the synthetic set, %")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    return figure
-
-
-def course(sets: dict[str, dict[str, np.ndarray]], histories: dict[str, pd.DataFrame], most: int = 6) -> Any:
-    """Return a figure with a column per run, of the first `most` runs that synthesised anything.
-
-    From top to bottom: share of each class in the buffer; the teacher's confidence in the images just made; priorities
-    in the buffer (median, quartiles, extremes); the student's divergence from the teacher on samples as stored and as
-    drawn.
-    """
-    shown = [label for label, arrays in sets.items() if "class_counts_by_epoch" in arrays][:most]
-    if not shown:
-        return pyplot().figure(figsize=(4, 1))
+def histograms(sets: dict[str, Arrays], classes: list[str], title: str, note: str) -> Any:
+    """Return histograms of the synthetic sets, two panels per run: classes, and the teacher's confidence."""
+    across = 1 if len(sets) <= 3 else 2  # runs in a row
+    rows = -(-len(sets) // across)
     figure, axes = pyplot().subplots(
-        4,
-        len(shown),
-        figsize=(1.5 + 3.1 * len(shown), 10),
-        layout="constrained",
-        squeeze=False,
-        sharex="col",
-        sharey="row",
+        rows, 2 * across, figsize=(10, 0.4 + 1.5 * rows), layout="constrained", squeeze=False, sharex="col"
     )
-    for column, label in zip(axes.T, shown, strict=True):
-        classes, confidence, priorities, gap = column
-        arrays, history = sets[label], histories[label]
-        epochs = np.arange(1, len(arrays["priorities_by_epoch"]) + 1)
-        _heat(classes, arrays["class_counts_by_epoch"], (0, arrays["class_counts_by_epoch"].shape[1]))
-        _heat(confidence, arrays["confidence_counts_by_epoch"], (0, 1))
-        low, first, median, third, high = arrays["priorities_by_epoch"].T
-        priorities.fill_between(epochs, low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
-        priorities.fill_between(epochs, first, third, color=COLOURS[0], alpha=0.35, linewidth=0)
-        priorities.plot(epochs, median, color=COLOURS[0])
-        priorities.set_yscale("symlog", linthresh=1e-3)
-        plain_numbers(priorities.yaxis)
-        if "gap_stored" in history:
-            for name, colour in (("stored", COLOURS[2]), ("drawn", COLOURS[1])):
-                values = history[["epoch", f"gap_{name}"]].dropna()
-                gap.plot(values["epoch"], values[f"gap_{name}"], marker=".", color=colour, label=f"as {name}")
-            gap.set_yscale("log")
-            plain_numbers(gap.yaxis)
-            gap.legend(fontsize=8)
-        classes.set_title(short(label), fontsize=9)
-        gap.set_xlabel("epoch")
-    for axis, name in zip(
-        axes[:, 0],
-        ("class, share in the buffer", "teacher's confidence", "priority", "KL(teacher || student)"),
-        strict=True,
-    ):
-        axis.set_ylabel(name)
+    places = axes.reshape(-1, 2)
+    for axis in places[len(sets) :].flat:
+        axis.set_visible(False)
+    shown: dict[str, Any] = {}
+    for (left, right), (label, arrays) in zip(places, sets.items(), strict=False):
+        left.sharey(places[0][0])
+        right.sharey(places[0][1])
+        left.set_title(f"{short(label)}: {arrays['class_counts'].sum():,} images", fontsize=SMALL, loc="left")
+        shown |= _classes(left, arrays, classes)
+        counts = arrays["confidence_counts"]
+        edges = np.linspace(0, 1, len(counts) + 1)
+        right.bar(edges[:-1], shares(counts), width=edges[1], align="edge", color=COLOURS[0])
+        for axis in (left, right):
+            axis.grid(axis="y", alpha=0.3)
+            axis.set_axisbelow(True)
+            axis.tick_params(labelsize=7)
+        below = class_ticks(left.xaxis, classes, 70 if across == 1 else 32)
+    figure.set_figheight(figure.get_figheight() + below)
+    for left, right in places[max(0, len(sets) - across) : len(sets)]:  # nothing is below them
+        for axis, name in ((left, "class"), (right, "teacher's confidence")):
+            axis.set_xlabel(name, fontsize=SMALL)
+            axis.tick_params(labelbottom=True)
+    for row in axes:
+        row[0].set_ylabel("% of images", fontsize=SMALL)
+    note += (
+        " Bars count as the figure of images does, dashes as that of the course: the teacher may name another class "
+        "once an image is stored, in 8 bits and not augmented."
+    )
+    finish(figure, title, note, shown)
     return figure
 
 
-def _heat(axis: Any, counts: np.ndarray, extent: tuple[float, float]) -> None:
-    """Show counts [epochs, bins] as shares of each epoch; darker is more."""
-    share = (counts / counts.sum(1, keepdims=True)).T
-    axis.imshow(share, origin="lower", aspect="auto", cmap="Blues", vmin=0, extent=(0.5, share.shape[1] + 0.5, *extent))
+def _classes(axis: Any, arrays: Arrays, classes: list[str]) -> dict[str, Any]:
+    """Draw both counts of a run's classes; return what is shown."""
+    numbers = np.arange(len(classes))
+    shown = {"class of images as stored": axis.bar(numbers, shares(arrays["class_counts"]), color=COLOURS[0])}
+    if "class_counts_by_epoch" in arrays:
+        made = shares(arrays["class_counts_by_epoch"][-1])
+        size = max(3.0, min(12.0, 150 / len(classes)))
+        style = {"color": COLOURS[1], "markersize": size, "markeredgewidth": 2}
+        [shown["class when they were made"]] = axis.plot(numbers, made, "_", **style)
+    shown["all classes equally often"] = axis.axhline(100 / len(classes), color=GREY, linestyle=":", linewidth=1)
+    return shown
+
+
+def shares(counts: np.ndarray) -> np.ndarray:
+    """Return counts [..., bins] in per cent of their sum."""
+    return 100 * counts / counts.sum(-1, keepdims=True)
