@@ -13,6 +13,7 @@ import pandas as pd
 from kd.reports import networks_table, pairs_table
 from kd.reports.figures import OF_RUNS, VIEWS
 from kd.reports.figures.drawing import save
+from kd.reports.page.hover import name_points
 from kd.reports.plan import PlannedFigure, plan_figures, plan_tables
 from kd.reports.results import finished
 from kd.reports.tables import computed_note, markdown, scored_note, study_markdown, summarise
@@ -47,6 +48,7 @@ def draw(figure: PlannedFigure, root: Path, results: pd.DataFrame | None, png: P
     else:
         rows = results[results["experiment"] == figure.experiment]
         drawn = VIEWS[figure.kind](summarise(rows), rows, figure.title)
+        name_points(drawn)
     save(drawn, png)
 
 

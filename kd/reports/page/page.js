@@ -1,0 +1,91 @@
+"use strict";
+
+// Sort a table by a column: numbers by value, those that are missing last, else by text.
+function orderOf(row, column) {
+  const cell = row.cells[column];
+  const order = cell.dataset.order ?? cell.textContent.trim();
+  const number = order === "" || order === "nan" ? NaN : Number(order);
+  return { text: order === "nan" ? "" : order, number };
+}
+
+function compare(one, other) {
+  if (one.text === "" || other.text === "") return Infinity * ((one.text === "") - (other.text === "")) || 0;
+  if (!isNaN(one.number) && !isNaN(other.number)) return one.number - other.number;
+  return one.text.localeCompare(other.text, "en", { numeric: true });
+}
+
+function sortBy(head) {
+  const heads = [...head.parentElement.children];
+  const body = head.closest("table").tBodies[0];
+  const column = heads.indexOf(head);
+  const down = head.getAttribute("aria-sort") === "ascending";
+  heads.forEach((each) => each.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const rows = [...body.rows].map((row) => [row, orderOf(row, column)]);
+  rows.sort(([, one], [, other]) => {
+    const found = compare(one, other);
+    return down && Math.abs(found) !== Infinity ? -found : found;
+  });
+  rows.forEach(([row]) => body.append(row));
+}
+
+// Show the rows whose method, ablation, scale and pair are ticked.
+function choose(form) {
+  const chosen = {};
+  form.querySelectorAll("input").forEach((box) => {
+    chosen[box.name] ??= new Set();
+    if (box.checked) chosen[box.name].add(box.value);
+  });
+  form.parentElement.querySelectorAll("tr[data-method]").forEach((row) => {
+    row.hidden = Object.entries(chosen).some(([axis, values]) => axis in row.dataset && !values.has(row.dataset[axis]));
+  });
+}
+
+// Say what an element means, next to it, when it is pointed at or has the focus.
+const tip = document.createElement("div");
+tip.id = "tip";
+tip.role = "tooltip";
+tip.hidden = true;
+document.body.append(tip);
+
+function say(event) {
+  const element = event.target.closest?.("[data-tip]");
+  tip.hidden = !element;
+  if (!element) return;
+  tip.textContent = element.dataset.tip;
+  const place = element.getBoundingClientRect();
+  const above = place.top - tip.offsetHeight - 6;
+  tip.style.top = `${above > 0 ? above : place.bottom + 6}px`;
+  const middle = place.left + (place.width - tip.offsetWidth) / 2;
+  tip.style.left = `${Math.max(4, Math.min(middle, document.documentElement.clientWidth - tip.offsetWidth - 4))}px`;
+}
+
+document.addEventListener("mouseover", say);
+document.addEventListener("focusin", say);
+document.addEventListener("focusout", () => (tip.hidden = true));
+document.addEventListener("scroll", () => (tip.hidden = true), true);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") tip.hidden = true;
+});
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.closest("th")) sortBy(button.closest("th"));
+  if (button.dataset.all) {
+    button.closest("fieldset").querySelectorAll("input").forEach((box) => (box.checked = button.dataset.all === "all"));
+    choose(button.form);
+  }
+});
+document.addEventListener("change", (event) => {
+  if (event.target.closest(".filters")) choose(event.target.form);
+});
+document.querySelectorAll(".filters").forEach(choose);
+
+// On paper nothing can be opened.
+let opened = [];
+window.addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open])")];
+  opened.forEach((each) => (each.open = true));
+});
+window.addEventListener("afterprint", () => opened.forEach((each) => (each.open = false)));
