@@ -20,6 +20,7 @@ from kd.runtime.messages import ConfigError
 from kd.settings.run import digest
 from kd.studies.study import Study
 
+ANSWERS = "_answers.html"  # next to the tables: what a study found, in words
 PANELS = 24  # most panels in a figure with one run per panel
 MADE_OF = "report.json"  # next to results.csv: what the tables and figures were made of
 
@@ -36,6 +37,11 @@ class PlannedFigure:
     runs: dict[str, str] = field(default_factory=dict)  # label -> path below the results folder
     inputs: tuple[str, ...] = ()  # files of `runs` that must exist, below the results folder
 
+    @property
+    def heading(self) -> str:
+        """The experiment's title, or what the figure is called."""
+        return self.title or self.name.replace("-", " ").capitalize()
+
 
 @dataclass(frozen=True)
 class PlannedTable:
@@ -49,8 +55,13 @@ class PlannedTable:
     note: str = ""  # below it
 
     @property
+    def heading(self) -> str:
+        """The title, with what is shown of the experiments."""
+        return f"{self.title}, by pairs" if self.by_pair else self.title
+
+    @property
     def files(self) -> list[str]:
-        endings = ("csv", "tex") if self.by_pair else ("csv",)
+        endings = ("csv", "html", "tex") if self.by_pair else ("csv", "html")
         return [f"{self.name}.{ending}" for ending in endings]
 
 

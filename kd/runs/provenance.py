@@ -81,8 +81,9 @@ def _differs(file: Path, digest: str) -> bool:
 
 
 def report_code() -> str:
-    """Return the digest of the code that makes tables and figures."""
-    return _digest_modules(frozenset({"kd.reports.publish"}))
+    """Return the digest of the code that makes tables, figures and the report, its style and script included."""
+    files = sorted(file for ending in ("css", "js") for file in (ROOT / "kd/reports/page").glob(f"*.{ending}"))
+    return _digest_modules(frozenset({"kd.reports.publish"}), tuple(file_digest(file) for file in files))
 
 
 def data_code(dataset: Dataset) -> str:

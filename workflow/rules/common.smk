@@ -9,7 +9,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from kd.integrations.jobs import close_study, open_study, without_secret
-from kd.reports.plan import outdated_report, plan_figures, plan_tables, text_of
+from kd.reports.page.document import REPORT, page_of
+from kd.reports.plan import ANSWERS, outdated_report, plan_figures, plan_tables, text_of
 from kd.runs import gpu_slots
 from kd.runs.folder import METRICS, RECORD, TRIAL, Records, files_of, inputs_of
 from kd.runs.provenance import report_code
@@ -32,6 +33,7 @@ try:
         require_one_config(sys.argv)
     STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
     FIGURES = {figure.name: figure for figure in plan_figures(STUDY)}
+    TABLES = plan_tables(STUDY.experiments)
     if workflow.is_main_process and not {"--unlock", "--report"} & set(sys.argv):
         require_results_folder(STUDY.root)
         require_data(STUDY)
@@ -127,7 +129,13 @@ def run_settings(wildcards):
 
 def report_files():
     """Return the files that the study ends with."""
-    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *(f"figures/{name}.png" for name in FIGURES))]
+    figures = (f"figures/{name}.png" for name in FIGURES)
+    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *figures, REPORT)]
+
+
+def in_report(title):
+    """Return a user's title as a label in Snakemake's report, which would fill in what stands in braces."""
+    return title.replace("{", "{\u2060").replace("<", "<\u2060")
 
 
 def collect_inputs(wildcards):

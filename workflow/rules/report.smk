@@ -1,4 +1,4 @@
-# From runs to tables and figures. kd.reports.plan says which there are.
+# From runs to tables, figures and the page that shows them. kd.reports.plan says which there are.
 
 
 rule collect:
@@ -6,7 +6,12 @@ rule collect:
     input:
         collect_inputs,
     output:
-        results=report(f"{FOLDER}/results.csv", caption="../report/results.rst", category="Tables"),
+        results=report(
+            f"{FOLDER}/results.csv",
+            caption="../report/results.rst",
+            category="Tables",
+            labels={"table": "All runs, to download"},
+        ),
     log:
         f"{ROOT}/logs/report/{STUDY.name}-collect.txt",
     conda:
@@ -23,9 +28,24 @@ rule tables:
     input:
         results=f"{FOLDER}/results.csv",
     output:
-        table=report(f"{FOLDER}/table.md", caption="../report/table.rst", category="Tables"),
+        table=f"{FOLDER}/table.md",
         claims=[f"{FOLDER}/claims.csv"] if STUDY.claims else [],
-        tables=[f"{FOLDER}/tables/{file}" for table in plan_tables(STUDY.experiments) for file in table.files],
+        answers=report(
+            f"{FOLDER}/tables/{ANSWERS}",
+            caption="../report/answers.rst",
+            category="Answers",
+            labels={"what": "The answer"},
+        ),
+        shown=[
+            report(
+                f"{FOLDER}/tables/{table.name}.html",
+                caption="../report/table.rst",
+                category="Tables",
+                labels={"table": in_report(table.heading)},
+            )
+            for table in TABLES
+        ],
+        tables=[f"{FOLDER}/tables/{file}" for table in TABLES for file in table.files if not file.endswith(".html")],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-tables.txt",
     conda:
@@ -45,7 +65,12 @@ rule figure:
     input:
         figure_inputs,
     output:
-        png=report(f"{FOLDER}/figures/{{figure}}.png", caption="../report/figure.rst", category="Figures"),
+        png=report(
+            f"{FOLDER}/figures/{{figure}}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels=lambda wildcards: {"figure": in_report(FIGURES[wildcards.figure].heading)},
+        ),
         svg=f"{FOLDER}/figures/{{figure}}.svg",
     log:
         f"{ROOT}/logs/report/{STUDY.name}-{{figure}}.txt",
@@ -58,3 +83,23 @@ rule figure:
         code=report_code(),
     script:
         "../scripts/figure.py"
+
+
+rule page:
+    """The study's answer, tables and figures in one page for a browser."""
+    input:
+        results=f"{FOLDER}/results.csv",
+        tables=f"{FOLDER}/table.md",
+        figures=[f"{FOLDER}/figures/{name}.svg" for name in FIGURES],
+    output:
+        page=f"{FOLDER}/{REPORT}",
+    log:
+        f"{ROOT}/logs/report/{STUDY.name}-page.txt",
+    conda:
+        "../../environment.yml"
+    params:
+        page=lambda wildcards: asdict(page_of(STUDY)),
+        figures=lambda wildcards: [asdict(figure) for figure in FIGURES.values()],
+        code=report_code(),
+    script:
+        "../scripts/page.py"

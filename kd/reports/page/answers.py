@@ -68,8 +68,13 @@ def statistics(found: Interval, p: float) -> str:
     return f"{spread}n = {found.n}" + ("" if pd.isna(p) else f", p = {p:.2g}")
 
 
-def summary(experiments: dict[str, dict[str, Any]], claims: dict[str, Any], results: pd.DataFrame) -> Html:
-    """Return the first section of the page: verdicts on the claims, then what each experiment shows."""
+def summary(
+    experiments: dict[str, dict[str, Any]], claims: dict[str, Any], results: pd.DataFrame, links: bool = True
+) -> Html:
+    """Return the first section of the page: verdicts on the claims, then what each experiment shows.
+
+    links: titles lead to the experiments' sections.
+    """
     parts: list[Any] = []
     if claims:
         judged = judge(claims, results)
@@ -79,8 +84,9 @@ def summary(experiments: dict[str, dict[str, Any]], claims: dict[str, Any], resu
     for name, experiment in experiments.items():
         rows = results[results["experiment"] == name]
         if len(rows):
-            link = tag("a", experiment["title"], href=f"#{anchor(name)}")
-            parts.append(tag("div", tag("h4", link), answer(rows), class_="answer"))
+            title = experiment["title"]
+            head = tag("h4", tag("a", title, href=f"#{anchor(name)}") if links else title)
+            parts.append(tag("div", head, answer(rows), class_="answer"))
     return tag("section", tag("h2", "The answer"), parts, id="answer")
 
 
@@ -90,20 +96,16 @@ def answer(rows: pd.DataFrame) -> Html:
     said = [_sentence(each, score_of(rows)) for each in found]
     parts = [tag("p", *_highest(rows)), tag("ul", said[:MOST], class_="answers") if said else None]
     if rest := said[MOST:]:
-        counts = [
-            f"{sum(each.verdict == verdict for each in found)} {verdict}" for verdict in (ABOVE, BELOW, UNDECIDED)
-        ]
-        parts.append(
-            folded(f"{len(rest)} more; of all {len(found)}: {', '.join(counts)}", tag("ul", rest, class_="answers"))
-        )
+        verdicts = [each.verdict for each in found]
+        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in (ABOVE, BELOW, UNDECIDED))
+        parts.append(folded(f"{len(rest)} more; of all {len(found)}: {counts}", tag("ul", rest, class_="answers")))
     return tag("div", parts)
 
 
 def _highest(rows: pd.DataFrame) -> Iterator[Any]:
     several = rows["scale"].nunique() > 1
-    groups = {
-        label(group.iloc[0], several): group for _, group in rows.groupby(["method", "ablation", "scale"], sort=False)
-    }
+    grouped = rows.groupby(["method", "ablation", "scale"], sort=False)
+    groups = {label(group.iloc[0], several): group for _, group in grouped}
     best = max(groups, key=lambda name: groups[name]["accuracy"].mean())
     teachers = rows["teacher_accuracy"].dropna() if "teacher_accuracy" in rows else []
     yield "Highest: " if len(groups) > 1 else ""
@@ -132,16 +134,17 @@ def badge(verdict: str, words: str = "") -> Html:
 def _claim(tests: pd.DataFrame) -> Html:
     first = tests.iloc[0]
     grid = tests_grid(tests)
-    counts = [f"{sum(tests['verdict'] == verdict)} {verdict}" for verdict in (HOLDS, FAILS, OPEN)]
-    said = [
-        " ".join(f"{row[0]}: {row[3] or 'nothing measured'} ({row[1]}, n = {row[4]}).".split()) for row in grid[1:4]
-    ]
+    compared, measure, _, measured, n, _ = grid[1]
+    said = f"{compared}: {measured or 'nothing measured'} ({measure}, n = {n})."
+    if len(tests) > 1:
+        counts = [f"{sum(tests['verdict'] == verdict)} {verdict}" for verdict in (HOLDS, FAILS, OPEN)]
+        said = f"Of {len(tests)} tests: {', '.join(counts)}."
     return tag(
         "li",
         badge(first["claim_verdict"]),
         tag("b", first["claim"]),
         f": {first['says']} ",
-        tag("span", said[0] if len(grid) == 2 else f"Of {len(tests)} tests: {', '.join(counts)}.", class_="numbers"),
+        said,
         folded("the tests" if len(tests) > 1 else "the test", table(grid[0], grid[1:], sortable=False)),
     )
 

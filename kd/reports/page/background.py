@@ -52,13 +52,9 @@ def seconds(results: pd.DataFrame) -> Html:
 
 
 def _duration(value: float) -> str:
-    return (
-        f"{value:.0f} seconds"
-        if value < 600
-        else f"{value / 60:.0f} minutes"
-        if value < 7200
-        else f"{value / 3600:.1f} hours"
-    )
+    if value < 600:
+        return f"{value:.0f} seconds"
+    return f"{value / 60:.0f} minutes" if value < 7200 else f"{value / 3600:.1f} hours"
 
 
 def networks(results: pd.DataFrame) -> Html | None:

@@ -106,22 +106,19 @@ def document(title: str, body: Html) -> str:
 
 def _figure(figure: PlannedFigure, folder: Path) -> Html | None:
     if figure.experiment is not None:
-        return framed(figure.name, figure.title, VIEW_CAPTION, folder, drawing=True)
-    title = figure.name.replace("-", " ").capitalize()
-    return framed(figure.name, title, figure.caption, folder, drawing=False)
+        return framed(figure.name, figure.heading, VIEW_CAPTION, folder, drawing=True)
+    return framed(figure.name, figure.heading, figure.caption, folder, drawing=False)
 
 
 def _header(page: Page, results: pd.DataFrame) -> Html:
     done = results["path"].nunique()
     commits = ", ".join(sorted(set(results["commit"].dropna())))
-    so_far = (
-        None if done == page.runs else tag("p", f"So far: {page.runs - done} runs are not finished.", class_="warning")
-    )
+    left = page.runs - done
     return tag(
         "header",
         tag("h1", page.title),
         tag("p", f"Study {page.name}: {done} of {page.runs} runs; code {commits}", class_="note"),
-        so_far,
+        tag("p", f"So far: {left} runs are not finished.", class_="warning") if left else None,
         background.teachers(results),
         tag("details", tag("summary", "How to read the numbers"), [tag("p", line) for line in _reading(results)]),
     )
@@ -137,8 +134,8 @@ def _reading(results: pd.DataFrame) -> list[str]:
         "interval and p are Student's. Where the interval holds 0, no difference is shown, which does not mean that "
         "there is none: with two seeds intervals are wide. p is not corrected for the number of comparisons.",
         "Seconds are computing time, without start-up and the teacher's training; runs made together share them.",
-        "Point at a number, a ring or a point (or go there with the Tab key) for the values of its seeds. Heads of tables "
-        "sort; boxes choose rows.",
+        "Point at a number, a ring or a point (or go there with the Tab key) for the values of its seeds. Heads of "
+        "tables sort; boxes choose rows.",
     ]
 
 

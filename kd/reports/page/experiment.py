@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -77,10 +77,8 @@ def summary(rows: pd.DataFrame) -> Html:
 def _columns(groups: pd.DataFrame, rows: pd.DataFrame, score: str) -> Iterator[tuple[str, list[Any]]]:
     """Yield the head of a column and its cells."""
     listed = list(groups.itertuples())
-    seeds = [
-        rows[(rows[GROUP] == pd.Series(dict(zip(GROUP, row[1 : 1 + len(GROUP)], strict=True)))).all(axis=1)]
-        for row in listed
-    ]
+    by_group = dict(list(rows.groupby(GROUP, sort=False, dropna=False)))
+    seeds = [by_group[tuple(getattr(row, name) for name in GROUP)] for row in listed]
     low, high = rows["accuracy"].min(), rows["accuracy"].max()
     first = listed[0]
     yield "method", [row.method for row in listed]
@@ -155,7 +153,6 @@ def by_pair(rows: pd.DataFrame) -> list[Html]:
 
 def filters(rows: pd.DataFrame) -> Html | None:
     """Return boxes to tick: which methods, ablations, scales and pairs the tables below them show."""
-    named: dict[str, Callable[[Any], str]] = {"scale": lambda value: f"{100 * float(value):.4g} %"}
     data = [_data(row) for row in rows.itertuples()]
     fields = []
     for axis, title in AXES.items():
@@ -165,27 +162,25 @@ def filters(rows: pd.DataFrame) -> Html | None:
                 tag(
                     "label",
                     tag("input", type="checkbox", name=axis, value=value, checked=True),
-                    " ",
-                    named.get(axis, str)(value),
+                    f" {_said(axis, value)}",
                 )
                 for value in values
             ]
-            both = (
-                [tag("button", word, type="button", data_all=word) for word in ("all", "none")]
-                if len(values) > 3
-                else []
-            )
+            words = ("all", "none") if len(values) > 3 else ()
+            both = [tag("button", word, type="button", data_all=word) for word in words]
             fields.append(tag("fieldset", tag("legend", title), boxes, both))
     return tag("form", fields, class_="filters", autocomplete="off") if fields else None
+
+
+def _said(axis: str, value: str) -> str:
+    return f"{100 * float(value):.4g} %" if axis == "scale" else value
 
 
 def _constants(rows: pd.DataFrame) -> str:
     """Return what all rows of the table have in common."""
     pairs = rows[["teacher", "student"]].drop_duplicates()
     parts = [", ".join(sorted(set(rows["dataset"])))]
-    parts += (
-        [f"{row.teacher} → {row.student}" for row in pairs.itertuples()] if len(pairs) == 1 else [f"{len(pairs)} pairs"]
-    )
+    parts.append(" → ".join(pairs.iloc[0]) if len(pairs) == 1 else f"{len(pairs)} pairs of networks")
     parts += [f"data scale {100 * rows['scale'].iloc[0]:.4g} %"] if rows["scale"].nunique() == 1 else []
     parts += [f"{len(rows)} runs, seeds {', '.join(map(str, sorted(set(rows['seed']))))}"]
     for column, head in COUNTS.items():

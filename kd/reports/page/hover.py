@@ -12,7 +12,7 @@ NO_POINTS = ("None", "none", "", " ", "|", "_")  # markers: none, means that the
 
 
 def name_points(figure: Any) -> None:
-    """Give the points and bars of a matplotlib figure ids that say their values, in the words of its axes and legend."""
+    """Give the points and bars of a matplotlib figure ids that say their values, in words of its axes and legend."""
     for axes in figure.axes:
         names = {line: container.get_label() for container in axes.containers for line in _lines_of(container)}
         for line in axes.lines:

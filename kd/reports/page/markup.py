@@ -29,8 +29,8 @@ class Cell:
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """Return an element. Children may be nested lists; None and attributes that are None or False are left out.
 
-    Attributes may end with `_` (`class_`), and `_` inside stands for `-` (`data_tip`). Characters that cannot be printed are
-    shown as `\\x07`.
+    Attributes may end with `_` (`class_`), and `_` inside stands for `-` (`data_tip`). Characters that cannot be
+    printed are shown as `\\x07`.
     """
     shown = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{text(value)}"')

@@ -15,7 +15,7 @@ MOST = 4  # values of one method in a cell, such as one for each pair of network
 
 
 def flat(settings: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each setting as `replay.alpha` and its value as JSON; without those that tables name and of each teacher."""
+    """Yield each setting as `replay.alpha` and its value as JSON, without those that tables name."""
     for key, value in settings.items():
         if key in NAMED:
             continue
@@ -51,11 +51,12 @@ def differing(variants: dict[str, list[dict[str, Any]]]) -> Html | None:
         for key, by_name in found.items()
         if not _is_shared(key, by_name, found)
     ]
-    return table(["setting", *names], rows, f"{ABSENT}: the method has no such setting") if rows else None
+    caption = f"{ABSENT}: the method has no such setting" if any(ABSENT in row for row in rows) else ""
+    return table(["setting", *names], rows, caption) if rows else None
 
 
 def shared(variants: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Return the settings that have one value, as rows of a table; where a method has no such section, whose they are."""
+    """Return the settings that have one value, as rows of a table; with the methods' names where others have none."""
     found, names = values(variants), _names(variants)
     rows = []
     for key, by_name in found.items():
@@ -70,7 +71,7 @@ def _names(variants: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _is_shared(key: str, by_name: dict[str, list[str]], found: dict[str, dict[str, list[str]]]) -> bool:
-    """Whether a setting has one value in all methods that have its section at all: a student without a teacher has none."""
+    """Whether all methods that have a section at all have one value there: a student without a teacher has none."""
     section = key.split(".")[0]
     concerned = {name for other, names in found.items() if other.split(".")[0] == section for name in names}
     return concerned == set(by_name) and len({value for listed in by_name.values() for value in listed}) == 1
