@@ -20,7 +20,7 @@ from kd.runtime.messages import ConfigError
 from kd.settings.run import digest
 from kd.studies.study import Study
 
-ANSWERS = "_answers.html"  # next to the tables: what a study found, in words
+ANSWERS = "answers.html"  # next to table.md: what a study found, in words
 PANELS = 24  # most panels in a figure with one run per panel
 MADE_OF = "report.json"  # next to results.csv: what the tables and figures were made of
 
@@ -61,8 +61,13 @@ class PlannedTable:
 
     @property
     def files(self) -> list[str]:
-        endings = ("csv", "html", "tex") if self.by_pair else ("csv", "html")
-        return [f"{self.name}.{ending}" for ending in endings]
+        endings = ("csv", "tex") if self.by_pair else ("csv",)
+        return [f"{self.name}.{ending}" for ending in endings] + [self.shown]
+
+    @property
+    def shown(self) -> str:
+        """The file for a browser. Snakemake's report can name no file that begins with `_`."""
+        return f"{self.name.replace('_', 'study.', 1) if self.name.startswith('_') else self.name}.html"
 
 
 def text_of(study: Study) -> str:

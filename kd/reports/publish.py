@@ -77,7 +77,7 @@ def write_tables(
         if rows.empty:
             continue
         file = folder / "tables" / f"{table.name}.csv"
-        _write_html(file.with_suffix(".html"), table.heading, _shown(table, rows, results, experiments))
+        _write_html(file.with_name(table.shown), table.heading, _shown(table, rows, results, experiments))
         if table.networks:
             cells = networks_table.networks(rows)
             cells.to_csv(file, index=False)
@@ -99,7 +99,7 @@ def write_tables(
         judged.to_csv(folder / "claims.csv", index=False)
         parts.append(claims_markdown(judged))
     said = answers.summary(experiments, claims, results, links=False)
-    _write_html(folder / "tables" / ANSWERS, title, [said])
+    _write_html(folder / ANSWERS, title, [said])
     (folder / "table.md").write_text(study_markdown(title, parts, results), encoding="utf-8")
 
 

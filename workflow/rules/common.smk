@@ -1,5 +1,6 @@
 # Read and check the study once per start; look settings up by path. No torch here: every job reads this file.
 import gc
+import json
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -131,6 +132,11 @@ def report_files():
     """Return the files that the study ends with."""
     figures = (f"figures/{name}.png" for name in FIGURES)
     return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *figures, REPORT)]
+
+
+def in_params(value):
+    """Return a value with text of the user's as JSON: Snakemake's report writes params into a script of its page."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 def in_report(title):

@@ -31,21 +31,21 @@ rule tables:
         table=f"{FOLDER}/table.md",
         claims=[f"{FOLDER}/claims.csv"] if STUDY.claims else [],
         answers=report(
-            f"{FOLDER}/tables/{ANSWERS}",
+            f"{FOLDER}/{ANSWERS}",
             caption="../report/answers.rst",
             category="Answers",
             labels={"what": "The answer"},
         ),
         shown=[
             report(
-                f"{FOLDER}/tables/{table.name}.html",
+                f"{FOLDER}/tables/{table.shown}",
                 caption="../report/table.rst",
                 category="Tables",
                 labels={"table": in_report(table.heading)},
             )
             for table in TABLES
         ],
-        tables=[f"{FOLDER}/tables/{file}" for table in TABLES for file in table.files if not file.endswith(".html")],
+        tables=[f"{FOLDER}/tables/{file}" for table in TABLES for file in table.files if file != table.shown],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-tables.txt",
     conda:
@@ -53,9 +53,7 @@ rule tables:
     params:
         code=report_code(),
         # text of the user: functions keep Snakemake from formatting its braces
-        title=lambda wildcards: STUDY.title,
-        experiments=lambda wildcards: STUDY.experiments,
-        claims=lambda wildcards: STUDY.claims,
+        study=lambda wildcards: in_params([STUDY.title, STUDY.experiments, STUDY.claims]),
     script:
         "../scripts/tables.py"
 
@@ -79,7 +77,8 @@ rule figure:
     conda:
         "../../environment.yml"
     params:
-        figure=lambda wildcards: asdict(FIGURES[wildcards.figure]),
+        figure=lambda wildcards: in_params(asdict(FIGURES[wildcards.figure])),
+        caption=lambda wildcards: FIGURES[wildcards.figure].caption,
         code=report_code(),
     script:
         "../scripts/figure.py"
@@ -98,8 +97,8 @@ rule page:
     conda:
         "../../environment.yml"
     params:
-        page=lambda wildcards: asdict(page_of(STUDY)),
-        figures=lambda wildcards: [asdict(figure) for figure in FIGURES.values()],
+        page=lambda wildcards: in_params(asdict(page_of(STUDY))),
+        figures=lambda wildcards: in_params([asdict(figure) for figure in FIGURES.values()]),
         code=report_code(),
     script:
         "../scripts/page.py"

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 from kd.integrations.jobs import job, results_of
@@ -6,6 +7,6 @@ from kd.reports.publish import draw
 from kd.reports.tables import read_results
 
 with job(snakemake.log[0]):
-    figure = PlannedFigure(**snakemake.params.figure)
+    figure = PlannedFigure(**json.loads(snakemake.params.figure))
     results = read_results(snakemake.input[0]) if figure.experiment else None
     draw(figure, results_of(snakemake), results, Path(snakemake.output.png))

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 from kd.integrations.jobs import job, results_of
@@ -6,6 +7,6 @@ from kd.reports.plan import PlannedFigure
 from kd.reports.tables import read_results
 
 with job(snakemake.log[0]):
-    figures = [PlannedFigure(**figure) for figure in snakemake.params.figures]
+    figures = [PlannedFigure(**figure) for figure in json.loads(snakemake.params.figures)]
     results, folder = read_results(snakemake.input.results), Path(snakemake.output.page).parent
-    write_page(Page(**snakemake.params.page), results, figures, results_of(snakemake), folder)
+    write_page(Page(**json.loads(snakemake.params.page)), results, figures, results_of(snakemake), folder)

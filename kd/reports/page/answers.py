@@ -135,7 +135,7 @@ def _claim(tests: pd.DataFrame) -> Html:
     first = tests.iloc[0]
     grid = tests_grid(tests)
     compared, measure, _, measured, n, _ = grid[1]
-    said = f"{compared}: {measured or 'nothing measured'} ({measure}, n = {n})."
+    said = f"{compared}: {measure} {measured or 'not measured'}, n = {n}."
     if len(tests) > 1:
         counts = [f"{sum(tests['verdict'] == verdict)} {verdict}" for verdict in (HOLDS, FAILS, OPEN)]
         said = f"Of {len(tests)} tests: {', '.join(counts)}."
@@ -143,8 +143,8 @@ def _claim(tests: pd.DataFrame) -> Html:
         "li",
         badge(first["claim_verdict"]),
         tag("b", first["claim"]),
-        f": {first['says']} ",
-        said,
+        f": {first['says']}",
+        tag("div", said),
         folded("the tests" if len(tests) > 1 else "the test", table(grid[0], grid[1:], sortable=False)),
     )
 
