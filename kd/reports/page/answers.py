@@ -23,6 +23,7 @@ class Comparison(NamedTuple):
     to: str
     of_score: str  # mean ± std of all its runs
     to_score: str
+    over: str  # several pairs of networks
     found: Interval
     p: float
 
@@ -52,7 +53,7 @@ def comparisons(rows: pd.DataFrame) -> list[Comparison]:
         if len(gaps):
             labels = [label(part.iloc[0], several) for part in (group, others)]
             scores = [_score(part) for part in (group, others)]
-            found.append(Comparison(*labels, *scores, interval(gaps), paired_p(gaps)))
+            found.append(Comparison(*labels, *scores, _over(group), interval(gaps), paired_p(gaps)))
     return found
 
 
@@ -91,8 +92,8 @@ def summary(
 
 
 def answer(rows: pd.DataFrame) -> Html:
-    """Return what an experiment shows: its highest score, then its comparisons."""
-    found = comparisons(rows)
+    """Return what an experiment shows: its highest score, then its comparisons, first those with a clear difference."""
+    found = sorted(comparisons(rows), key=lambda each: each.verdict == UNDECIDED)
     said = [_sentence(each, score_of(rows)) for each in found]
     parts = [tag("p", *_highest(rows)), tag("ul", said[:MOST], class_="answers") if said else None]
     if rest := said[MOST:]:
@@ -109,7 +110,10 @@ def _highest(rows: pd.DataFrame) -> Iterator[Any]:
     best = max(groups, key=lambda name: groups[name]["accuracy"].mean())
     teachers = rows["teacher_accuracy"].dropna() if "teacher_accuracy" in rows else []
     yield "Highest: " if len(groups) > 1 else ""
-    yield from (tag("b", best), f" with {_score(groups[best])} {score_of(rows)}, n = {len(groups[best])}")
+    yield from (
+        tag("b", best),
+        f" with {_score(groups[best])} {score_of(rows)}{_over(groups[best])}, n = {len(groups[best])}",
+    )
     yield f"; the teacher has {teachers.mean():.2f} %." if len(teachers) else "."
 
 
@@ -120,7 +124,7 @@ def _sentence(each: Comparison, score: str) -> Html:
         "li",
         badge(each.verdict, "one pair only" if each.found.n == 1 else ""),
         tag("b", f"{each.of} is {abs(each.found.mean):.2f} points {side} {each.to}"),
-        f" in {score} ({each.of_score} against {each.to_score}), ",
+        f" in {score} ({each.of_score} against {each.to_score}{each.over}), ",
         f"{statistics(each.found, each.p)}{': the interval holds 0' if open_ else ''}.",
     )
 
@@ -149,8 +153,12 @@ def _claim(tests: pd.DataFrame) -> Html:
     )
 
 
+def _over(rows: pd.DataFrame) -> str:
+    pairs = len(rows[["teacher", "student"]].drop_duplicates())
+    return f", over {pairs} pairs of networks" if pairs > 1 else ""
+
+
 def _score(rows: pd.DataFrame) -> str:
     """Return mean ± std; over several pairs of networks the mean only, whose spread would be that of the pairs."""
-    pairs = rows[["teacher", "student"]].drop_duplicates()
-    spread = rows["accuracy"].std() if len(pairs) == 1 else float("nan")
-    return f"{plus_minus(rows['accuracy'].mean(), spread)} %" + (f" over {len(pairs)} pairs" if len(pairs) > 1 else "")
+    spread = float("nan") if _over(rows) else rows["accuracy"].std()
+    return f"{plus_minus(rows['accuracy'].mean(), spread)} %"

@@ -130,9 +130,10 @@ def _reading(results: pd.DataFrame) -> list[str]:
     return [
         f"{score} is in % of the {images} images, after the last epoch; mean ± standard deviation over n seeds of the "
         "student.",
-        "A difference is the mean over runs paired by teacher, student, data scale and seed, in points of %; its 95 % "
-        "interval and p are Student's. Where the interval holds 0, no difference is shown, which does not mean that "
-        "there is none: with two seeds intervals are wide. p is not corrected for the number of comparisons.",
+        "A difference is the mean over n pairs of runs with the same teacher, student, data scale and seed, in points "
+        "of %; its 95 % interval and p are Student's. Where the interval holds 0, no difference is shown, which does "
+        "not mean that there is none: with two seeds intervals are wide. p is not corrected for the number of "
+        "comparisons.",
         "Seconds are computing time, without start-up and the teacher's training; runs made together share them.",
         "Point at a number, a ring or a point (or go there with the Tab key) for the values of its seeds. Heads of "
         "tables sort; boxes choose rows.",

@@ -41,14 +41,14 @@ def _on(axis: Any, number: float) -> tuple[bool, str]:
     """Return whether a value lies on a tick with a name, and what it is called."""
     from matplotlib.ticker import FixedLocator
 
-    head = axis.get_label().get_text().partition(" (")[0]
+    head, percent, of = axis.get_label().get_text().partition(" (")[0].partition(", %")
     places = np.asarray(axis.get_majorticklocs(), dtype=float)
     if isinstance(axis.get_major_locator(), FixedLocator) and len(places):
         nearest = int(np.abs(places - number).argmin())
         name = axis.get_major_formatter()(places[nearest], nearest)
         if name and not name.replace(".", "", 1).isdecimal() and abs(places[nearest] - number) < 0.5:
             return True, name
-    return False, f"{head}: {number:,.2f}" if head else f"{number:,.2f}"
+    return False, f"{head} {number:,.2f}{percent and f' %{of}'}".strip()
 
 
 def _lines_of(container: Any) -> list[Any]:

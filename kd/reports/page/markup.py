@@ -75,8 +75,9 @@ def table(
     for number, row in enumerate(rows):
         cells = [_cell(cell, first=place == 0) for place, cell in enumerate(row)]
         body.append(tag("tr", cells, **(given[number] if given else {})))
-    whole = tag("table", caption and tag("caption", caption), tag("thead", tag("tr", head)), tag("tbody", body))
-    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption or heads[0])
+    whole = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), aria_label=caption or None)
+    box = tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption or heads[0])
+    return joined([tag("p", caption, class_="note"), box]) if caption else box
 
 
 def _cell(cell: Cell | str, first: bool) -> Html:

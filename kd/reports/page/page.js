@@ -48,22 +48,28 @@ tip.role = "tooltip";
 tip.hidden = true;
 document.body.append(tip);
 
+let said = null;
+
 function say(event) {
-  const element = event.target.closest?.("[data-tip]");
-  tip.hidden = !element;
-  if (!element) return;
-  tip.textContent = element.dataset.tip;
-  const place = element.getBoundingClientRect();
-  const above = place.top - tip.offsetHeight - 6;
-  tip.style.top = `${above > 0 ? above : place.bottom + 6}px`;
-  const middle = place.left + (place.width - tip.offsetWidth) / 2;
+  said = event.target.closest?.("[data-tip]") ?? null;
+  tip.hidden = !said;
+  if (said) tip.textContent = said.dataset.tip;
+  place();
+}
+
+function place() {
+  if (!said) return;
+  const at = said.getBoundingClientRect();
+  const above = at.top - tip.offsetHeight - 6;
+  const middle = at.left + (at.width - tip.offsetWidth) / 2;
+  tip.style.top = `${above > 0 ? above : at.bottom + 6}px`;
   tip.style.left = `${Math.max(4, Math.min(middle, document.documentElement.clientWidth - tip.offsetWidth - 4))}px`;
 }
 
 document.addEventListener("mouseover", say);
 document.addEventListener("focusin", say);
 document.addEventListener("focusout", () => (tip.hidden = true));
-document.addEventListener("scroll", () => (tip.hidden = true), true);
+document.addEventListener("scroll", place, true);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") tip.hidden = true;
 });
