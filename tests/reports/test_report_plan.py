@@ -91,14 +91,15 @@ def test_tables_of_pairs_are_merged_where_there_are_several():
     experiments = {name: {"title": name.title(), "view": view, "note": ""} for name, view in views.items()}
     tables = plan_tables(experiments)
     assert [file for table in tables for file in table.files] == [
-        "one.csv",
-        *("one-by-pair.csv", "one-by-pair.tex"),
-        "two.csv",
-        "three.csv",
-        *("three-by-pair.csv", "three-by-pair.tex"),
-        *("_all-by-pair.csv", "_all-by-pair.tex"),
-        "_networks.csv",
+        *("one.csv", "one.html"),
+        *("one-by-pair.csv", "one-by-pair.tex", "one-by-pair.html"),
+        *("two.csv", "two.html"),
+        *("three.csv", "three.html"),
+        *("three-by-pair.csv", "three-by-pair.tex", "three-by-pair.html"),
+        *("_all-by-pair.csv", "_all-by-pair.tex", "study.all-by-pair.html"),
+        *("_networks.csv", "study.networks.html"),
     ]
+    assert tables[1].heading == "One, by pairs"
     assert [table.experiments for table in tables[-2:]] == [("one", "three"), ("one", "two", "three")]
     del experiments["three"]
     assert [table.name for table in plan_tables(experiments)] == ["one", "one-by-pair", "two", "_networks"]
