@@ -15,6 +15,7 @@ from kd.reports.tables import GROUP, computed_note, plus_minus, scored_note, sum
 
 AXES = {"method": "Methods", "ablation": "Ablations", "scale": "Data scales", "pair": "Pairs of networks"}
 COUNTS = {"student_steps": "student steps", "images": "images made", "generator_steps": "inversion steps"}
+LONG = 30  # rows of a table that is folded where one by pairs stands above it
 WIDTH, HEIGHT, EDGE = 150, 20, 8  # of the small plot of each row's seeds, in pixels
 
 
@@ -52,9 +53,12 @@ def section(
 
 def tables(rows: pd.DataFrame, results: pd.DataFrame, view: str, note: str = "") -> Html:
     """Return the table of an experiment and, with the view `pairs`, that of methods by pairs, with the lines below."""
-    parts = [summary(rows)]
+    whole = summary(rows)
     if view == "pairs":
-        parts += by_pair(rows)
+        long = len(rows.drop_duplicates(GROUP)) > LONG
+        parts = [*by_pair(rows), folded("Every method and pair, with seeds and differences", whole) if long else whole]
+    else:
+        parts = [whole]
     notes = [" ".join(text.split()) for text in (note, scored_note(rows, results), computed_note(rows)) if text]
     return tag("div", parts, [tag("p", text, class_="note") for text in notes])
 
