@@ -21,9 +21,10 @@ EPOCHS = 20
 def finish(study: Study, classes: list[str], accuracy: dict[str, list[float]] | None = None) -> None:
     """Write the files of every run of a study, of CIFAR's size.
 
-    accuracy: method -> % of each seed; without it, numbers that depend on the settings and the seed.
+    accuracy: method -> % of each seed, of a run that methods share the first one's; without it, numbers that depend on
+        the settings and the seed.
     """
-    methods = dict(zip(study.table["path"], study.table["method"], strict=True))
+    methods = study.table.drop_duplicates("path").set_index("path")["method"].to_dict()
     for path, run in study.runs.items():
         random = np.random.default_rng(int(run.digest[:8], 16) + run.seed)
         phases = {"inversion": 4.0, "distillation": 8.0} if run.kind == "datafree" else {"training": 3.0}

@@ -32,12 +32,12 @@ def seconds(results: pd.DataFrame) -> Html:
     """Return the section on computing time: mean seconds of each group of runs by phase, and all together."""
     runs = results.drop_duplicates("path")
     known = [phase for phase in PHASES if f"seconds_{phase}" in runs and runs[f"seconds_{phase}"].notna().any()]
-    rows = []
+    names, rows = _names(results), []
     for _, group in runs.groupby(["teacher", "student", "method", "ablation", "scale"], sort=False):
         row = group.iloc[0]
         means = [group[f"seconds_{phase}"].mean() for phase in known]
         cells = [Cell("" if pd.isna(mean) else f"{mean:.1f}", mean) for mean in means]
-        rows.append([label(row, True), f"{row.teacher} → {row.student}", Cell(len(group), len(group)), *cells])
+        rows.append([names[row.path], f"{row.teacher} → {row.student}", Cell(len(group), len(group)), *cells])
     total = runs["seconds_total"].sum()
     return tag(
         "section",
@@ -49,6 +49,14 @@ def seconds(results: pd.DataFrame) -> Html:
         folded("Mean seconds by phase", table(["method", "pair", "n", *known], rows)),
         id="seconds",
     )
+
+
+def _names(results: pd.DataFrame) -> dict[str, str]:
+    """Return what each run is called, by its path: all its names where methods share a run."""
+    found: dict[str, dict[str, None]] = {}
+    for row in results.itertuples():
+        found.setdefault(row.path, {})[label(row, True)] = None
+    return {path: " = ".join(names) for path, names in found.items()}
 
 
 def _duration(value: float) -> str:
@@ -108,12 +116,12 @@ def every_run(results: pd.DataFrame, root: Path, folder: Path) -> Html:
     root: the results folder; folder: where the page lies.
     """
     above = Path(os.path.relpath(root, folder)).as_posix()
-    rows = []
+    names, rows = _names(results), []
     for row in results.drop_duplicates("path").itertuples():
         pair = f"{row.teacher} → {row.student}"
         numbers = [Cell(f"{value:.2f}", value) for value in (row.accuracy, row.seconds_total)]
         link = tag("a", "files", href=f"{quote(f'{above}/{row.path}')}/")
-        rows.append([label(row, True), pair, Cell(row.seed, row.seed), *numbers, row.commit, link])
+        rows.append([names[row.path], pair, Cell(row.seed, row.seed), *numbers, row.commit, link])
     heads = ["method", "pair", "seed", "accuracy %", "seconds", "commit", "folder"]
     return tag("section", tag("h2", "Every run"), folded(f"{len(rows)} runs", table(heads, rows)), id="runs")
 
