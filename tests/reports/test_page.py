@@ -41,6 +41,7 @@ EXPERIMENTS = {
         "scales": [0.5],
         "seeds": [0, 1],
     },
+    "answer": {"title": "Named as a section", "pairs": [PAIR], "methods": ["kd"], "seeds": [0, 1]},
     "extra": {
         "title": "Scales",
         "view": "scale",
@@ -179,8 +180,9 @@ def test_text_of_the_users_is_shown_as_it_is(study: Study, text: str) -> None:
 def test_links_lead_to_files_that_are_there(study: Study, text: str) -> None:
     read = Reader(text)
     links = [attributes["href"] for name, attributes in read.elements if name == "a"]
-    ids = {attributes.get("id") for _, attributes in read.elements}
-    assert {link[1:] for link in links if link.startswith("#")} <= ids
+    ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert len(ids) == len(set(ids))
     files = [link for link in links if not link.startswith("#")]
     assert {"table.md", "results.csv", "claims.csv", "tables/data-by-pair.tex", "figures/data.svg"} <= set(files)
     assert [file for file in files if not (folder_of(study) / unquote(file)).exists()] == []
@@ -262,7 +264,7 @@ def test_three_hundred_runs_take_seconds_and_megabytes(tmp_path: Path) -> None:
     pairs = [["resnet8", "wrn_10_1"], ["wrn_16_1", "wrn_10_1"], ["wrn_16_1", "resnet8"]]
     methods = ["kd", "scratch", "crd", "at", "sp", "vid", "rkd", "pkt", "dkd", "fitnet"]
     large = {"pairs": pairs, "methods": methods, "seeds": [*range(10)], "view": "pairs"}
-    study = loaded(tmp_path, experiments={"data": large, "free": None, "extra": None} and {"data": large})
+    study = loaded(tmp_path, experiments={"data": large})
     finish(study, [*"abcd"])
     results = finished(study)
     assert results["path"].nunique() >= 300 - 10

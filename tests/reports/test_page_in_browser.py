@@ -112,7 +112,7 @@ def test_ticks_choose_the_rows_of_the_experiments_tables(opened: Any) -> None:
 def test_values_are_said_to_mouse_and_keyboard(opened: Any) -> None:
     from selenium.webdriver import ActionChains
 
-    tip = opened.find_element("id", "tip")
+    tip = opened.find_element("id", "_tip")
     assert not tip.is_displayed()
     opened.execute_script("document.querySelector('#data tr[data-method=sp] span[data-tip]').focus()")
     assert tip.text == "seed 0: 95.00 %; seed 1: 85.00 %"

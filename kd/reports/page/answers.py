@@ -88,7 +88,7 @@ def summary(
             title = experiment["title"]
             head = tag("h4", tag("a", title, href=f"#{anchor(name)}") if links else title)
             parts.append(tag("div", head, answer(rows), class_="answer"))
-    return tag("section", tag("h2", "The answer"), parts, id="answer")
+    return tag("section", tag("h2", "The answer"), parts, id="_answer")
 
 
 def answer(rows: pd.DataFrame) -> Html:

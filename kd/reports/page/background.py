@@ -47,7 +47,7 @@ def seconds(results: pd.DataFrame) -> Html:
             f"{len(runs)} students took {_duration(total)} of computing, without start-up and the teachers' training.",
         ),
         folded("Mean seconds by phase", table(["method", "pair", "n", *known], rows)),
-        id="seconds",
+        id="_seconds",
     )
 
 
@@ -72,7 +72,7 @@ def networks(results: pd.DataFrame) -> Html | None:
         return None
     head, *rows = networks_table.grid(cells)
     below = tag("p", networks_table.note(cells).replace("`", ""), class_="note")
-    return tag("section", tag("h2", "Networks"), table(head, rows), below, id="networks")
+    return tag("section", tag("h2", "Networks"), table(head, rows), below, id="_networks")
 
 
 def environment(records: dict[str, dict[str, Any]], results: pd.DataFrame) -> Html:
@@ -95,7 +95,7 @@ def environment(records: dict[str, dict[str, Any]], results: pd.DataFrame) -> Ht
         tag("h2", "Machines and code"),
         tag("p", f"Computed on: {'; '.join(computed)}.") if computed else None,
         table(["what", "of the runs"], rows, sortable=False),
-        id="environment",
+        id="_environment",
     )
 
 
@@ -106,7 +106,7 @@ def rerun(command: str) -> Html:
         tag("h2", "Make it again"),
         tag("p", "From the project's folder; what is finished and unchanged is not made again:"),
         tag("pre", tag("code", command), class_="scroll", tabindex="0"),
-        id="again",
+        id="_again",
     )
 
 
@@ -123,11 +123,11 @@ def every_run(results: pd.DataFrame, root: Path, folder: Path) -> Html:
         link = tag("a", "files", href=f"{quote(f'{above}/{row.path}')}/")
         rows.append([names[row.path], pair, Cell(row.seed, row.seed), *numbers, row.commit, link])
     heads = ["method", "pair", "seed", "accuracy %", "seconds", "commit", "folder"]
-    return tag("section", tag("h2", "Every run"), folded(f"{len(rows)} runs", table(heads, rows)), id="runs")
+    return tag("section", tag("h2", "Every run"), folded(f"{len(rows)} runs", table(heads, rows)), id="_runs")
 
 
 def files(folder: Path, tables: list[str]) -> Html:
     """Return the section with links to those of the study's other files that are there; tables: names in `tables`."""
     names = ["table.md", "results.csv", "claims.csv", "runs.csv", *(f"tables/{name}" for name in tables)]
     links = [tag("li", tag("a", name, href=quote(name))) for name in names if (folder / name).is_file()]
-    return tag("section", tag("h2", "Files"), tag("ul", links, class_="files"), id="files")
+    return tag("section", tag("h2", "Files"), tag("ul", links, class_="files"), id="_files")

@@ -67,7 +67,7 @@ def write_page(page: Page, results: pd.DataFrame, figures: Iterable[PlannedFigur
             sections.append(experiment.section(name, entry, rows, results, records, drawn.pop(name, None)))
     others = [shown for name, shown in drawn.items() if shown and name not in page.experiments]
     if others:
-        sections.append(tag("section", tag("h2", "What the runs made and learned"), others, id="figures"))
+        sections.append(tag("section", tag("h2", "What the runs made and learned"), others, id="_figures"))
     tables = [file for table in plan_tables(page.experiments) for file in table.files]
     sections += [
         background.seconds(results),
@@ -77,7 +77,7 @@ def write_page(page: Page, results: pd.DataFrame, figures: Iterable[PlannedFigur
         background.files(folder, tables),
         background.rerun(page.command),
     ]
-    main = tag("main", _header(page, results), sections, id="top")
+    main = tag("main", _header(page, results), sections, id="_top")
     whole = document(page.title, joined([_contents(page, results, bool(others)), main]))
     write_atomically(folder / REPORT, lambda file: file.write(whole.encode()))
     return folder / REPORT
@@ -142,11 +142,11 @@ def _reading(results: pd.DataFrame) -> list[str]:
 
 def _contents(page: Page, results: pd.DataFrame, others: bool) -> Html:
     shown = set(results["experiment"])
-    links = [("answer", "The answer")]
+    links = [("_answer", "The answer")]
     links += [(anchor(name), entry["title"]) for name, entry in page.experiments.items() if name in shown]
-    links += [("figures", "What the runs made and learned")] if others else []
-    links += [("seconds", "Where the time went"), ("networks", "Networks"), ("environment", "Machines and code")]
-    links += [("runs", "Every run"), ("files", "Files"), ("again", "Make it again")]
+    links += [("_figures", "What the runs made and learned")] if others else []
+    links += [("_seconds", "Where the time went"), ("_networks", "Networks"), ("_environment", "Machines and code")]
+    links += [("_runs", "Every run"), ("_files", "Files"), ("_again", "Make it again")]
     items = [tag("li", tag("a", text, href=f"#{name}")) for name, text in links]
-    skip = tag("a", "To the answer", href="#answer", class_="skip")
+    skip = tag("a", "To the answer", href="#_answer", class_="skip")
     return joined([skip, tag("nav", tag("b", "Contents"), tag("ol", items), aria_label="Contents")])

@@ -94,5 +94,5 @@ def folded(summary: str, *children: Any) -> Html:
 
 
 def anchor(name: str) -> str:
-    """Return the id of a section."""
+    """Return the id of an experiment's section; those of the page itself begin with `_`, which no experiment does."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)

@@ -43,7 +43,7 @@ function choose(form) {
 
 // Say what an element means, next to it, when it is pointed at or has the focus.
 const tip = document.createElement("div");
-tip.id = "tip";
+tip.id = "_tip";
 tip.role = "tooltip";
 tip.hidden = true;
 document.body.append(tip);

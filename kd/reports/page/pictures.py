@@ -28,7 +28,7 @@ def framed(name: str, title: str, caption: str, folder: Path, drawing: bool) -> 
     shown = inline(files["svg"], title) if drawing else picture(files["png"], title)
     links = [[" ", tag("a", ending.upper(), href=f"figures/{name}.{ending}")] for ending in files]
     said = tag("figcaption", tag("b", f"{title}. "), caption, tag("span", links, class_="files"))
-    return tag("figure", tag("div", shown, class_="paper scroll", tabindex="0"), said, id=f"figure-{anchor(name)}")
+    return tag("figure", tag("div", shown, class_="paper scroll", tabindex="0"), said, id=f"_figure-{anchor(name)}")
 
 
 def picture(file: Path, title: str) -> Html:
@@ -60,7 +60,7 @@ def inline(file: Path, title: str) -> Html:
         if (name := group.get("id", "")).startswith(PREFIX):
             _say(group, json.loads(name.removeprefix(PREFIX)))
     used = set(re.findall(r"#([^\s\"')]+)", ElementTree.tostring(root, encoding="unicode")))
-    prefix = f"{anchor(file.stem)}-"
+    prefix = f"_{anchor(file.stem)}-"
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)
         for key, value in list(element.attrib.items()):
