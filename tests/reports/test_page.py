@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 import time
@@ -9,15 +10,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import PAIR
 from fake_results import loaded
 from made_up import finish
+from PIL import Image
 
+from kd.reports.figures.drawing import pyplot, save
 from kd.reports.page import answers
 from kd.reports.page.document import command_of, page_of, write_page
+from kd.reports.page.hover import name_points
 from kd.reports.page.markup import Cell, Html, table, tag
+from kd.reports.page.pictures import inline, picture
 from kd.reports.page.settings import differing, shared
 from kd.reports.plan import plan_figures
 from kd.reports.publish import publish
@@ -219,6 +225,43 @@ def test_equal_runs_give_equal_bytes_and_what_is_not_finished_is_said(study: Stu
     said = words(write_page(page, some, figures, moved, folder).read_text(encoding="utf-8"))
     assert "So far: 2 runs are not finished." in said
     assert "against fast" not in said
+
+
+def test_points_and_bars_of_a_drawing_say_their_values(tmp_path: Path) -> None:
+    figure, (left, right) = pyplot().subplots(1, 2)
+    left.set_xlabel("accuracy, % (points: seeds)")
+    left.plot([90.5, 91.25], [1, 1.1], "o")
+    left.plot([90.0, 91.0], [0, 0], "-")
+    left.set_yticks([0, 1], ["kd", "<crd>"])
+    right.set_xlabel("data scale, % of the training set")
+    right.set_xticks([10, 20], ["10", "20"])
+    right.set_ylabel("seconds")
+    right.errorbar([10, 20], [3.0, 4000.0], [1.0, 1.0], marker="o", capsize=3).set_label("ssdkd")
+    right.bar([20], [2.5])
+    name_points(figure)
+    save(figure, tmp_path / "some.png")
+    drawn = inline(tmp_path / "some.svg", "Some")
+    scale = "data scale {} % of the training set"
+    assert re.findall('data-tip="(.*?)"', drawn) == [
+        *("&lt;crd&gt;; accuracy 90.50 %", "&lt;crd&gt;; accuracy 91.25 %"),
+        *(f"{scale.format(20)}; seconds 2.50",),
+        *(f"ssdkd; {scale.format(10)}; seconds 3.00", f"ssdkd; {scale.format(20)}; seconds 4,000.00"),
+    ]
+    ids = re.findall(r' id="(.*?)"', drawn)
+    assert ids
+    assert all(name.startswith("_some-") for name in ids)
+    assert set(re.findall(r'href="#(.*?)"', drawn)) | set(re.findall(r"url\(#(.*?)\)", drawn)) == set(ids)
+
+
+def test_a_large_picture_is_stored_smaller(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (900, 2000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    Image.fromarray(noise[:90, :200]).save(tmp_path / "small.png")
+    large, small = (picture(tmp_path / f"{name}.png", "t") for name in ("large", "small"))
+    assert large.startswith('<img src="data:image/jpeg;base64,')
+    assert len(large) < (tmp_path / "large.png").stat().st_size / 3
+    [encoded] = re.findall(r"data:image/png;base64,([^\"]+)", small)
+    assert base64.b64decode(encoded) == (tmp_path / "small.png").read_bytes()
 
 
 def test_the_command_makes_the_same_study() -> None:

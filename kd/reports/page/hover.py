@@ -42,13 +42,15 @@ def _on(axis: Any, number: float) -> tuple[bool, str]:
     from matplotlib.ticker import FixedLocator
 
     head, percent, of = axis.get_label().get_text().partition(" (")[0].partition(", %")
-    places = np.asarray(axis.get_majorticklocs(), dtype=float)
+    places, shown = np.asarray(axis.get_majorticklocs(), dtype=float), f"{number:,.2f}"
     if isinstance(axis.get_major_locator(), FixedLocator) and len(places):
         nearest = int(np.abs(places - number).argmin())
-        name = axis.get_major_formatter()(places[nearest], nearest)
-        if name and not name.replace(".", "", 1).isdecimal() and abs(places[nearest] - number) < 0.5:
+        name, apart = axis.get_major_formatter()(places[nearest], nearest), abs(places[nearest] - number)
+        is_number = name.replace(".", "", 1).isdecimal()
+        if name and not is_number and apart < 0.5:
             return True, name
-    return False, f"{head} {number:,.2f}{percent and f' %{of}'}".strip()
+        shown = name if is_number and apart == 0 else shown
+    return False, f"{head} {shown}{percent and f' %{of}'}".strip()
 
 
 def _lines_of(container: Any) -> list[Any]:
