@@ -15,6 +15,7 @@ from test_page import HOSTILE
 
 from kd.reports.publish import publish
 
+SECOND = ["resnet8", "wrn_16_1"]
 METHODS = {"kd": [90.0, 90.1], "scratch": [80.0, 80.0], "sp": [95.0, 85.0], "at": [100.0, 100.0]}
 
 
@@ -25,6 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: {"title": f"{name} {HOSTILE}", "pairs": [PAIR], "methods": [*METHODS], "seeds": [0, 1], "view": view}
         for name, view in (("data", "methods"), ("free", "pairs"), ("extra", "pairs"))
     }
+    experiments["free"]["pairs"] = [PAIR, SECOND]
     study = loaded(tmp_path_factory.mktemp("browser"), title=HOSTILE, experiments=experiments)
     finish(study, [HOSTILE, *"bcd"], METHODS)
     publish(study, study.root)
@@ -51,11 +53,11 @@ def column(driver: Any, head: int) -> list[str]:
     return [row.find_elements("css selector", "th, td")[head].text for row in rows]
 
 
-def heads(driver: Any) -> dict[str, Any]:
+def heads_of(driver: Any) -> dict[str, Any]:
     found = driver.find_elements("css selector", "#data table:first-of-type")[0].find_elements(
         "css selector", "thead th"
     )
-    return {head.text.split(" ↕")[0]: head for head in found}
+    return {head.text: head for head in found}
 
 
 def test_nothing_leaves_the_file_and_no_error_is_said(opened: Any) -> None:
@@ -82,14 +84,14 @@ def test_nothing_leaves_the_file_and_no_error_is_said(opened: Any) -> None:
 
 def test_a_head_sorts_its_column_up_and_down(opened: Any) -> None:
     assert column(opened, 0) == ["kd", "scratch", "sp", "at"]
-    head = heads(opened)["accuracy %"]
+    head = heads_of(opened)["accuracy %"]
     head.find_element("tag name", "button").click()
     assert column(opened, 0) == ["scratch", "sp", "kd", "at"], "by number: 100 is above 90"
     assert head.get_attribute("aria-sort") == "ascending"
     head.find_element("tag name", "button").send_keys("\n")
     assert column(opened, 0) == ["at", "kd", "sp", "scratch"], "with the keyboard, too"
     for _ in range(2):
-        heads(opened)["difference to kd"].find_element("tag name", "button").click()
+        heads_of(opened)["difference to kd"].find_element("tag name", "button").click()
         assert column(opened, 0)[-1] == "kd", "what is missing stays last"
 
 
@@ -97,11 +99,18 @@ def test_ticks_choose_the_rows_of_the_experiments_tables(opened: Any) -> None:
     box = opened.find_element("css selector", "#data .filters input[value=scratch]")
     box.click()
     assert column(opened, 0) == ["kd", "sp", "at"]
-    assert len(opened.find_elements("css selector", "#free tr[data-method=scratch]:not([hidden])")) == 2, (
+    assert len(opened.find_elements("css selector", "#free tr[data-method=scratch]:not([hidden])")) == 3, (
         "not elsewhere"
     )
     opened.find_element("css selector", "#free .filters input[value=scratch]").click()
     assert opened.find_elements("css selector", "#free tr[data-method=scratch]:not([hidden])") == [], "by pairs, too"
+    pairs = [" → ".join(pair) for pair in (PAIR, SECOND)]
+    opened.find_element("css selector", f"#free .filters input[value='{pairs[0]}']").click()
+    grid = opened.find_element("css selector", "#free table")
+    heads = grid.find_elements("css selector", "th[data-pair]")
+    assert [head.text for head in heads if head.is_displayed()] == pairs[1:]
+    row = grid.find_element("css selector", "tr[data-method=kd]")
+    assert [cell.is_displayed() for cell in row.find_elements("css selector", "td")] == [False, True]
     none, every = (opened.find_element("css selector", f"#data button[data-all={word}]") for word in ("none", "all"))
     none.click()
     assert column(opened, 0) == []

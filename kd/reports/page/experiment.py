@@ -149,7 +149,7 @@ def by_pair(rows: pd.DataFrame) -> list[Html]:
     attributes = [{key: value for key, value in _data(row).items() if key != "data_pair"} for row in lines.itertuples()]
     head, *body = pairs_table.grid(cells)
     caption = "By pairs of networks: mean ± standard deviation; ↑ above KD, ↓ below it"
-    found = [table(head, body, caption, attributes)]
+    found = [table(head, body, caption, attributes, of_heads=[{}, *({"data_pair": pair} for pair in head[1:])])]
     if shares := pairs_table.shares_grid(cells):
         found.append(folded(pairs_table.SHARES, table(shares[0], shares[1:])))
     return found

@@ -64,12 +64,15 @@ def table(
     caption: str = "",
     attributes: Iterable[dict[str, str]] = (),
     sortable: bool = True,
+    of_heads: Iterable[dict[str, str]] = (),
 ) -> Html:
     """Return a table whose first column names the rows, in a box that scrolls where the screen is narrow.
 
-    attributes: of the rows, such as data_method. With `sortable`, heads are buttons.
+    attributes, of_heads: of the rows and the heads, such as data_method. With `sortable`, heads are buttons.
     """
-    head = [tag("th", tag("button", name, type="button") if sortable else name, scope="col") for name in heads]
+    marks = list(of_heads) or [{}] * len(heads)
+    shown = [tag("button", name, type="button") if sortable else name for name in heads]
+    head = [tag("th", name, scope="col", **mark) for name, mark in zip(shown, marks, strict=True)]
     given = list(attributes)
     body = []
     for number, row in enumerate(rows):

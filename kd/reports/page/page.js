@@ -29,7 +29,7 @@ function sortBy(head) {
   rows.forEach(([row]) => body.append(row));
 }
 
-// Show the rows whose method, ablation, scale and pair are ticked.
+// Show the rows, and the columns by pairs, whose method, ablation, scale and pair are ticked.
 function choose(form) {
   const chosen = {};
   form.querySelectorAll("input").forEach((box) => {
@@ -38,6 +38,10 @@ function choose(form) {
   });
   form.parentElement.querySelectorAll("tr[data-method]").forEach((row) => {
     row.hidden = Object.entries(chosen).some(([axis, values]) => axis in row.dataset && !values.has(row.dataset[axis]));
+  });
+  form.parentElement.querySelectorAll("th[data-pair]").forEach((head) => {
+    const hidden = "pair" in chosen && !chosen.pair.has(head.dataset.pair);
+    [...head.closest("table").rows].forEach((row) => (row.cells[head.cellIndex].hidden = hidden));
   });
 }
 
