@@ -24,8 +24,6 @@ endif
 
 demo: $(READY)
 	$(BIN)/snakemake --cores all
-	@$(BIN)/snakemake --report results/studies/demo/report.html --quiet all 2>/dev/null \
-	  || echo "the report could not be written; run: $(BIN)/snakemake --report results/studies/demo/report.html"
 	@echo
 	@cat results/studies/demo/table.md
 	@echo "tables   results/studies/demo/table.md, results/studies/demo/tables/*.csv, results/studies/demo/results.csv"

@@ -26,6 +26,11 @@ rule tune:
         [f"{tuning_folder(name)}/best.yaml" for name in STUDY.tunings],
 
 
-localrules:
+localrules:  # of a cluster: seconds of work on the machine that submits
     all,
+    collect,
+    tables,
+    figures,
+    page,
     tune,
+    best,

@@ -90,16 +90,32 @@ def markdown(table: pd.DataFrame) -> str:
     """Return the table in Markdown, teacher → student in each cell; empty without a row."""
     if table.empty:
         return ""
-    measured = sorted(set(table["measured_on"].dropna()) | set(table["teacher_measured_on"].dropna()))
-    head = ["data set", "teacher → student", "methods", *HEADS[: None if measured else -len(LATENCIES)]]
-    lines = ["### Networks", "", markdown_row(head), "|---" * len(head) + "|"]
+    head, *rows = grid(table)
+    lines = ["### Networks", "", markdown_row(head), "|---" * len(head) + "|", *map(markdown_row, rows)]
+    return "\n".join([*lines, "", note(table)]) + "\n"
+
+
+def grid(table: pd.DataFrame) -> list[list[str]]:
+    """Return the rows of cells of a table, the first of them the head."""
+    head = ["data set", "teacher → student", "methods", *HEADS[: None if _measured(table) else -len(LATENCIES)]]
+    rows = [head]
     for row in table.to_dict("records"):
         cells = [row["dataset"], f"{row['teacher']} → {row['student']}", row["methods"]]
         for name in COSTS[: len(head) - 3]:
             cells.append(f"{_shown(row[f'teacher_{name}'], name)} → {_shown(row[name], name)}")
-        lines.append(markdown_row(cells))
+        rows.append(cells)
+    return rows
+
+
+def note(table: pd.DataFrame) -> str:
+    """Return the line under a table: what multiply-adds are, and where seconds were measured."""
+    measured = _measured(table)
     seconds = f"Seconds: {'; '.join(measured)}" if measured else "`python -m kd tables --latency` measures seconds"
-    return "\n".join([*lines, "", f"Multiply-adds of one image, about. {seconds}."]) + "\n"
+    return f"Multiply-adds of one image, about. {seconds}."
+
+
+def _measured(table: pd.DataFrame) -> list[str]:
+    return sorted(set(table["measured_on"].dropna()) | set(table["teacher_measured_on"].dropna()))
 
 
 def representatives(results: pd.DataFrame, root: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from kd.reports.tables import plus_minus
 from kd.studies.claims import interval, markdown_row
 
 KD, SCRATCH = "kd", "scratch"
+SHARES = "Relative improvement over KD, % (what a method adds to KD, as a share of what KD adds to the student)"
 PLACE = ["method", "ablation", "scale", "teacher", "student"]
 
 
@@ -74,36 +75,41 @@ def relative_improvement(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame, title: str) -> str:
     """Return a table of methods by pairs: mean ± std, an arrow where KD is better (↓) or worse (↑); then relative
     improvements."""
-    head, *rows = _grid(table)
-    lines = [f"### {title}, by pairs", "", markdown_row(head), "|---" * len(head) + "|", *map(markdown_row, rows)]
-    shares = relative_improvement(table)
-    if shares.size:
-        known = table.dropna(subset=["kd", "scratch"])
-        run = set(zip(known["label"], known["teacher"], known["student"], strict=True))
-        lines += [
-            "",
-            "Relative improvement over KD, % (what a method adds to KD, as a share of what KD adds to the student):",
-        ]
-        pairs = [f"{teacher} → {student}" for teacher, student in shares.index]
-        lines += ["", markdown_row(["method", *pairs, "mean (95 % interval)", "median"])]
-        lines += ["|---" * (len(shares) + 3) + "|"]
-        for label, values in shares.items():
-            found = interval(values.dropna())
-            spread = f" ({found.low:.0f} to {found.high:.0f})" if found.n > 1 else ""
-            cells = [
-                f"{value:.1f}" if pd.notna(value) else "KD not above scratch" if (label, *pair) in run else "n/a"
-                for pair, value in values.items()
-            ]
-            mean = f"{found.mean:.1f}{spread}" + (
-                f", {found.n} of {len(shares)} pairs" if found.n < len(shares) else ""
-            )
-            lines.append(markdown_row([label, *cells, mean if found.n else "", _shown(values.median())]))
+    lines = [f"### {title}, by pairs", "", *_lines(grid(table))]
+    if shares := shares_grid(table):
+        lines += ["", f"{SHARES}:", "", *_lines(shares)]
     return "\n".join(lines) + "\n"
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    head, *others = map(markdown_row, rows)
+    return [head, "|---" * len(rows[0]) + "|", *others]
+
+
+def shares_grid(table: pd.DataFrame) -> list[list[str]]:
+    """Return the rows of cells, the first of them the head, of the relative improvements; none where there are none."""
+    shares = relative_improvement(table)
+    if not shares.size:
+        return []
+    known = table.dropna(subset=["kd", "scratch"])
+    run = set(zip(known["label"], known["teacher"], known["student"], strict=True))
+    pairs = [f"{teacher} → {student}" for teacher, student in shares.index]
+    rows = [["method", *pairs, "mean (95 % interval)", "median"]]
+    for label, values in shares.items():
+        found = interval(values.dropna())
+        spread = f" ({found.low:.0f} to {found.high:.0f})" if found.n > 1 else ""
+        cells = [
+            f"{value:.1f}" if pd.notna(value) else "KD not above scratch" if (label, *pair) in run else "n/a"
+            for pair, value in values.items()
+        ]
+        mean = f"{found.mean:.1f}{spread}" + (f", {found.n} of {len(shares)} pairs" if found.n < len(shares) else "")
+        rows.append([label, *cells, mean if found.n else "", _shown(values.median())])
+    return rows
 
 
 def latex(table: pd.DataFrame) -> str:
     """Return the same grid as a booktabs tabular."""
-    return booktabs(_grid(table))
+    return booktabs(grid(table))
 
 
 def booktabs(grid: list[list[str]]) -> str:
@@ -114,8 +120,8 @@ def booktabs(grid: list[list[str]]) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def _grid(table: pd.DataFrame) -> list[list[str]]:
-    """Return the rows of cells, the first with the pairs of networks."""
+def grid(table: pd.DataFrame) -> list[list[str]]:
+    """Return the rows of cells of methods by pairs, the first with the pairs of networks: mean ± std, and the arrow."""
     pairs = list(dict.fromkeys(zip(table["teacher"], table["student"], strict=True)))
     cells = {(row.label, row.teacher, row.student): row for row in table.itertuples()}
     rows = [["method", *(f"{teacher} → {student}" for teacher, student in pairs)]]

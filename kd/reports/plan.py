@@ -5,7 +5,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from kd.runtime.messages import ConfigError
 from kd.settings.run import digest
 from kd.studies.study import Study
 
+ANSWERS = "answers.html"  # next to table.md: what a study found, in words
 PANELS = 24  # most panels in a figure with one run per panel
 MADE_OF = "report.json"  # next to results.csv: what the tables and figures were made of
 
@@ -37,11 +37,6 @@ class PlannedFigure:
     note: str = ""  # a sentence: what these runs have in common of data set, pair and seed
     inputs: tuple[str, ...] = ()  # files of `runs` that must exist, below the results folder
 
-    @property
-    def restructured(self) -> str:
-        """Return title and caption as reStructuredText, for Snakemake's report."""
-        return f"{_literal(self.title)}. {_literal(self.caption)}"
-
 
 @dataclass(frozen=True)
 class PlannedTable:
@@ -55,9 +50,19 @@ class PlannedTable:
     note: str = ""  # below it
 
     @property
+    def heading(self) -> str:
+        """The title, with what is shown of the experiments."""
+        return f"{self.title}, by pairs" if self.by_pair else self.title
+
+    @property
     def files(self) -> list[str]:
         endings = ("csv", "tex") if self.by_pair else ("csv",)
-        return [f"{self.name}.{ending}" for ending in endings]
+        return [f"{self.name}.{ending}" for ending in endings] + [self.shown]
+
+    @property
+    def shown(self) -> str:
+        """The file for a browser. Snakemake's report can name no file that begins with `_`."""
+        return f"{self.name.replace('_', 'study.', 1) if self.name.startswith('_') else self.name}.html"
 
 
 def text_of(study: Study) -> str:
@@ -112,11 +117,6 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
         runs, note = _named(rows)
         figures.append(PlannedFigure(name, name, entry.title, entry.caption, None, runs, note, tuple(inputs)))
     return figures
-
-
-def _literal(text: str) -> str:
-    """Return the reStructuredText that shows a text as it is."""
-    return re.sub(r"([^\w\s]|_)", r"\\\1", text)
 
 
 def _has(study: Study, path: str, files: tuple[str, ...]) -> bool:

@@ -13,7 +13,11 @@ import pandas as pd
 from kd.reports import networks_table, pairs_table
 from kd.reports.figures import OF_RUNS, VIEWS
 from kd.reports.figures.drawing import save
-from kd.reports.plan import PlannedFigure, plan_figures, plan_tables
+from kd.reports.page import answers, background, experiment
+from kd.reports.page.document import document, page_of, write_page
+from kd.reports.page.hover import name_points
+from kd.reports.page.markup import Html, tag
+from kd.reports.plan import ANSWERS, PlannedFigure, PlannedTable, plan_figures, plan_tables
 from kd.reports.results import finished
 from kd.reports.tables import computed_note, markdown, scored_note, study_markdown, summarise
 from kd.runtime.files import write_atomically
@@ -22,8 +26,9 @@ from kd.studies.study import Study
 
 
 def publish(study: Study, folder: Path, figures: bool = True) -> int:
-    """Write results.csv, tables and, if wanted, figures of the runs that are finished; return the number of these runs.
+    """Write results.csv, tables and, if wanted, figures and report.html of the runs that are finished.
 
+    Returns the number of these runs.
     Raises ConfigError where there is none. Runs made by other code than today's count: the tables name their commits.
     """
     results = finished(study)
@@ -31,8 +36,11 @@ def publish(study: Study, folder: Path, figures: bool = True) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.csv", lambda file: results.to_csv(file, index=False))
     write_tables(results, study.title, study.experiments, study.claims, folder)
-    for figure in plan_figures(study, done) if figures else ():
-        draw(figure, study.root, results, folder / f"figures/{figure.name}.png")
+    if figures:
+        planned = plan_figures(study, done)
+        for figure in planned:
+            draw(figure, study.root, results, folder / f"figures/{figure.name}.png")
+        write_page(page_of(study), results, planned, study.root, folder)
     return len(done)
 
 
@@ -48,6 +56,7 @@ def draw(figure: PlannedFigure, root: Path, results: pd.DataFrame | None, png: P
     else:
         rows = results[results["experiment"] == figure.experiment]
         drawn = VIEWS[figure.kind](summarise(rows), rows, figure.title)
+        name_points(drawn)
     save(drawn, png)
 
 
@@ -58,7 +67,7 @@ def write_tables(
     claims: dict[str, dict[str, Any]],
     folder: Path,
 ) -> None:
-    """Write table.md, the files of all planned tables and, if there are claims, claims.csv.
+    """Write table.md, the files of all planned tables, the answers and, if there are claims, claims.csv.
 
     Experiments without a run in `results` are left out; a claim's test without one is not decided.
     """
@@ -69,6 +78,7 @@ def write_tables(
         if rows.empty:
             continue
         file = folder / "tables" / f"{table.name}.csv"
+        _write_html(file.with_name(table.shown), table.heading, _shown(table, rows, results, experiments))
         if table.networks:
             cells = networks_table.networks(rows)
             cells.to_csv(file, index=False)
@@ -89,4 +99,22 @@ def write_tables(
         judged = judge(claims, results)
         judged.to_csv(folder / "claims.csv", index=False)
         parts.append(claims_markdown(judged))
+    said = answers.summary(experiments, claims, results, links=False)
+    _write_html(folder / ANSWERS, title, [said])
     (folder / "table.md").write_text(study_markdown(title, parts, results), encoding="utf-8")
+
+
+def _shown(
+    table: PlannedTable, rows: pd.DataFrame, results: pd.DataFrame, experiments: dict[str, dict[str, Any]]
+) -> list[Html | None]:
+    """Return a table as it is shown in a browser."""
+    if table.networks:
+        return [background.networks(rows)]
+    if table.by_pair:
+        rows = pairs_table.merge_experiments(rows) if len(table.experiments) > 1 else rows
+        return [experiment.filters(rows), *experiment.by_pair(rows)]
+    return [experiment.filters(rows), experiment.tables(rows, results, "", table.note)]
+
+
+def _write_html(file: Path, title: str, parts: list[Html | None]) -> None:
+    file.write_text(document(title, tag("main", tag("h1", title), parts)), encoding="utf-8")

@@ -12,7 +12,7 @@ from kd.registry.datasets import SYNTHETIC
 from kd.reports.networks_table import costs
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
-from kd.studies.claims import markdown_row, paired_p
+from kd.studies.claims import interval, markdown_row, paired_p
 
 GROUP = ["teacher", "student", "method", "ablation", "scale"]
 RGB = "rgb"  # the view of a network that sees all of an image
@@ -90,10 +90,12 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation over seeds for each group of one experiment, in the order of the study.
 
     `difference` is the mean paired difference in accuracy (same seed, teacher, student and scale) to the first method
-    and ablation of the experiment, `difference_n` the number of pairs, `difference_se` the standard error,
-    `difference_p` the two-sided p of the paired t-test; empty for that first one.
+    and ablation of the experiment, `difference_se` its standard error, `difference_low` and `difference_high` its 95 %
+    interval, `difference_p` the two-sided p of the paired t-test, `difference_n` the number of pairs; empty for that
+    first one.
     """
-    reference = results[["method", "ablation"]].iloc[0]
+    first = results.iloc[0]
+    same = results[(results["method"] == first["method"]) & (results["ablation"] == first["ablation"])]
     rows = []
     for key, group in results.groupby(GROUP, sort=False, dropna=False):
         row = dict(zip(GROUP, key, strict=True)) | {
@@ -110,11 +112,12 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         for name in ("agreement", "teacher_accuracy", "images", "student_steps", "generator_steps"):
             if name in group:
                 row[name] = group[name].mean()
-        if (row["method"], row["ablation"]) != tuple(reference):
-            difference = _paired(results, group, reference)
-            row["difference_n"] = len(difference)
+        if (row["method"], row["ablation"]) != (first["method"], first["ablation"]):
+            difference = differences(group, same)
             row["difference"] = difference.mean()
             row["difference_se"] = difference.std() / np.sqrt(len(difference))
+            found = interval(difference)
+            row |= {"difference_low": found.low, "difference_high": found.high, "difference_n": found.n}
             row["difference_p"] = paired_p(difference)
         rows.append(row)
     summary = pd.DataFrame(rows)
@@ -127,11 +130,16 @@ def score_of(results: pd.DataFrame) -> str:
     return "agreement" if set(results.get("scored", [])) == {SYNTHETIC} else "accuracy"
 
 
-def _paired(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) -> pd.Series:
-    same = results[(results["method"] == reference["method"]) & (results["ablation"] == reference["ablation"])]
-    keys = ["teacher", "student", "seed"] + (["scale"] if group["scale"].iloc[0] in set(same["scale"]) else [])
-    pairs = group.merge(same, on=keys, suffixes=("", "_reference"))
-    return pairs["accuracy"] - pairs["accuracy_reference"]
+def differences(runs: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
+    """Return by how much runs of an experiment are above others of the same pair, seed and, where the others have it,
+    scale; in points of accuracy.
+    """
+    found = [pd.Series(dtype=float)]
+    for scale, rows in runs.groupby("scale"):
+        keys = ["teacher", "student", "seed"] + (["scale"] if scale in set(others["scale"]) else [])
+        pairs = rows.merge(others, on=keys, suffixes=("", "_others"))
+        found.append(pairs["accuracy"] - pairs["accuracy_others"])
+    return pd.concat(found, ignore_index=True)
 
 
 def markdown(summary: pd.DataFrame, title: str) -> str:
@@ -179,10 +187,7 @@ def scored_note(rows: pd.DataFrame, results: pd.DataFrame) -> str:
 
 def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
     """Return the text of table.md: what was measured and on what, then a table per experiment."""
-    columns = results.columns.union(["teacher_accuracy", "teacher_view"])
-    teachers = results.reindex(columns=columns).dropna(subset=["teacher_accuracy"])
-    views = teachers["teacher_view"].astype(object).fillna(RGB)
-    known = teachers.groupby(["dataset", "teacher", views])["teacher_accuracy"].agg(["min", "max"])
+    known = teacher_accuracies(results)
     lines = [f"## {title}", ""]
     scored = results["scored"].iloc[0] if results["scored"].nunique() == 1 else ""
     images = f"the {scored} images" if scored else "the images named below"
@@ -193,13 +198,21 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
         lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
     lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]
     lines += ["runs made together share them. Differences are paired by seed, ± standard error.", ""]
-    for row in known.reset_index().itertuples():
+    for row in known.itertuples():
         spread = f"{row.min:.2f}" if row.min == row.max else f"{row.min:.2f} to {row.max:.2f}"
         view = "" if row.teacher_view == RGB else f" ({row.teacher_view})"
         lines += [f"Teacher {row.teacher}{view} on {row.dataset}: {spread} %."]
     devices = "; ".join(sorted(set(results.get("computed", results["device"]))))
     lines += [f"Device: {devices}. Code: {', '.join(sorted(set(results['commit'])))}.", ""]
     return "\n".join(lines) + "\n" + "\n".join(parts)
+
+
+def teacher_accuracies(results: pd.DataFrame) -> pd.DataFrame:
+    """Return `min` and `max` of the teachers' accuracies in %, a row per dataset, teacher and teacher_view."""
+    columns = results.columns.union(["teacher_accuracy", "teacher_view"])
+    teachers = results.reindex(columns=columns).dropna(subset=["teacher_accuracy"])
+    views = teachers["teacher_view"].astype(object).fillna(RGB)
+    return teachers.groupby(["dataset", "teacher", views])["teacher_accuracy"].agg(["min", "max"]).reset_index()
 
 
 def plus_minus(mean: float, spread: float, sign: bool = False) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.runs.folder import LATENCY
+from kd.runs.provenance import processor
 from kd.runtime.files import write_json
 
 BATCH = 64  # images at once, where only their number per second counts
@@ -42,16 +41,7 @@ def latency(network: nn.Module, image: Tensor, seconds: float = SECONDS) -> Late
         one = _seconds(network, image, seconds)
         many = _seconds(network, image.expand(BATCH, -1, -1, -1).contiguous(), seconds)
     threads = torch.get_num_threads()
-    return Latency(1e3 * one, BATCH / many, f"{_processor()}, {threads} thread{'s' * (threads > 1)}")
-
-
-def _processor() -> str:
-    """Return the processor's name, as Linux knows it; elsewhere what Python knows."""
-    try:
-        known = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
-    except OSError:
-        known = None
-    return known[1] if known else platform.processor() or platform.machine()
+    return Latency(1e3 * one, BATCH / many, f"{processor()}, {threads} thread{'s' * (threads > 1)}")
 
 
 def _seconds(network: nn.Module, images: Tensor, seconds: float) -> float:

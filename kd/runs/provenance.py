@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
@@ -81,8 +82,9 @@ def _differs(file: Path, digest: str) -> bool:
 
 
 def report_code() -> str:
-    """Return the digest of the code that makes tables and figures."""
-    return _digest_modules(frozenset({"kd.reports.publish"}))
+    """Return the digest of the code that makes tables, figures and the report, its style and script included."""
+    files = sorted(file for ending in ("css", "js") for file in (ROOT / "kd/reports/page").glob(f"*.{ending}"))
+    return _digest_modules(frozenset({"kd.reports.publish"}), tuple(file_digest(file) for file in files))
 
 
 def data_code(dataset: Dataset) -> str:
@@ -155,7 +157,17 @@ def environment() -> dict[str, str]:
         tf32 = torch.backends.cudnn.allow_tf32  # torch's default; matrix products are in full float32
         versions["convolutions"] = "tf32 where float32 is asked for" if tf32 else "float32"
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    return {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node(), **versions}
+    machine = {"platform": platform.platform(), "processor": processor(), "host": platform.node()}
+    return {"python": platform.python_version(), **machine, **versions}
+
+
+def processor() -> str:
+    """Return the CPU's name, as Linux knows it; elsewhere what Python knows."""
+    try:
+        known = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    except OSError:
+        known = None
+    return known[1] if known else platform.processor() or platform.machine()
 
 
 def git_state() -> dict[str, str]:

@@ -11,6 +11,10 @@ import pandas as pd
 from kd.runtime.messages import ConfigError, shown
 
 CONFIDENCE = 0.95
+RULE = (
+    f"A test holds if the {100 * CONFIDENCE:.0f} % interval of the mean over pairs and seeds lies wholly on the "
+    "claimed side, does not\nif it lies wholly on the other, and is not decided otherwise. A claim needs all its tests."
+)
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 MEASURES = {  # name -> column of results
     "accuracy": "accuracy",
@@ -181,25 +185,25 @@ def _side(chosen: dict[str, Any]) -> str:
 
 def claims_markdown(judged: pd.DataFrame) -> str:
     """Return the verdicts as markdown: a paragraph and a table per claim."""
-    parts = ["### Claims\n"]
-    parts += [
-        f"A test holds if the {100 * CONFIDENCE:.0f} % interval of the mean over pairs and seeds lies wholly on the "
-        "claimed side, does not\nif it lies wholly on the other, and is not decided otherwise. A claim needs all its "
-        "tests.\n"
-    ]
+    parts = ["### Claims\n", f"{RULE}\n"]
     for name, tests in judged.groupby("claim", sort=False):
         first = tests.iloc[0]
         parts.append(f"**{name}: {first.claim_verdict}.** {first.says}\n")
-        lines = ["| compared | measure | wanted | measured (95 % interval) | n | test |", "|---|---|---|---|---|---|"]
-        for row in tests.itertuples():
-            form = ".3f" if row.measure.endswith("ratio") else "+.4f" if row.measure.startswith("corr") else "+.2f"
-            measured = format(row.mean, form) if row.n else ""
-            if row.n > 1:
-                measured += f" ({row.low:{form}} to {row.high:{form}})"
-            cells = (f"{row.of} against {row.to}", row.measure, row.wanted, measured, str(row.n), row.verdict)
-            lines.append(markdown_row(cells))
-        parts.append("\n".join(lines) + "\n")
+        head, *rows = map(markdown_row, tests_grid(tests))
+        parts.append("\n".join([head, "|---|---|---|---|---|---|", *rows]) + "\n")
     return "\n".join(parts)
+
+
+def tests_grid(tests: pd.DataFrame) -> list[list[str]]:
+    """Return the rows of cells of tests that were judged, the first of them the head."""
+    grid = [["compared", "measure", "wanted", "measured (95 % interval)", "n", "test"]]
+    for row in tests.itertuples():
+        form = ".3f" if row.measure.endswith("ratio") else "+.4f" if row.measure.startswith("corr") else "+.2f"
+        measured = format(row.mean, form) if row.n else ""
+        if row.n > 1:
+            measured += f" ({row.low:{form}} to {row.high:{form}})"
+        grid.append([f"{row.of} against {row.to}", row.measure, row.wanted, measured, str(row.n), row.verdict])
+    return grid
 
 
 def markdown_row(cells: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -20,6 +21,11 @@ from tiny_study import CLAIMS, environment_of, finish, planned, runs_of, snakema
 
 from kd.settings.merging import merge
 
+TITLE = "Tiny </script><script>bad()</script>"
+WHOLE = {"claims": CLAIMS, "title": TITLE}
+# of results in Snakemake's report
+LABELS = [("what", "The answer"), ("table", "data, by pairs"), ("figure", "scale"), ("figure", "Synthetic images")]
+
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DryRuns]:
@@ -34,13 +40,13 @@ def test_dag_has_one_job_per_distinct_run(dry: DryRuns) -> None:
     write_study(dry.project)
     counts = planned(dry)
     # one shared teacher and a student from scratch; KD and CRD; two scales and two seeds
-    # figures: of two experiments, of correlations, and three of what was synthesised
     assert runs_of(counts) == {"train": 2, "distill": 2, "datafree": 4}
-    assert {rule: counts[rule] for rule in ("prepare_data", "collect", "tables", "figure")} == {
+    assert {rule: counts[rule] for rule in ("prepare_data", "collect", "tables", "figures", "page")} == {
         "prepare_data": 1,
         "collect": 1,
         "tables": 1,
-        "figure": 7,
+        "figures": 1,
+        "page": 1,
     }
 
 
@@ -107,7 +113,7 @@ def test_lint(dry: DryRuns) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     """A finished study, from which tests go on in a copy, and what Snakemake said."""
     project = copy_project(tmp_path_factory.mktemp("whole"))
-    write_study(project, claims=CLAIMS)
+    write_study(project, **WHOLE)
     return project, finish(project)
 
 
@@ -133,23 +139,30 @@ def test_whole_study_then_only_what_is_new(whole: tuple[Path, subprocess.Complet
             assert (folder / f"figures/{name}.{ending}").stat().st_size > 1000
     _check_mlflow(project, results)
 
-    report = snakemake(project, "--report", str(folder / "report.html"))
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count(html.escape(TITLE)) == 2, "above it and in its window's title"
+    assert "A larger {buffer} is better." in page
+    assert page.count("data:image/png") == 5
+
+    report = snakemake(project, "--report", str(project / "snakemake-report.html"))
     assert report.returncode == 0, report.stderr
-    assert (folder / "report.html").stat().st_size > 100_000
+    assert "WARNING" not in report.stderr, "of its captions"
+    said = (project / "snakemake-report.html").read_text("utf-8")
+    assert "</script><script>bad()" not in said
+    assert [said.count(f'"{key}": "{value}"') for key, value in LABELS] == [1] * len(LABELS)
+    assert said.count('"mime_type": "text/html"') == 5, "the answer, three tables of experiments, the networks"
 
     with DryRuns(project) as dry:
         assert planned(dry) == {}, "a finished study has nothing to do"
-        write_study(
-            project, claims=CLAIMS, settings={"compute": {"checkpoint_seconds": 5.0}, "tracking": {"enabled": False}}
-        )
+        write_study(project, **WHOLE, settings={"compute": {"checkpoint_seconds": 5.0}, "tracking": {"enabled": False}})
         assert runs_of(planned(dry)) == {}, "how a run is computed is no part of it"
-        write_study(project, claims=CLAIMS, experiments={"scale": {"seeds": [0, 1, 2]}})
+        write_study(project, **WHOLE, experiments={"scale": {"seeds": [0, 1, 2]}})
         assert runs_of(planned(dry)) == {"datafree": 2}, "a new seed runs at both scales, nothing else"
-        write_study(project, claims=CLAIMS, methods={"crd": {"objective": {"crd": {"tau": 0.1}}}})
+        write_study(project, **WHOLE, methods={"crd": {"objective": {"crd": {"tau": 0.1}}}})
         assert runs_of(planned(dry)) == {"distill": 1}, "a loss's setting reruns the runs that use it"
-        write_study(project, claims=CLAIMS, settings={"teacher": {"training": {"epochs": 3}}})
+        write_study(project, **WHOLE, settings={"teacher": {"training": {"epochs": 3}}})
         assert runs_of(planned(dry)) == {"train": 1, "distill": 2, "datafree": 4}, "another teacher, other students"
-        write_study(project, claims=CLAIMS, name="second", title="Shares every run")
+        write_study(project, **WHOLE, name="second")
         assert runs_of(planned(dry, study="second")) == {}, "equal settings are one run, also across studies"
 
 
@@ -195,14 +208,15 @@ def test_editing_the_package_runs_again_what_uses_it(
         assert edited(crd, '"""', '"""Other words. ') == {}, "docstrings and layout do not count"
         counts = edited(crd)
         assert runs_of(counts) == {"distill": 1}, "the run that uses the loss"
-        assert {"collect", "tables", "figure"} <= set(counts)
+        assert {"collect", "tables", "figures"} <= set(counts)
         assert runs_of(edited("kd/training/datafree.py")) == {"datafree": 4}
         only_the_student = {"train": 1, "distill": 2, "datafree": 4}
         assert runs_of(edited("kd/models/wrn.py")) == only_the_student, "the teacher is a ResNet"
         assert runs_of(edited("kd/training/with_data.py")) == {"train": 2, "distill": 2, "datafree": 4}
-        counts = edited("kd/reports/tables.py")
-        assert runs_of(counts) == {}
-        assert {"collect", "tables", "figure"} <= set(counts)
+        for file in ("kd/reports/tables.py", "kd/reports/page/page.css"):
+            counts = edited(file)
+            assert runs_of(counts) == {}
+            assert {"collect", "tables", "figures", "page"} <= set(counts)
         (project / "kd/losses/mine.py").write_text((project / "kd/losses/kd.py").read_text())
         (project / init).write_text(
             (project / init)
@@ -215,7 +229,7 @@ def test_editing_the_package_runs_again_what_uses_it(
         assert planned(dry) == {}, "a loss that is added reruns nothing"
         mine = {"kind": "distill", "objective": {"mine": {"weight": 1.0}}}
         experiments = {"data": {"methods": ["scratch", "kd", "crd", "mine"]}}
-        write_study(project, claims=CLAIMS, methods={"mine": mine}, experiments=experiments)
+        write_study(project, **WHOLE, methods={"mine": mine}, experiments=experiments)
         assert runs_of(planned(dry)) == {"distill": 1}, "and only the method that uses it runs"
 
 

@@ -67,6 +67,7 @@ def test_tables_and_figures_of_what_is_finished(tmp_path: Path, capsys: pytest.C
     assert "sp-above-kd: not decided" in text
     assert "kd-at-all: holds" in text
     assert {file.name for file in out.rglob("*.png")} == {"data.png", "correlations.png"}
+    assert f"So far: {len(study.students) - 4} runs are not finished." in (out / "report.html").read_text("utf-8")
     assert "\\begin{tabular}" in (out / "tables/data-by-pair.tex").read_text()
 
     finish(study, {"sp", "ssdkd"})

@@ -96,26 +96,18 @@ def test_tables_of_pairs_are_merged_where_there_are_several():
     experiments = {name: {"title": name.title(), "view": view, "note": ""} for name, view in views.items()}
     tables = plan_tables(experiments)
     assert [file for table in tables for file in table.files] == [
-        "one.csv",
-        *("one-by-pair.csv", "one-by-pair.tex"),
-        "two.csv",
-        "three.csv",
-        *("three-by-pair.csv", "three-by-pair.tex"),
-        *("_all-by-pair.csv", "_all-by-pair.tex"),
-        "_networks.csv",
+        *("one.csv", "one.html"),
+        *("one-by-pair.csv", "one-by-pair.tex", "one-by-pair.html"),
+        *("two.csv", "two.html"),
+        *("three.csv", "three.html"),
+        *("three-by-pair.csv", "three-by-pair.tex", "three-by-pair.html"),
+        *("_all-by-pair.csv", "_all-by-pair.tex", "study.all-by-pair.html"),
+        *("_networks.csv", "study.networks.html"),
     ]
+    assert tables[1].heading == "One, by pairs"
     assert [table.experiments for table in tables[-2:]] == [("one", "three"), ("one", "two", "three")]
     del experiments["three"]
     assert [table.name for table in plan_tables(experiments)] == ["one", "one-by-pair", "two", "_networks"]
-
-
-def test_a_title_with_marks_of_restructuredtext_is_shown_as_it_is(tmp_path: Path) -> None:
-    """The report renders captions."""
-    study = loaded(tmp_path, experiments={"data": {"title": "*all* `of` |it|_ → ä"}})
-    [figure] = [figure for figure in plan_figures(study) if figure.name == "data"]
-    assert figure.title == "*all* `of` |it|_ → ä"
-    assert figure.restructured.startswith(r"\*all\* \`of\` \|it\|\_ \→ ä. The student\'s")
-    assert "\\" not in figure.caption
 
 
 def test_runs_of_other_seeds_and_data_are_told_apart(study):

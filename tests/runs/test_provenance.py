@@ -326,6 +326,7 @@ def test_the_record_names_versions():
     names = environment()
     assert names["python"].count(".") == 2
     assert names["torch"][0].isdigit()
+    assert names["processor"] not in ("", names["host"])
     assert all(isinstance(value, str) and value for value in names.values())
     assert set(git_state()) == {"commit", "diff"}
 

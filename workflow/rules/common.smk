@@ -1,5 +1,6 @@
 # Read and check the study once per start; look settings up by path. No torch here: every job reads this file.
 import gc
+import json
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -9,7 +10,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from kd.integrations.jobs import close_study, open_study, without_secret
-from kd.reports.plan import outdated_report, plan_figures, plan_tables, text_of
+from kd.reports.page.document import REPORT, page_of
+from kd.reports.plan import ANSWERS, outdated_report, plan_figures, plan_tables, text_of
 from kd.runs import gpu_slots
 from kd.runs.folder import METRICS, RECORD, TRIAL, Records, files_of, inputs_of
 from kd.runs.provenance import report_code
@@ -31,7 +33,8 @@ try:
     if workflow.is_main_process:
         require_one_config(sys.argv)
     STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
-    FIGURES = {figure.name: figure for figure in plan_figures(STUDY)}
+    FIGURES = plan_figures(STUDY)
+    TABLES = plan_tables(STUDY.experiments)
     if workflow.is_main_process and not {"--unlock", "--report"} & set(sys.argv):
         require_results_folder(STUDY.root)
         require_data(STUDY)
@@ -127,7 +130,18 @@ def run_settings(wildcards):
 
 def report_files():
     """Return the files that the study ends with."""
-    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *(f"figures/{name}.png" for name in FIGURES))]
+    figures = (f"figures/{figure.name}.png" for figure in FIGURES)
+    return [f"{FOLDER}/{name}" for name in ("table.md", "results.csv", *figures, REPORT)]
+
+
+def in_params(value):
+    """Return a value with text of the user's as JSON: Snakemake's report writes params into a script of its page."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def in_report(title):
+    """Return a user's title as a label in Snakemake's report, which would fill in what stands in braces."""
+    return title.replace("{", "{\u2060").replace("<", "<\u2060")
 
 
 def collect_inputs(wildcards):
@@ -137,10 +151,9 @@ def collect_inputs(wildcards):
 
 
 def figure_inputs(wildcards):
-    figure = FIGURES[wildcards.figure]
     if DRAW_AGAIN:
-        make_again(f"{FOLDER}/figures/{figure.name}.png")
-    return [f"{FOLDER}/results.csv"] if figure.experiment else [f"{ROOT}/{file}" for file in figure.inputs]
+        make_again(f"{FOLDER}/figures/{FIGURES[0].name}.png")
+    return [f"{ROOT}/{file}" for figure in FIGURES for file in figure.inputs]
 
 
 def files_of_run(kind):

@@ -1,4 +1,4 @@
-# From runs to tables and figures. kd.reports.plan says which there are.
+# From runs to tables, figures and the page that shows them. kd.reports.plan says which there are.
 
 
 rule collect:
@@ -6,7 +6,12 @@ rule collect:
     input:
         collect_inputs,
     output:
-        results=report(f"{FOLDER}/results.csv", caption="../report/results.rst", category="Tables"),
+        results=report(
+            f"{FOLDER}/results.csv",
+            caption="../report/results.rst",
+            category="Tables",
+            labels={"table": "All runs, to download"},
+        ),
     log:
         f"{ROOT}/logs/report/{STUDY.name}-collect.txt",
     conda:
@@ -23,9 +28,24 @@ rule tables:
     input:
         results=f"{FOLDER}/results.csv",
     output:
-        table=report(f"{FOLDER}/table.md", caption="../report/table.rst", category="Tables"),
+        table=f"{FOLDER}/table.md",
         claims=[f"{FOLDER}/claims.csv"] if STUDY.claims else [],
-        tables=[f"{FOLDER}/tables/{file}" for table in plan_tables(STUDY.experiments) for file in table.files],
+        answers=report(
+            f"{FOLDER}/{ANSWERS}",
+            caption="../report/answers.rst",
+            category="Answers",
+            labels={"what": "The answer"},
+        ),
+        shown=[
+            report(
+                f"{FOLDER}/tables/{table.shown}",
+                caption="../report/table.rst",
+                category="Tables",
+                labels={"table": in_report(table.heading)},
+            )
+            for table in TABLES
+        ],
+        tables=[f"{FOLDER}/tables/{file}" for table in TABLES for file in table.files if file != table.shown],
     log:
         f"{ROOT}/logs/report/{STUDY.name}-tables.txt",
     conda:
@@ -33,29 +53,52 @@ rule tables:
     params:
         code=report_code(),
         # text of the user: functions keep Snakemake from formatting its braces
-        title=lambda wildcards: STUDY.title,
-        experiments=lambda wildcards: STUDY.experiments,
-        claims=lambda wildcards: STUDY.claims,
+        study=lambda wildcards: in_params([STUDY.title, STUDY.experiments, STUDY.claims]),
     script:
         "../scripts/tables.py"
 
 
-rule figure:
-    """A planned figure, of an experiment's results or of the files of some runs."""
+rule figures:
+    """All planned figures: of experiments' results, and of the files of some runs."""
     input:
         figure_inputs,
+        results=f"{FOLDER}/results.csv",
     output:
-        png=report(f"{FOLDER}/figures/{{figure}}.png", caption="../report/figure.rst", category="Figures"),
-        svg=f"{FOLDER}/figures/{{figure}}.svg",
+        png=[
+            report(
+                f"{FOLDER}/figures/{figure.name}.png",
+                category="Figures",
+                labels={"figure": in_report(figure.title), "what it shows": in_report(figure.caption)},
+            )
+            for figure in FIGURES
+        ],
+        svg=[f"{FOLDER}/figures/{figure.name}.svg" for figure in FIGURES],
     log:
-        f"{ROOT}/logs/report/{STUDY.name}-{{figure}}.txt",
-    wildcard_constraints:
-        figure="|".join(FIGURES),
+        f"{ROOT}/logs/report/{STUDY.name}-figures.txt",
     conda:
         "../../environment.yml"
     params:
-        figure=lambda wildcards: asdict(FIGURES[wildcards.figure]),
-        caption=lambda wildcards: FIGURES[wildcards.figure].restructured,
+        figures=lambda wildcards: in_params([asdict(figure) for figure in FIGURES]),
         code=report_code(),
     script:
-        "../scripts/figure.py"
+        "../scripts/figures.py"
+
+
+rule page:
+    """The study's answer, tables and figures in one page for a browser."""
+    input:
+        results=f"{FOLDER}/results.csv",
+        tables=f"{FOLDER}/table.md",
+        figures=[f"{FOLDER}/figures/{figure.name}.svg" for figure in FIGURES],
+    output:
+        page=f"{FOLDER}/{REPORT}",
+    log:
+        f"{ROOT}/logs/report/{STUDY.name}-page.txt",
+    conda:
+        "../../environment.yml"
+    params:
+        page=lambda wildcards: in_params(asdict(page_of(STUDY))),
+        figures=lambda wildcards: in_params([asdict(figure) for figure in FIGURES]),
+        code=report_code(),
+    script:
+        "../scripts/page.py"

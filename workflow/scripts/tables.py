@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 from kd.integrations.jobs import job
@@ -5,5 +6,5 @@ from kd.reports.publish import write_tables
 from kd.reports.tables import read_results
 
 with job(snakemake.log[0]):
-    params, folder = snakemake.params, Path(snakemake.output.table).parent
-    write_tables(read_results(snakemake.input.results), params.title, params.experiments, params.claims, folder)
+    folder = Path(snakemake.output.table).parent
+    write_tables(read_results(snakemake.input.results), *json.loads(snakemake.params.study), folder)
