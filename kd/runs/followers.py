@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from kd.training.stepper import Stepper
 from kd.training.team import Team
 
 PATIENCE = 60.0  # seconds in which a follower may end after the leader has
+NOTICED = 5.0  # seconds until a process that has lost its connection is seen to have ended
 
 
 class FollowerLost(ConfigError):
@@ -83,9 +85,8 @@ def leading(
             yield
             for follower in followers:
                 follower.process.wait(PATIENCE)
-        except Exception as error:
-            lost = next((each for each in followers if each.process.poll()), None)
-            if lost is None or isinstance(error, FloatingPointError):  # these all of them find
+        except RuntimeError as error:  # what torch.distributed raises: soon one will be seen to have ended
+            if (lost := _first_lost(followers)) is None:
                 raise
             raise FollowerLost(
                 f"process {lost.number + 1} of {len(devices)} that share this run has ended ({lost.last_words()}); "
@@ -98,6 +99,16 @@ def leading(
                 follower.process.kill()
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _first_lost(followers: list[_Follower]) -> _Follower | None:
+    deadline = time.monotonic() + NOTICED
+    while time.monotonic() < deadline:
+        for follower in followers:
+            if follower.process.poll():
+                return follower
+        time.sleep(0.05)
+    return None
 
 
 class _Follower:
