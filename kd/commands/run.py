@@ -48,6 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs that each process makes at the same time on its GPU, their steps in one CUDA graph (default: 1)",
     )
+    parser.add_argument("--gpu", type=positive, default=1, metavar="N", help="as compute.gpu: GPUs of a run with data")
     parser.add_argument("--root", type=path, help="where the data set lies, as dataset.root in a study")
     parser.add_argument("--no-download", action="store_true", help="never download a data set")
     add_results(parser)
@@ -60,7 +61,7 @@ def do(given: argparse.Namespace) -> int:
     from kd.data.raw import Source
     from kd.runs.worker import work_through
 
-    names = ("device", "threads", "capture", "compile", "slots_per_gpu")
+    names = ("device", "threads", "capture", "compile", "slots_per_gpu", "gpu")
     compute = Compute.by_hand(**{name: getattr(given, name) for name in names})
     source = Source(given.root, given.results / "data/downloads", not given.no_download)
     failed = work_through(runs, given.results, compute, source, together=given.together)

@@ -58,6 +58,7 @@ def _in_words(device: str, computed: dict[str, Any]) -> str:
         ("partly captured" if not_captured else "captured") if captured else "",
         "compiled" if computed.get("compiled") else "",
         f"{computed['together']} together" if computed.get("together", 1) > 1 else "",
+        f"shared by {computed['processes']} processes" if computed.get("processes", 1) > 1 else "",
     ]
     return ", ".join(filter(None, words))
 

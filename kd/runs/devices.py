@@ -13,8 +13,8 @@ from kd.settings.shapes import Compute
 
 
 @contextmanager
-def reserved_device(compute: Compute, say: Callable[[str], None] = print) -> Iterator[torch.device]:
-    """Reserve the device of one run until the end of the block, and set the number of CPU threads.
+def reserved_devices(compute: Compute, say: Callable[[str], None] = print) -> Iterator[list[torch.device]]:
+    """Reserve the device of each process of a run until the end of the block, and set the number of CPU threads.
 
     At most `compute.slots_per_gpu` jobs of this machine share a GPU: this waits while all slots are taken. Only GPUs
     listed in $CUDA_VISIBLE_DEVICES are considered, so that a scheduler's choice holds. Raises ConfigError for a GPU
@@ -23,7 +23,7 @@ def reserved_device(compute: Compute, say: Callable[[str], None] = print) -> Ite
     torch.set_num_threads(compute.threads)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if compute.device == "cpu" or (compute.device == "auto" and count == 0):
-        yield torch.device("cpu")
+        yield [torch.device("cpu")] * compute.processes
         return
     wanted = torch.device("cuda" if compute.device == "auto" else compute.device)
     if (wanted.index or 0) >= count:
@@ -31,10 +31,12 @@ def reserved_device(compute: Compute, say: Callable[[str], None] = print) -> Ite
         raise ConfigError(f"compute.device: got {compute.device!r}, but torch sees {count} GPUs; allowed: {allowed}")
     indices = range(count) if wanted.index is None else [wanted.index]
     names = [str(torch.cuda.get_device_properties(index).uuid) for index in indices]
-    with gpu_slots.slot(names, compute.slots_per_gpu, say) as position:
-        device = torch.device("cuda", indices[position])
-        torch.cuda.set_device(device)  # the generators that a checkpoint saves are those of the current device
-        yield device
+    if compute.processes > len(names):
+        raise ConfigError(f"compute.gpu: got {compute.gpu}, but a run can have {len(names)} of the GPUs here; lower it")
+    with gpu_slots.slots(names, compute.slots_per_gpu, compute.processes, say) as positions:
+        devices = [torch.device("cuda", indices[position]) for position in positions]
+        torch.cuda.set_device(devices[0])  # the generators that a checkpoint saves are those of the current device
+        yield devices
 
 
 def describe(device: torch.device) -> str:

@@ -9,18 +9,49 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Compute
 
 POLL_SECONDS = 0.005
+TRY_AGAIN_SECONDS = 0.2  # at most, drawn: two jobs that want several devices must not block each other for ever
 TURNS = "jobs that share a GPU take turns, more than 2 gain nothing; docs/gpu.md says what does"
+
+
+@contextmanager
+def slots(
+    devices: Sequence[str], slots_per_device: int, count: int, say: Callable[[str], None] = print
+) -> Iterator[list[int]]:
+    """Hold a slot of each of `count` different devices; yield their positions. Waits until all can be had at once."""
+    if count == 1:
+        with slot(devices, slots_per_device, say) as position:
+            yield [position]
+        return
+    told = False
+    while True:
+        with ExitStack() as held:
+            positions: list[int] = []
+            while len(positions) < count:
+                left = [position for position in range(len(devices)) if position not in positions]
+                holder = held.enter_context(closing(socket.socket(socket.AF_UNIX)))
+                found = _bind_any(holder, [devices[position] for position in left], slots_per_device)
+                if found is None:
+                    break
+                positions.append(left[found])
+            if len(positions) == count:
+                yield positions
+                return
+        if not told:
+            say(f"fewer than {count} of {len(devices)} GPUs have a free slot; waiting")
+            told = True
+        time.sleep(random.uniform(POLL_SECONDS, TRY_AGAIN_SECONDS))
 
 
 @contextmanager
@@ -71,6 +102,8 @@ def check(compute: Compute, asked: int | None) -> str:
             allowed = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(gpus))])
             raise ConfigError(f"compute.device: got {compute.device!r}, but {gpus} GPUs are seen; allowed: {allowed}")
         gpus = 1  # all jobs want this one
+    if compute.gpus > gpus:
+        raise ConfigError(f"compute.gpu: got {compute.gpu}, but a run can have {gpus} of the GPUs here; lower it")
     slots = gpus * compute.slots_per_gpu
     have = f"{gpus} GPUs x compute.slots_per_gpu {compute.slots_per_gpu}"
     hints = [f"compute.slots_per_gpu: got {compute.slots_per_gpu}; {TURNS}"] if compute.slots_per_gpu > 2 else []

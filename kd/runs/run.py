@@ -9,6 +9,7 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kd.registry.kinds import KINDS
 from kd.runs import devices
 from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
 from kd.runs.folder import metrics as metrics_of
+from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
 from kd.runs.prepared_data import reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
@@ -57,6 +59,8 @@ def run_step(
     SIGTERM, TakenOver when another process has the run; ended.json says what went wrong until the next start.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not KINDS[run.kind].shared:
+        compute = replace(compute, gpu=min(compute.gpu, 1))
     with (
         closing(Progress(run.path, log)) as progress,
         RunLock(folder, progress.say, lambda: progress.position, wait) as lock,
@@ -73,6 +77,7 @@ def run_step(
             with (
                 _end_noted(folder, progress),
                 stepping(compute, progress.say) as stepper,
+                leading(run, data_file, teacher_weights, compute, stepper, checkpoint),
                 checkpoint,
                 tracker or nullcontext() as sink,
             ):

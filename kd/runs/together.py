@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kd.runs import devices
 from kd.runtime.checkpoint import Stopped, global_rng, set_global_rng, stopping_on_signals
+from kd.runtime.messages import ConfigError
 from kd.runtime.turns import SharedClock, Turns
 from kd.settings.shapes import Compute
 from kd.training.stepper import Graphs, Request, Stepper
@@ -19,9 +21,12 @@ Stepping = Callable[[Compute, Callable[[str], Any]], AbstractContextManager[Step
 
 @contextmanager
 def alone(compute: Compute, say: Callable[[str], Any]) -> Iterator[Stepper]:
-    """Reserve a device for one run and return what runs its steps there."""
-    with devices.reserved_device(compute, say) as device:
-        stepper = Stepper(device, compute.capture, say, compile=compute.compile)
+    """Reserve the devices of one run and return what runs its steps there."""
+    with devices.reserved_devices(compute, say) as reserved:
+        if len(reserved) > 1:  # neither a capture nor a compiler sees what the other processes do
+            compute = replace(compute, capture="off", compile="off")
+        stepper = Stepper(reserved[0], compute.capture, say, compile=compute.compile)
+        stepper.devices = reserved
         try:
             yield stepper
         finally:
@@ -36,6 +41,8 @@ class Company:
     """
 
     def __init__(self, compute: Compute, say: Callable[[str], Any]):
+        if compute.processes > 1:
+            raise ConfigError(f"compute.gpu: got {compute.gpu}; runs that are made together share one GPU")
         self.compute, self.say = compute, say
         self.stopped_by = 0  # the signal that asked to stop
         self._clock, self._steppers = SharedClock(), set[Stepper]()  # of the runs under way
@@ -47,7 +54,7 @@ class Company:
 
         SIGTERM and Ctrl-C stop all runs. Raises what a function raised, Stopped last of all.
         """
-        with devices.reserved_device(self.compute, self.say) as device, stopping_on_signals(self._stop):
+        with devices.reserved_devices(self.compute, self.say) as (device,), stopping_on_signals(self._stop):
             self._device, self._graphs = device, Graphs(device)
             errors = [error for error in self._turns.work(functions) if error is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):

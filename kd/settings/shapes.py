@@ -10,11 +10,12 @@ nothing: there it is left out of a run's identity, so that old results stay what
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from kd.registry.sources import SOURCES, SourceEntry, source_defaults
+from kd.settings.compute import Compute
 from kd.settings.fields import section, setting
 from kd.settings.given_file import GivenFile
 
@@ -227,48 +228,6 @@ class Distillation:
     def effective(self) -> Distillation:
         """Return the same with `passes` at its default where `steps` takes its place."""
         return self if self.steps is None else replace(self, passes=2.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """How a run is computed; no part of its identity."""
-
-    device: str = setting(
-        "auto", "auto: a GPU if there is one; or cpu, cuda, cuda:1, ...", pattern="^(auto|cpu|cuda|cuda:[0-9]+)$"
-    )
-    threads: int = setting(1, "CPU threads per job", at_least=1)
-    capture: Literal["auto", "off"] = setting(
-        "auto", "auto: on a GPU, a whole step is captured in a CUDA graph and replayed; off: steps run as they are"
-    )
-    compile: Literal["auto", "on", "off"] = setting(
-        "auto",
-        "torch.compile for the networks of the student's step, on a GPU; auto: where a run is long enough for it",
-    )
-    checkpoint_seconds: float = setting(60, "how often a running job saves its state", above=0)
-    freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
-    pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")
-    download: bool = setting(True, "data sets that are not there may be downloaded, to results/data/downloads")
-    slots_per_gpu: int = setting(
-        1,
-        "training jobs that share one GPU: they take turns, 2 overlap start-up and host work, more gain nothing",
-        at_least=1,
-        at_most=64,
-    )
-    gpu: int = setting(
-        1, "GPU slots that a training job asks of Snakemake or SLURM; none with device: cpu", at_least=0, at_most=1
-    )
-    mem_mb: int = setting(3000, "memory of a training job, for SLURM and --resources mem_mb=...", at_least=1)
-    runtime: int = setting(240, "minutes of a training job, for SLURM; times the number of the attempt", at_least=1)
-
-    @property
-    def gpus(self) -> int:
-        """GPU slots that a training job asks for; none where it runs on the CPU."""
-        return 0 if self.device == "cpu" else self.gpu
-
-    @classmethod
-    def by_hand(cls, **given: Any) -> Compute:
-        """Return settings for a run by hand; only Snakemake reads gpu, mem_mb and runtime."""
-        return cls(**{item.name: item.metadata["default"] for item in fields(cls)} | given)
 
 
 # ------------------------------------------------------------------------------ the rest of config.yaml, as a whole

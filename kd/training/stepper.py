@@ -26,6 +26,7 @@ from torch import nn
 from kd.runtime.checkpoint import global_rng
 from kd.training import cuda_graph
 from kd.training.cuda_graph import Step
+from kd.training.team import Team
 
 WARM_UP = 3  # calls before a step is captured: they create optimisers' states, gradients and libraries' handles
 
@@ -47,6 +48,8 @@ class Stepper:
         compile: Literal["auto", "on", "off"] = "auto",
     ):
         self.device, self.say = device, say
+        self.devices = [device]  # of all processes that share the run's steps
+        self.team = Team()  # these processes
         self.capture = capture == "auto" and device.type == "cuda"
         self.graphs = graphs or Graphs(device)
         self.serve = serve or (lambda request: self.graphs.run([request])[0])
@@ -115,6 +118,7 @@ class Stepper:
             "not_captured": self.refused,
             "together": self.together,
             "compiled": self.compiled,
+            "processes": len(self.devices),
         }
 
 

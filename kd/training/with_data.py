@@ -83,6 +83,8 @@ def train(
     }
     checkpoint.restore(parts)
     student.train()
+    team = stepper.team
+    team.synchronise(student, objective, optimizer)
     first, per_epoch = objective.first_epochs, loader.steps_per_epoch
     epochs = first + run.training.epochs
     shape = (loader.batch_size, *split.images.shape[1:])
@@ -92,11 +94,13 @@ def train(
         members = tuple(map(id, teacher.members if isinstance(teacher, Ensemble) else [teacher]))
         each = answering.each if isinstance(answering, Ensemble) else answering  # each teacher answers for itself
         answering = stepper.answers_of(each, (*members, bool(stepper.compiled)))
+        answering = team.share(answering)
         stepper.next_batch = lambda: (run.dataset, run.scale, run.seed, loader.place)
+    first_learner, learner = team.share(student), team.share(learner)  # compiled as it is in the main stage
 
     def step() -> None:
         batch = loader.batch()
-        learns = student if objective.first else learner  # compiled as it is in the main stage: all in train mode
+        learns = first_learner if objective.first else learner
         seen = train_step(learns, answering, objective, batch, optimizer, run.precision)
         hits = objective.answers(seen.student).argmax(1) == batch.labels
         sums.add(seen.loss.mean(), hits.float().mean(), *objective.logged().values())
@@ -121,6 +125,7 @@ def train(
             hits, seen = [row["train_accuracy"] for row in main], len(main) * per_epoch * run.training.batch_size
             what = "its training accuracy"
             require_learning(len(main), run.training.epochs, seen, hits, len(data.classes), what, REMEDY)
+    team.release(student)
     return objective.adopt(student, teacher)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +93,7 @@ def test_a_workflow_that_asks_for_too_much_is_refused(monkeypatch: pytest.Monkey
         gpu_slots.check(Compute.by_hand(device="cuda:0"), 1)
 
 
-# ---------------------------------------------------------------------------------------------- devices.reserved_device
+# ---------------------------------------------------------------------------------------------- reserved_devices
 
 
 @pytest.fixture
@@ -113,8 +113,26 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     return pretend
 
 
-def on(device: str, **given: Any) -> contextlib.AbstractContextManager[torch.device]:
-    return devices.reserved_device(Compute.by_hand(device=device, **given), unheard)
+@contextlib.contextmanager
+def on(device: str, **given: Any) -> Iterator[torch.device]:
+    with devices.reserved_devices(Compute.by_hand(device=device, **given), unheard) as (only,):
+        yield only
+
+
+def test_a_run_on_several_gpus_has_all_of_them_or_waits(gpus: Callable) -> None:
+    seen = gpus(3)
+    two = Compute.by_hand(device="auto", gpu=2)
+    with devices.reserved_devices(two, unheard) as reserved:
+        assert reserved == [torch.device("cuda", 0), torch.device("cuda", 1)]
+        assert seen.current == [reserved[0]]
+        with pytest.raises(AssertionError, match="fewer than 2 of 3 GPUs have a free slot"):
+            devices.reserved_devices(two, unheard).__enter__()
+        with on("auto") as left:
+            assert left == torch.device("cuda", 2), "the one that was taken in vain is free again"
+    with pytest.raises(ConfigError, match=r"compute.gpu: got 4, but a run can have 3 of the GPUs here; lower it"):
+        devices.reserved_devices(Compute.by_hand(device="auto", gpu=4), unheard).__enter__()
+    with devices.reserved_devices(Compute.by_hand(device="cpu", gpu=3), unheard) as reserved:
+        assert reserved == [torch.device("cpu")] * 3
 
 
 @pytest.mark.parametrize("auto", ["auto", "cuda"])

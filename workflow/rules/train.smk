@@ -19,7 +19,7 @@ rule train:
         run=RUN_KIND["train"],
     conda:
         "../../environment.yml"
-    threads: STUDY.compute.threads
+    threads: STUDY.compute.threads * STUDY.compute.processes
     resources:
         gpu=STUDY.compute.gpus,
         mem_mb=STUDY.compute.mem_mb,
@@ -42,6 +42,11 @@ use rule distill as datafree with:
         files_of_run("datafree"),
     wildcard_constraints:
         run=RUN_KIND["datafree"],
+    threads: STUDY.compute.threads
+    resources:
+        gpu=min(1, STUDY.compute.gpus),
+        mem_mb=STUDY.compute.mem_mb,
+        runtime=runtime,
 
 
 use rule train as given with:
@@ -49,3 +54,8 @@ use rule train as given with:
         files_of_run("given"),
     wildcard_constraints:
         run=RUN_KIND["given"],
+    threads: STUDY.compute.threads
+    resources:
+        gpu=min(1, STUDY.compute.gpus),
+        mem_mb=STUDY.compute.mem_mb,
+        runtime=runtime,
