@@ -24,7 +24,12 @@ from kd.settings.merging import merge
 TITLE = "Tiny </script><script>bad()</script>"
 WHOLE = {"claims": CLAIMS, "title": TITLE}
 # of results in Snakemake's report
-LABELS = [("what", "The answer"), ("table", "data, by pairs"), ("figure", "scale"), ("figure", "Synthetic images")]
+LABELS = [
+    ("what", "The answer"),
+    ("table", "data, by pairs"),
+    ("figure", "scale"),
+    ("figure", "Synthetic images at the end of a run"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,8 @@ def _write_arrays(folder: Path, run: Run, random: np.random.Generator, classes: 
             "priorities_by_epoch": np.sort(random.random((EPOCHS, 5)), axis=1),
         }
         confidence = random.integers(1, 99, 20)
-        arrays = {"images": images, "class_counts": counts[0], "confidence_counts": confidence, **by_epoch}
+        end = {"class_counts": counts[0], "confidence_counts": confidence}
+        arrays = {"images": images, "image_classes": np.sort(random.integers(0, classes, 64)), **end, **by_epoch}
         _save(folder / "synthetic.npz", arrays)
     elif run.kind == "distill":
         student, teacher = (np.corrcoef(random.random((classes, 2 * classes))) for _ in range(2))

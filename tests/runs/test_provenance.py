@@ -347,5 +347,4 @@ print(json.dumps([name for name in ("torch", "snakemake", "mlflow", "optuna", "m
 
 
 def test_settings_studies_and_reports_import_no_heavy_package():
-    settings = [run.as_dict() for name, run in runs().items() if name != "own"]
-    assert python(ROOT, IMPORTS, json.dumps(settings)) == []
+    assert python(ROOT, IMPORTS, json.dumps([run.as_dict() for name, run in runs().items() if name != "own"])) == []
