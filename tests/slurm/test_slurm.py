@@ -1,0 +1,183 @@
+"""A study on a real SLURM: cancelled jobs, time limits, preemption, a controller that dies, Snakemake that is killed.
+
+Skipped where SLURM cannot be started (tests/slurm/local_cluster.py says why). Not part of `make test`: `make test-slurm`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PAIR, copy_project
+from local_cluster import GPUS, Cluster, missing
+from tiny_study import command_of, environment_of, finish, snakemake, write_study
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(missing()), reason=f"no SLURM here: {missing()}"),
+]
+EPOCHS = 60
+STUDY: dict[str, Any] = {
+    "settings": {
+        "training": {"epochs": EPOCHS},
+        "distillation": {"training": {"epochs": EPOCHS}},
+        "compute": {"device": "auto", "checkpoint_seconds": 0.2, "mem_mb": 500, "runtime": 10},
+        "tracking": {"enabled": False},
+    },
+    "experiments": {
+        "data": {"view": "methods", "methods": ["scratch", "kd"], "seeds": [0, 1]},
+        "scale": {"scales": [0.3], "seeds": [0, 1, 2]},
+    },
+}
+QUICK = {  # questions every few seconds, as no shared cluster would like
+    "kd-slurm-init-seconds-before-status-checks": 2,
+    "seconds-between-status-checks": 2,
+    "kd-slurm-status-attempts": 2,
+    "latency-wait": 10,
+    "retries": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+def a_project(folder: Path) -> Path:
+    project = copy_project(folder)
+    write_study(project, **STUDY)
+    file = project / "profiles/slurm/config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text("utf-8")) | QUICK), encoding="utf-8")
+    return project
+
+
+def start(project: Path, said: Path) -> subprocess.Popen:
+    with said.open("ab") as file:
+        command = command_of("--workflow-profile", "profiles/slurm")
+        return subprocess.Popen(
+            command, cwd=project, env=environment_of(), stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def until(found: Callable[[], Any], what: str, process: subprocess.Popen | None = None, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"{what} has not come"
+        assert process is None or process.poll() is None, f"Snakemake ended before {what}"
+        time.sleep(0.1)
+    return value
+
+
+class Watch(threading.Thread):
+    """Looks at the cluster and at the locks of runs until it is told to stop."""
+
+    def __init__(self, project: Path):
+        super().__init__(daemon=True)
+        self.project, self.over = project, threading.Event()
+        self.most, self.shared, self.back = 0, [], []
+        self.done: dict[str, int] = defaultdict(int)
+        self.attempts: dict[str, set[str]] = defaultdict(set)
+
+    def run(self) -> None:
+        while not self.over.wait(0.3):
+            self._look_at_devices()
+            for folder, lock in locks(self.project).items():
+                self.attempts[folder].add(str(lock["slurm_job"]))
+                done = lock.get("done") or 0
+                if 0 < done < self.done[folder] - 2:  # a checkpoint every 0.2 s: an epoch or two may be lost
+                    self.back.append((folder, self.done[folder], done))
+                self.done[folder] = max(done, self.done[folder])
+
+    def _look_at_devices(self) -> None:
+        said = subprocess.run(["scontrol", "-d", "-o", "show", "job"], capture_output=True, text=True).stdout
+        running = [line for line in said.splitlines() if "JobState=RUNNING" in line and "gres/gpu" in line]
+        devices = [device for line in running for device in re.findall(r"GRES=gpu:\d+\(IDX:(\d+)\)", line)]
+        self.most = max(self.most, len(running))
+        if len(set(devices)) < len(devices):
+            self.shared.append(devices)
+
+
+def locks(project: Path) -> dict[str, dict[str, Any]]:
+    """The locks of students that have a checkpoint, by folder."""
+    found = {}
+    for file in project.glob(f"results/runs/digits/*{PAIR[1]}/*/seed*/lock.*.json"):
+        try:
+            if (file.parent / "checkpoint.pt").exists():
+                found[str(file.parent)] = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError):  # gone, or just being written
+            pass
+    return found
+
+
+def a_job(project: Path, process: subprocess.Popen, but: set[str], what: str) -> str:
+    """The SLURM job of a student that has a checkpoint."""
+
+    def found() -> str | None:
+        jobs = {str(lock["slurm_job"]) for lock in locks(project).values() if lock.get("slurm_job")} - but
+        return next(iter(sorted(jobs)), None)
+
+    return until(found, what, process)
+
+
+def call(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def metrics(project: Path) -> dict[str, bytes]:
+    files = project.glob("results/runs/**/metrics.json")
+    return {str(file.relative_to(project)): file.read_bytes() for file in files}
+
+
+def test_a_study_survives_what_a_cluster_does(cluster: Cluster, tmp_path: Path) -> None:
+    quiet = a_project(tmp_path / "quiet")
+    finish(quiet, "results/studies/tiny/results.csv")
+    project, said = a_project(tmp_path / "stormy"), tmp_path / "said.txt"
+    watch = Watch(project)
+    watch.start()
+    process = start(project, said)
+
+    cancelled = a_job(project, process, set(), "a student's checkpoint")
+    call("scancel", cancelled)
+    limited = a_job(project, process, {cancelled}, "another student's checkpoint")
+    call("scontrol", "update", f"JobId={limited}", "TimeLimit=0:01")
+    until(lambda: limited not in call("squeue", "-h", "-t", "R", "-o", "%i").split(), "the end of its time", process)
+
+    a_job(project, process, {cancelled, limited}, "a student to be preempted")
+    urgent = call("sbatch", "--parsable", "-p", "high", "-c", "8", "-o", "/dev/null", "--wrap", "sleep 3").strip()
+    until(lambda: urgent not in call("squeue", "-h", "-o", "%i").split(), "the end of the urgent job", process)
+
+    cluster.kill_controller()
+    time.sleep(15)
+    cluster.start_controller()
+    a_job(project, process, set(), "a student after the controller's death")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert snakemake(project, "--unlock").returncode == 0
+    process = start(project, said)
+    code = process.wait(240)
+    watch.over.set()
+    watch.join()
+
+    assert code == 0, said.read_text("utf-8")[-3000:]
+    assert metrics(project) == metrics(quiet)
+    assert len(metrics(project)) == 8
+    assert 1 < watch.most <= GPUS
+    assert not watch.shared, "each job has a device of its own"
+    assert not watch.back, "no run starts again where it has a checkpoint"
+    assert any(len(jobs) > 1 for jobs in watch.attempts.values()), "runs that went on in another job"
+    for file in project.glob("results/runs/**/run.json"):
+        counts = json.loads(file.read_text("utf-8"))["counts"]
+        same = json.loads((quiet / file.relative_to(project)).read_text("utf-8"))["counts"]
+        assert counts == same, "nothing is trained twice"
