@@ -111,7 +111,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             if name in group:
                 row[name] = group[name].mean()
         if (row["method"], row["ablation"]) != tuple(reference):
-            difference = _paired(results, group, reference)
+            difference = paired_differences(results, group, reference)
             row["difference"] = difference.mean()
             row["difference_se"] = difference.std() / np.sqrt(len(difference))
             row["difference_p"] = paired_p(difference)
@@ -126,7 +126,8 @@ def score_of(results: pd.DataFrame) -> str:
     return "agreement" if set(results.get("scored", [])) == {SYNTHETIC} else "accuracy"
 
 
-def _paired(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) -> pd.Series:
+def paired_differences(results: pd.DataFrame, group: pd.DataFrame, reference: pd.Series) -> pd.Series:
+    """Return how far a group's accuracies lie above those of the method and ablation `reference`, paired by seed."""
     same = results[(results["method"] == reference["method"]) & (results["ablation"] == reference["ablation"])]
     keys = ["teacher", "student", "seed"] + (["scale"] if group["scale"].iloc[0] in set(same["scale"]) else [])
     pairs = group.merge(same, on=keys, suffixes=("", "_reference"))

@@ -1,0 +1,77 @@
+"""What a start of a study says first: what is to be done, how long that takes, why. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from kd.registry.kinds import KINDS
+from kd.studies.status import State
+from kd.studies.time_left import about
+
+KIND_WORDS = {
+    "given": "given",
+    "train": "trained on labels",
+    "distill": "distilled with data",
+    "datafree": "distilled without data",
+}
+JOB_WORDS = {"prepare_data": "data set", "trial": "trial", "figure": "figure"}  # one of them
+UNCOUNTED = {"best": "best settings", "tables": "tables", "collect": "", "all": "", "tune": ""}
+REASONS = {  # of Snakemake, in kd's words
+    "missing output files": "not made yet",
+    "updated input files": "older than what they are made of",
+    "input files updated by another job": "they follow from other jobs",
+    "forced execution": "made by other code, or of other results",  # common.smk asks for it where kd knows
+}
+
+
+def announced(
+    counts: Mapping[str, int], done: int, runs_of_study: int, seconds: float | None, slots: int
+) -> Iterable[tuple[str, str]]:
+    """Yield name and text of each line of a header.
+
+    counts: jobs by the name of their rule; done: how many of the study's runs are finished; seconds: expected, None if
+    unknown; slots: how many runs are made at the same time.
+    """
+    runs = sum(counts.get(kind, 0) for kind in KINDS)
+    kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in KIND_WORDS.items() if counts.get(kind))
+    yield "runs", f"{done} of {runs_of_study} done, {runs} to do" + (f": {kinds}" if kinds else "")
+    if others := other_jobs(counts):
+        jobs = sum(count for name, count in counts.items() if name not in ("all", "tune"))
+        yield "jobs", f"{jobs}: {f'{runs} runs, ' if runs else ''}{others}"
+    together = f", {slots} runs at a time" if slots > 1 and runs > 1 else ""
+    unknown = "not known yet, no finished run is like these"
+    yield "time", unknown if seconds is None else f"about {about(seconds)}{together}"
+
+
+def other_jobs(counts: Mapping[str, int]) -> str:
+    """Say in words which jobs there are apart from runs."""
+    said, order = [], [*JOB_WORDS, *UNCOUNTED]
+    for name in sorted(counts, key=lambda name: order.index(name) if name in order else len(order)):
+        if name in KINDS:
+            continue
+        word, count = JOB_WORDS.get(name, name), counts[name]
+        said.append(UNCOUNTED.get(name, f"{count} {word}{'s' if count > 1 else ''}"))
+    return ", ".join(filter(None, said))
+
+
+def reasons(runs: Iterable[str], others: Iterable[tuple[str, str]], found: Mapping[str, State]) -> list[str]:
+    """Return a line per reason for which jobs would be made: of runs by what kd knows, of others by Snakemake's words.
+
+    runs: paths; others: name of the rule and Snakemake's reason of each other job.
+    """
+    of_runs = Counter((path in found and found[path].note) or "not made yet" for path in runs)
+    lines = [f"{count} run{'s' if count > 1 else ''}: {note}" for note, count in of_runs.items()]
+    of_others: dict[str, Counter[str]] = {}
+    for name, reason in others:
+        reason = reason.partition(":")[0].lower()
+        of_others.setdefault(REASONS.get(reason, reason), Counter())[name] += 1
+    said = ((other_jobs(counts), reason) for reason, counts in of_others.items())
+    return [*lines, *(f"{what}: {reason}" for what, reason in said if what)]
+
+
+def under_way(labels: Iterable[tuple[str, float]], made: int, to_do: int, seconds: float | None) -> str:
+    """Return a line on the jobs that are under way: label and share of the epochs that are done."""
+    running = [f"{label} {100 * share:.0f} %" if share else label for label, share in labels]
+    left = "" if seconds is None else f", about {about(seconds)} left"
+    return f"{made}/{to_do}{left}; running: {', '.join(running)}" if running else ""
