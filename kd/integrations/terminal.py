@@ -23,7 +23,7 @@ from kd.runtime.lines import BOLD, DIM, RED, YELLOW, Lines
 from kd.studies.announcing import announced, other_jobs, reasons, under_way
 from kd.studies.command_line import command_for
 from kd.studies.estimates import Estimates
-from kd.studies.labels import in_columns, run_labels, shortened
+from kd.studies.labels import fitted, run_labels, widest
 from kd.studies.status import State, again_hints, expected_seconds, share_done, teachers_of
 from kd.studies.study import Study
 from kd.studies.time_left import TimeLeft, about
@@ -106,8 +106,8 @@ class Terminal(logging.Handler):
         self.runs, self.done_before = len(needed), sum(found[path].name == "done" for path in needed)
         self.made, self.to_do = 0, 0
         self._shown: set[str] = set()
-        self._labels = run_labels(study)
-        self._seed = max(len(str(run.seed)) for run in study.runs.values())
+        self._labels: dict[str, str] = {}
+        self._seed = 1  # digits
         self._announced, self._folded, self._folded_since = False, Counter[str](), 0.0
         self._program_failed: dict[int | None, str] = {}  # thread -> what Snakemake says of it
         self._estimates: Estimates | None = None
@@ -141,6 +141,8 @@ class Terminal(logging.Handler):
         if self._announced:  # a dry run repeats it at its end
             return self._why() if self.dry else None
         self._announced = True
+        self._labels = run_labels(self.study)
+        self._seed = max(len(str(run.seed)) for run in self.study.runs.values())
         counts = {name: count for name, count in record.stats.items() if name != "total"}
         runs = self.runs_to_do()
         self.to_do = len(runs)
@@ -222,11 +224,11 @@ class Terminal(logging.Handler):
             self._estimates.learn(run, folder, record)
         self.made += 1
         digits = len(str(self.to_do))
-        label = in_columns(self._labels.values(), self.lines.width - 2 * digits - self._seed - 46)
+        label = widest(self._labels.values(), self.lines.width - 2 * digits - self._seed - 43)
         left = self._time.seconds(time.monotonic())
         parts = [
             f"{self.made:>{digits}}/{self.to_do}",
-            f"{shortened(self._labels[path], label):<{label}}",
+            f"{fitted(self._labels[path], label):<{label}}",
             f"seed {run.seed:<{self._seed}}",
             f"{_score(folder) if record else '':>8}",
             "" if seconds is None else f"{seconds:>6,.0f} s",

@@ -11,9 +11,9 @@ from kd.reports.compare import compare, side
 from kd.reports.results import finished, typed
 from kd.reports.tables import GROUP, paired_differences, plus_minus, score_of
 from kd.runtime.messages import ConfigError
-from kd.studies.claims import interval
+from kd.studies.claims import interval, judge
 from kd.studies.command_line import command_for
-from kd.studies.labels import in_columns, row_labels, shortened
+from kd.studies.labels import fitted, row_labels, widest
 from kd.studies.study import Study
 
 MOST_ROWS = 60  # of all experiments; what is left out is named
@@ -41,7 +41,7 @@ def closing(study: Study, width: int = 80) -> str:
         if shown < len(cells):
             lines.append(f"  and {len(cells) - shown} rows more, in table.md")
     note = "mean ± std over n seeds" + ("; differences are paired by seed, to the first row" if compared else "")
-    return "\n".join([*lines, note, "", *links(study, results)]) + "\n"
+    return "\n".join([*lines, note, *_verdicts(study, results, width), "", *links(study, results)]) + "\n"
 
 
 _HEAD = "difference, 95 % interval"
@@ -50,15 +50,14 @@ _HEAD = "difference, 95 % interval"
 def _cells(rows: pd.DataFrame) -> list[Cells]:
     """Return the cells of each group of an experiment; the first one has no difference."""
     reference, cells = rows[["method", "ablation"]].iloc[0], []
-    for _, group in rows.groupby(GROUP, sort=False, dropna=False):
-        score = group["accuracy"]
-        difference = ""
+    for _, group in rows.assign(label=row_labels(rows)).groupby(GROUP, sort=False, dropna=False):
+        score, difference = group["accuracy"], ""
         if tuple(group[["method", "ablation"]].iloc[0]) != tuple(reference):
             found = interval(paired_differences(rows, group, reference).dropna())
             spread = f" ({found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
             difference = f"{found.mean:+.2f}{spread}" if found.n else ""
         mean, seconds = plus_minus(score.mean(), score.std()), f"{group['seconds_total'].mean():,.1f}"
-        cells.append((row_labels(group[:1], rows)[0], mean, str(len(group)), difference, seconds))
+        cells.append((group["label"].iloc[0], mean, str(len(group)), difference, seconds))
     return cells
 
 
@@ -66,14 +65,23 @@ def _widths(table: list[Cells], width: int) -> list[int]:
     """Return the widths of the columns; labels get what the numbers leave of `width`."""
     numbers = [max(len(row[place]) for row in table) for place in range(1, 5)]
     gaps = 2 * (1 + sum(number > 0 for number in numbers))
-    return [in_columns((row[0] for row in table), max(width - sum(numbers) - gaps, 8)), *numbers]
+    return [widest((row[0] for row in table), max(width - sum(numbers) - gaps, 8)), *numbers]
 
 
 def _aligned(cells: Cells, widths: list[int]) -> str:
     label, score, n, difference, seconds = cells
-    parts = [f"  {shortened(label, widths[0]):<{widths[0]}}", f"{score:<{widths[1]}}", f"{n:>{widths[2]}}"]
+    parts = [f"  {fitted(label, widths[0]):<{widths[0]}}", f"{score:<{widths[1]}}", f"{n:>{widths[2]}}"]
     parts += [f"{difference:<{widths[3]}}"] if widths[3] else []
     return "  ".join([*parts, f"{seconds:>{widths[4]}}"]).rstrip()
+
+
+def _verdicts(study: Study, results: pd.DataFrame, width: int) -> list[str]:
+    """Return the verdicts on the study's claims; what is claimed, and the numbers, are in table.md."""
+    if not study.claims:
+        return []
+    judged = judge(study.claims, results).drop_duplicates("claim")
+    said = "; ".join(f"{row.claim}: {row.claim_verdict}" for row in judged.itertuples())
+    return textwrap.wrap(f"claims: {said}", width, break_on_hyphens=False)
 
 
 def links(study: Study, results: pd.DataFrame) -> list[str]:

@@ -15,8 +15,14 @@ KIND_WORDS = {
     "distill": "distilled with data",
     "datafree": "distilled without data",
 }
-JOB_WORDS = {"prepare_data": "data set", "trial": "trial", "figure": "figure"}  # one of them
-UNCOUNTED = {"best": "best settings", "tables": "tables", "collect": "", "all": "", "tune": ""}
+JOB_WORDS = {  # in the order in which they are named
+    "prepare_data": "data set",
+    "trial": "trial",
+    "best": "best settings",
+    "tables": "tables",
+    "figure": "figure",
+}
+UNCOUNTED, UNNAMED = ("best", "tables"), ("collect", "all", "tune")
 REASONS = {  # of Snakemake, in kd's words
     "missing output files": "not made yet",
     "updated input files": "older than what they are made of",
@@ -46,13 +52,13 @@ def announced(
 
 def other_jobs(counts: Mapping[str, int]) -> str:
     """Say in words which jobs there are apart from runs."""
-    said, order = [], [*JOB_WORDS, *UNCOUNTED]
+    said, order = [], list(JOB_WORDS)
     for name in sorted(counts, key=lambda name: order.index(name) if name in order else len(order)):
-        if name in KINDS:
+        if name in KINDS or name in UNNAMED:
             continue
         word, count = JOB_WORDS.get(name, name), counts[name]
-        said.append(UNCOUNTED.get(name, f"{count} {word}{'s' if count > 1 else ''}"))
-    return ", ".join(filter(None, said))
+        said.append(word if name in UNCOUNTED else f"{count} {word}{'s' if count > 1 else ''}")
+    return ", ".join(said)
 
 
 def reasons(runs: Iterable[str], others: Iterable[tuple[str, str]], found: Mapping[str, State]) -> list[str]:

@@ -53,13 +53,9 @@ class TimeLeft:
 
 
 def about(seconds: float) -> str:
-    """Write seconds as people say them: 40 s, 4 min, 2 h 10 min, 3 d 4 h."""
+    """Write seconds in one rounded number: 40 s, 4 min, 2.2 h, 3.1 d."""
     if seconds < 55:
         return f"{max(5 * math.ceil(seconds / 5), 5)} s"
-    minutes = round(seconds / 60) if seconds < 36_000 else 10 * round(seconds / 600)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h"
+    if seconds < 3570:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
