@@ -80,7 +80,7 @@ def test_a_line_per_finished_run_says_what_it_is_its_accuracy_seconds_and_time_l
         fake_finished(study, run, {"distillation": 1200.4})
         line = shown("job_finished", job_id=job)
         assert line == f"{run.seed + 1}/2  ssdkd 50 %       seed {run.seed}   50.00 %   1,200 s{left}\n"
-    assert Shown(study, runs).text.splitlines()[3] == "time     about 20 min, 2 runs at a time"
+    assert "\ntime     about 20 min, 2 runs at a time\n" in Shown(study, runs).text
 
 
 def test_no_line_is_wider_than_80_columns(tmp_path: Path) -> None:
