@@ -7,6 +7,7 @@ before the Snakefile is read, and only among installed packages. Snakemake's log
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -257,8 +258,8 @@ class Terminal(logging.Handler):
         text = next(filter(None, (last_error(Path(file)) for file in logs)), "")
         self.lines.say(f"FAILED   {self._label(job)}", RED)
         self.lines.wrapped(text or "\n".join(filter(None, [record.rule_msg, said])) or "it says not why", RED, "  ")
-        for file in logs:
-            self.lines.say(f"  log: {file}")
+        for file in [file for file in logs if Path(file).exists()] or logs:
+            self.lines.say(f"  log: {min(file, os.path.relpath(file), key=len)}")
 
     def _error(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -282,11 +283,10 @@ class Terminal(logging.Handler):
         elif found := RESTART.match(text):
             job = self.jobs.get(int(found[1]))
             self.lines.say(f"  again: {self._label(job)}" if job else text)
-        elif text.startswith(SHOWN):
-            self.lines.wrapped(text) if text not in self._shown else None
+        elif (record.levelno >= logging.WARNING or text.startswith(SHOWN)) and not text.startswith(NOT_SHOWN):
+            if text not in self._shown or record.levelno >= logging.ERROR:  # of a job's warning once is enough
+                self.lines.wrapped(text, RED if record.levelno >= logging.ERROR else YELLOW)
             self._shown.add(text)
-        elif record.levelno >= logging.WARNING and not text.startswith(NOT_SHOWN):
-            self.lines.wrapped(text, RED if record.levelno >= logging.ERROR else YELLOW)
 
     _EVENTS = {  # noqa: RUF012
         "run_info": _run_info,

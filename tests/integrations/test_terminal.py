@@ -168,6 +168,7 @@ def test_warnings_and_errors_are_shown_in_full_and_little_else(study: Study) -> 
     assert shown("error", "WorkflowError:\nAt least one job did not complete successfully.", logging.ERROR) == ""
     warning = "No account was given. " * 10
     assert " ".join(shown(None, warning, logging.WARNING).split()) == warning.strip()
+    assert shown(None, warning, logging.WARNING) == "", "once"
     assert shown("error", "LockException:\nlocked", logging.ERROR) == "LockException:\nlocked\n"
     assert shown(None, "Will exit after finishing.") == "Will exit after finishing.\n"
     assert shown(None, "Will exit after finishing.") == "", "once"
