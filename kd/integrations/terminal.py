@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
-from kd.runs.folder import Records, ended, metrics, with_results
+from kd.runs.folder import Records, ended, with_results
 from kd.runtime.lines import BOLD, DIM, RED, YELLOW, Lines
-from kd.studies.announcing import announced, other_jobs, reasons, under_way
+from kd.studies.announcing import announced, last_error, other_jobs, reasons, score_in, under_way
 from kd.studies.command_line import command_for
 from kd.studies.estimates import Estimates
 from kd.studies.labels import fitted, run_labels, widest
@@ -231,7 +230,7 @@ class Terminal(logging.Handler):
             f"{self.made:>{digits}}/{self.to_do}",
             f"{fitted(self._labels[path], label):<{label}}",
             f"seed {run.seed:<{self._seed}}",
-            f"{_score(folder) if record else '':>8}",
+            f"{score_in(folder) if record else '':>8}",
             "" if seconds is None else f"{seconds:>6,.0f} s",
             f"{about(left)} left" if left is not None and self.made < self.to_do else "",
         ]
@@ -318,24 +317,3 @@ class Terminal(logging.Handler):
         self.lines.say(f"state    {command_for(self.study.settings, 'status')}")
         if self.done_before + self.made:
             self.lines.say(f"so far   {command_for(self.study.settings, 'tables')}")
-
-
-def _score(folder: Path) -> str:
-    """Return a finished run's accuracy; of synthetic images it is agreement with the teacher."""
-    numbers = metrics(folder)
-    if "accuracy" not in numbers:
-        return "unscored"
-    return f"{numbers['accuracy']:.2f} %" + (" agreement" if numbers.get("scored") == SYNTHETIC else "")
-
-
-def last_error(log: Path) -> str:
-    """Return what a job's log says of its end: its line `error: ...`, or its traceback; empty where it says nothing."""
-    try:
-        lines = log.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    for beginning in ("error: ", "Traceback (most recent call last)"):
-        for place in range(len(lines) - 1, -1, -1):
-            if lines[place].startswith(beginning):
-                return "\n".join(lines[place:])
-    return ""

@@ -1,11 +1,14 @@
-"""What a start of a study says first: what is to be done, how long that takes, why. Imports no torch."""
+"""What is said of a study's jobs: what is to be done and why, what is under way, how they ended. Imports no torch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
+from kd.runs.folder import metrics
 from kd.studies.status import State
 from kd.studies.time_left import about
 
@@ -81,3 +84,24 @@ def under_way(labels: Iterable[tuple[str, float]], made: int, to_do: int, second
     running = [f"{label} {100 * share:.0f} %" if share else label for label, share in labels]
     left = "" if seconds is None else f", about {about(seconds)} left"
     return f"{made}/{to_do}{left}; running: {', '.join(running)}" if running else ""
+
+
+def score_in(folder: Path) -> str:
+    """Return a finished run's accuracy; of synthetic images it is agreement with the teacher."""
+    numbers = metrics(folder)
+    if "accuracy" not in numbers:
+        return "unscored"
+    return f"{numbers['accuracy']:.2f} %" + (" agreement" if numbers.get("scored") == SYNTHETIC else "")
+
+
+def last_error(log: Path) -> str:
+    """Return what a job's log says of its end: its line `error: ...`, or its traceback; empty where it says nothing."""
+    try:
+        lines = log.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    for beginning in ("error: ", "Traceback (most recent call last)"):
+        for place in range(len(lines) - 1, -1, -1):
+            if lines[place].startswith(beginning):
+                return "\n".join(lines[place:])
+    return ""

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from fake_results import fake_end, fake_finished, find, loaded
 
-from kd.integrations.terminal import STREAM_HANDLER, Terminal, attach, last_error
+from kd.integrations.terminal import STREAM_HANDLER, Terminal, attach
 from kd.runs.folder import Records
 from kd.runtime.lines import Lines
 from kd.settings.run import Run
+from kd.studies.announcing import last_error
 from kd.studies.status import states
 from kd.studies.study import Study
 
