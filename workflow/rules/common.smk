@@ -208,8 +208,8 @@ def check_gpus():
 def show_results():
     """Show the study's table, where it has finished runs."""
     try:
-        say_line = TERMINAL.lines.say if TERMINAL else inform
-        say_line(closing(STUDY, *([TERMINAL.lines.width] if TERMINAL else [])).rstrip())
+        print_lines, width = (TERMINAL.lines.say, TERMINAL.lines.width) if TERMINAL else (inform, 80)
+        print_lines(closing(STUDY, width).rstrip())
     except ConfigError as error:
         say(str(error))
 
@@ -232,7 +232,7 @@ onstart:
 
 onsuccess:
     close_study(STUDY, say)
-    if not TERMINAL or TERMINAL.drawn():
+    if TERMINAL.drawn() if TERMINAL else not workflow.output_settings.quiet:
         show_results()
 
 
