@@ -297,6 +297,10 @@ class Terminal(logging.Handler):
 
     # ----------------------------------------------------------------------------------------------------- the end
 
+    def close(self) -> None:
+        self.lines.rest()
+        super().close()
+
     def drawn(self) -> bool:
         """Say which tables and figures were made; whether there were any."""
         self.lines.rest()
@@ -313,7 +317,8 @@ class Terminal(logging.Handler):
             self.lines.wrapped(f"Stopped: {finished} The same command goes on from the checkpoints.", BOLD)
             return
         failed = f"{len(self.failed)} job{'' if len(self.failed) == 1 else 's'} failed; {finished}"
-        self.lines.wrapped(f"\n{failed} The same command goes on with what is missing.", BOLD)
+        self.lines.say("")
+        self.lines.wrapped(f"{failed} The same command goes on with what is missing.", BOLD)
         self.lines.say(f"state    {command_for(self.study.settings, 'status')}")
         if self.done_before + self.made:
             self.lines.say(f"so far   {command_for(self.study.settings, 'tables')}")

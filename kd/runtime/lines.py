@@ -34,10 +34,9 @@ class Lines:
     def say(self, text: str, colour: str = "") -> None:
         """Write a line, or several that are ready."""
         with self._lock:
-            last, self._changing = self._changing, ""
+            self._changing = ""  # written over; what it would say now is asked for soon
             coloured = f"\033[{colour}m{text}\033[0m" if colour and self.colours else text
             inform(f"{CLEAR if self.moves else ''}{coloured}", self.stream)
-            self.change(last)
 
     def wrapped(self, text: str, colour: str = "", indent: str = "") -> None:
         """Write a text in lines that fit; no word is broken."""
