@@ -74,7 +74,7 @@ STATES = states(STUDY, RECORDS, with_searches=True) if workflow.is_main_process 
 TERMINAL = attach(logger, workflow.output_settings, STUDY, STATES, RECORDS, slots, runs_to_do) if STATES else None
 say = TERMINAL.lines.wrapped if TERMINAL else inform
 for hint in (*(() if TERMINAL else again_hints(STATES)), *data_hints(STUDY)) if STATES else ():
-    say(hint)
+    inform(hint)
 DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY, RECORDS)
 TRIALS_DONE = {name: trials_done(STUDY, tuning) if STATES else set() for name, tuning in STUDY.tunings.items()}
 
