@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -17,14 +16,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import kd.integrations.stopped_jobs as stopped_jobs
 from kd.data.raw import Source
 from kd.runs.folder import METRICS, files_of, finished
 from kd.runtime.files import stamp_now_if_later, write_atomically
+from kd.runtime.lines import Lines
 from kd.runtime.messages import ConfigError, disk_fault
-from kd.runtime.progress import inform
+from kd.runtime.progress import QUIETLY, inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
+from kd.studies.command_line import command_for
 from kd.studies.status import trials_done
 from kd.studies.study import Study
 
@@ -37,30 +39,48 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
     """Run a script's work in this context; yields `say(text)`, which writes to the log file and to stderr.
 
     A user's mistake, a diverged run, a run that another process took over and a disk that fails end with one line and
-    exit code 1; any other error with its traceback.
+    exit code 1; any other error with its traceback. Where the study's own lines are on the terminal (LINES_OF_STUDY),
+    these show the error, and whatever else the job writes to stderr goes to its log: bars, warnings of libraries.
     """
     path = Path(log)
+    with QUIETLY:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lines = _beside_log(path) if os.environ.get(stopped_jobs.LINES_OF_STUDY) else None
 
     def say(text: str) -> None:
-        inform(text)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                print(text, file=file)
-        except OSError:  # a disk that is full, read-only or away: stderr has it
-            pass
+        lines.wrapped(text) if lines else inform(text)
+        note(text)
+
+    def note(text: str) -> bool:
+        with QUIETLY, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            print(text, file=file)
+            return True
+        return False  # a disk that is full, read-only or away
+
+    def fail(text: str) -> None:
+        if not note(text) or not lines:
+            inform(text)
 
     try:
         yield say
     except (ConfigError, FloatingPointError, TakenOver) as error:
-        say(f"error: {error}")
+        fail(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:  # while waiting; at work it is a wish to stop, and the state is saved
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         fault = disk_fault(error)
-        say(f"error: {fault}" if fault else traceback.format_exc())
+        fail(f"error: {fault}" if fault else traceback.format_exc())
         sys.exit(1)
+
+
+def _beside_log(log: Path) -> Lines | None:
+    """Send this process's stderr to its log from now on; return lines to where it went before. None if that fails."""
+    with QUIETLY, log.open("ab") as file:
+        terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
+        os.dup2(file.fileno(), 2)
+        return Lines(terminal)
+    return None
 
 
 def results_of(snakemake: Any) -> Path:
@@ -150,8 +170,7 @@ def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
 
 def sync_command(settings: dict[str, Any]) -> str:
     """Return the command that sends a study's runs to MLflow."""
-    results = "" if settings["results"] == "results" else f" --config results={shlex.quote(settings['results'])}"
-    return f"python -m kd sync {shlex.quote(settings['study'])}{results}"
+    return command_for(settings, "sync")
 
 
 def without_secret(tracking: dict[str, Any]) -> dict[str, Any]:

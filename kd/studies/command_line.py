@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,18 @@ def settings_from(items: Sequence[str]) -> dict[str, Any]:
         except ConfigError as error:
             raise ConfigError(f"--config {key}: got {shown(value)}; {error}") from None
     return chosen
+
+
+def command_for(settings: dict[str, Any], command: str, option: str = "") -> str:
+    """Return a command of kd for the study of these merged settings, as it was asked for; `option` comes before its
+    name, such as `--study`.
+    """
+    changes = [] if settings["results"] == "results" else [f"results={settings['results']}"]
+    changes += ["quick=true"] if settings.get("quick") is True else []
+    name = shlex.quote(settings["study"])
+    return " ".join(
+        filter(None, ["python -m kd", command, option, name, changes and f"--config {shlex.join(changes)}"])
+    )
 
 
 def require_one_config(arguments: Sequence[str]) -> None:

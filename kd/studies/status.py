@@ -44,8 +44,7 @@ def states(study: Study, records: Records | None = None, with_searches: bool = F
     A run waits when what it was made from has changed since, or when its teacher or its data will be made again.
     """
     records = Records(study.root) if records is None else records
-    compared = {path: study.runs[path] for path in study.students}
-    teachers = {teacher.path: teacher for run in compared.values() for teacher in run.teachers or ()}
+    compared, teachers = {path: study.runs[path] for path in study.students}, teachers_of(study)
     needed = study.runs if with_searches else teachers | compared
     found = {path: _state(study, run, records) for path, run in needed.items()}
     wanted = {
@@ -59,6 +58,11 @@ def states(study: Study, records: Records | None = None, with_searches: bool = F
         if found[path].name == "done" and any(teacher.name != "done" for teacher in teachers):
             found[path] = State("waiting", note=f"its teacher {AGAIN}")
     return found
+
+
+def teachers_of(study: Study) -> dict[str, Run]:
+    """Return the teachers of the runs that a study's tables compare, by path."""
+    return {teacher.path: teacher for path in study.students for teacher in study.runs[path].teachers or ()}
 
 
 def _state(study: Study, run: Run, records: Records) -> State:
@@ -116,6 +120,12 @@ def _trial_is_done(study: Study, tuning: Tuning, folder: Path) -> bool:
     if (record := finished(folder / "run")) is not None:
         return not _outdated(study, run, record)
     return study.compute.freeze_code or result.get("code") == run_code(run)
+
+
+def share_done(folder: Path) -> float:
+    """Return the share of its epochs that a run which is being made has done, by its lock; 0 without one."""
+    lock, alive = peek(folder)
+    return _part("running", lock, "").share if lock is not None and alive else 0.0
 
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
@@ -230,6 +240,13 @@ def _hours_left(
     if any(seconds is not None for seconds in steps.values()):
         lines["GPU-hours"] = f"{_sum(steps.values(), _hours)} on an {CARD}, estimated from steps measured there"
     return lines
+
+
+def expected_seconds(study: Study, found: dict[str, State], estimates: Estimates) -> dict[str, float | None]:
+    """Return the seconds still to come of each run that is not done, as `plan` expects them here, None if unknown."""
+    left = {path: seconds for path, seconds in _left(study, found, estimates).items() if found[path].name != "done"}
+    _hours_left(study, found, estimates, left)
+    return left
 
 
 def needs_preparing(study: Study, path: str, dataset: Dataset) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, copy_project
 from forked_dry_runs import DryRuns
-from tiny_study import environment_of, finish, write_study
+from tiny_study import JOB_BY_JOB, environment_of, finish, write_study
 
 from kd.studies.status import states
 from kd.studies.study import load_study
@@ -67,7 +67,7 @@ def kinds(paths: set[str]) -> set[str]:
 def planned(project: Path, *config: str) -> set[str]:
     """Return which runs Snakemake would make in a project with its own kd; asserts that `kd status` says the same."""
     with DryRuns(project, edited=project) as dry:
-        [(code, said)] = dry(["-n", "--config", "study=tiny", *config, "--", RESULTS])
+        [(code, said)] = dry(["-n", *JOB_BY_JOB, "--config", "study=tiny", *config, "--", RESULTS])
     assert code == 0, said
     command = [sys.executable, "-m", "kd", "status", "tiny", *(["--config", *config] if config else [])]
     env = environment_of(PYTHONPATH=str(project))
@@ -145,7 +145,7 @@ def test_content_decides(whole: Path, tmp_path: Path) -> None:
         for change in changes:
             change(tmp_path / name)
     with DryRuns(whole) as dry:
-        command = ["-n", "--config", "study=tiny", "--directory"]
+        command = ["-n", *JOB_BY_JOB, "--config", "study=tiny", "--directory"]
         answers = dry(*([*command, str(tmp_path / name), "--", RESULTS] for name in CASES))
     found = {}
     for name, (code, said) in zip(CASES, answers, strict=True):
@@ -179,7 +179,7 @@ def test_data_prepared_again_with_the_same_content_costs_no_training(edited: Pat
     before = digests(edited / "results/runs")
     target = (run(edited, SCRATCH) / "run.json").relative_to(edited)
     done = finish(edited, str(target), PYTHONPATH=str(edited))
-    assert "prepare_data" in done.stderr
+    assert "data prepared" in done.stderr
     assert (
         "already complete"
         in (edited / "results/logs").joinpath(f"{target.parent}.txt".replace("results/", "")).read_text()

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import PAIR, ROOT, copy_project
 from forked_dry_runs import DryRuns
-from tiny_study import CLAIMS, environment_of, finish, planned, runs_of, snakemake, write_study
+from tiny_study import CLAIMS, JOB_BY_JOB, environment_of, finish, planned, runs_of, snakemake, write_study
 
 from kd.settings.merging import merge
 
@@ -103,7 +103,9 @@ def test_a_study_on_the_cpu_asks_for_no_gpu(dry: DryRuns) -> None:
     results = "results=nothing-there"  # so that every run is planned
     for device, asked in (("cpu", {"0"}), ("auto", {"1"})):
         compute = f"compute={{device: {device}}}"
-        [(code, said)] = dry(["-n", "--workflow-profile", "slurm", "--config", "study=tiny", results, compute])
+        [(code, said)] = dry(
+            ["-n", *JOB_BY_JOB, "--workflow-profile", "slurm", "--config", "study=tiny", results, compute]
+        )
         assert code == 0, said
         assert set(re.findall(r"\bgpu=(\d+)", said)) == asked
 
@@ -308,7 +310,7 @@ def test_mlflow_away_is_reported_and_sent_later(project: Path) -> None:
     write_study(project, experiments={"data": {"methods": ["scratch"], "seeds": [0, 1]}, "scale": None})
     target = "results/studies/tiny/figures/data.png"
     done = finish(project, target, MLFLOW_TRACKING_URI="http://me:hidden-word@127.0.0.1:9")
-    said = done.stdout + done.stderr
+    said = " ".join((done.stdout + done.stderr).split())  # in lines of 80 characters
     assert "MLflow store http://***@127.0.0.1:9 is away (Connection refused); `python -m kd sync tiny`" in said
     kept = [file for file in project.rglob("*") if file.is_file() and b"hidden-word" in file.read_bytes()]
     assert (kept, "hidden-word" in said) == ([], False)

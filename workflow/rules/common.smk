@@ -1,6 +1,7 @@
 # Read and check the study once per start; look settings up by path. No torch here: every job reads this file.
 import gc
 import json
+import os
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -10,6 +11,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from kd.integrations.jobs import close_study, open_study, without_secret
+from kd.integrations.stopped_jobs import LINES_OF_STUDY
+from kd.integrations.terminal import attach
+from kd.reports.closing import closing
 from kd.reports.page.document import REPORT, page_of
 from kd.reports.plan import ANSWERS, outdated_report, plan_figures, plan_tables, text_of
 from kd.runs import gpu_slots
@@ -48,11 +52,31 @@ RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
 DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
+
+def slots():
+    """Return how many runs may be made at the same time; cores and jobs are known when the DAG is."""
+    if not workflow.local_exec:
+        return min(workflow.nodes or 1, len(RUNS))
+    cores, limit = workflow.cores or 1, workflow.global_resources.get("gpu")
+    most = [cores // min(STUDY.compute.threads, cores), len(RUNS)]
+    if limit is not None and limit.value and STUDY.compute.gpus:
+        most.append(limit.value // STUDY.compute.gpus)
+    return max(min(most), 1)
+
+
+def runs_to_do():
+    """Return the paths of the runs for which there will be a job."""
+    return [f"runs/{job.wildcards.run}" for job in workflow.dag.needrun_jobs() if job.rule.name in RUN_KIND]
+
+
 # kd decides what is made again, by content (kd.runs.provenance.outdated). Snakemake's time stamps and metadata get lost.
 RECORDS = Records(STUDY.root)
 # A job's own process only makes its job.
 STATES = states(STUDY, RECORDS, with_searches=True) if workflow.is_main_process else {}
-for hint in (*again_hints(STATES), *data_hints(STUDY)) if STATES else ():
+# What is shown on the terminal, unless --verbose or --quiet ask for Snakemake's own output.
+TERMINAL = attach(logger, workflow.output_settings, STUDY, STATES, RECORDS, slots, runs_to_do) if STATES else None
+say = TERMINAL.lines.wrapped if TERMINAL else inform
+for hint in (*(() if TERMINAL else again_hints(STATES)), *data_hints(STUDY)) if STATES else ():
     inform(hint)
 DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY, RECORDS)
 TRIALS_DONE = {name: trials_done(STUDY, tuning) if STATES else set() for name, tuning in STUDY.tunings.items()}
@@ -189,24 +213,43 @@ def check_gpus():
     limit = workflow.global_resources.get("gpu")
     try:
         if hint := gpu_slots.check(STUDY.compute, None if limit is None else limit.value):
-            inform(hint)
+            say(hint)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+
+
+def show_results():
+    """Show the study's table, where it has finished runs."""
+    try:
+        print_lines, width = (TERMINAL.lines.say, TERMINAL.lines.width) if TERMINAL else (inform, 80)
+        print_lines(closing(STUDY, width).rstrip())
+    except ConfigError as error:
+        say(str(error))
+
+
+if TERMINAL:
+    TERMINAL.when_nothing_is_to_be_done = show_results
 
 
 # No rule: a file that every run needs as `ancient` input would hide changes of whatever that file depends on.
 onstart:
     if workflow.local_exec:
         check_gpus()
+        if TERMINAL:
+            os.environ[LINES_OF_STUDY] = "1"
     try:
-        open_study(STUDY, inform)
+        open_study(STUDY, say)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
 
 onsuccess:
-    close_study(STUDY, inform)
+    close_study(STUDY, say)
+    if TERMINAL.drawn() if TERMINAL else not workflow.output_settings.quiet:
+        show_results()
 
 
 onerror:
-    close_study(STUDY, inform)
+    close_study(STUDY, say)
+    if TERMINAL:
+        TERMINAL.broke_off()
