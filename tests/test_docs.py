@@ -116,7 +116,7 @@ def test_a_study_on_few_gpus(copy: Project) -> None:
     assert len(before) == 3
     said = copy.shell(f"{tables} --resources gpu=1")
     assert "\nruns     3 of 3 done, 0 to do\n" in said
-    assert re.search(r"\ndrawn: tables, \d figures?, ", said)
+    assert re.search(r"\ndrawn: tables, figures, report, ", said)
     assert "data prepared" not in said
     assert [file.stat().st_mtime_ns for file in records] == before
     assert "2 together" in (copy.folder / "results/studies/my-study/table.md").read_text()
