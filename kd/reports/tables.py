@@ -12,7 +12,7 @@ from kd.registry.datasets import SYNTHETIC
 from kd.reports.networks_table import costs
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
-from kd.studies.claims import markdown_row, paired_p
+from kd.studies.claims import interval, markdown_row, paired_p
 
 GROUP = ["teacher", "student", "method", "ablation", "scale"]
 RGB = "rgb"  # the view of a network that sees all of an image
@@ -91,7 +91,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
     `difference` is the mean paired difference in accuracy (same seed, teacher, student and scale) to the first method
     and ablation of the experiment, `difference_se` its standard error, `difference_p` the two-sided p of the paired
-    t-test; empty for that first one.
+    t-test, `difference_low` to `difference_high` its 95 % interval over `difference_n` pairs; empty for that first one.
     """
     reference = results[["method", "ablation"]].iloc[0]
     rows = []
@@ -101,6 +101,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             "accuracy": group["accuracy"].mean(),
             "accuracy_std": group["accuracy"].std(),
             "seconds": group["seconds_total"].mean(),
+            "seconds_std": group["seconds_total"].std(),
         }
         for phase in ("inversion", "distillation", "training"):
             if f"seconds_{phase}" in group:
@@ -115,6 +116,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             row["difference"] = difference.mean()
             row["difference_se"] = difference.std() / np.sqrt(len(difference))
             row["difference_p"] = paired_p(difference)
+            found = interval(difference)
+            row |= {"difference_n": found.n, "difference_low": found.low, "difference_high": found.high}
         rows.append(row)
     summary = pd.DataFrame(rows)
     summary.attrs["score"] = score_of(results)

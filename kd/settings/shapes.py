@@ -241,8 +241,7 @@ class Compute:
         "auto", "auto: on a GPU, a whole step is captured in a CUDA graph and replayed; off: steps run as they are"
     )
     compile: Literal["auto", "on", "off"] = setting(
-        "auto",
-        "torch.compile for the networks of the student's step, on a GPU; auto: where a run is long enough for it",
+        "auto", "torch.compile for the networks of the student's step, on a GPU; auto: where a run is long enough"
     )
     checkpoint_seconds: float = setting(60, "how often a running job saves its state", above=0)
     freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
@@ -315,6 +314,7 @@ class Tracking:
 
     enabled: bool = setting(True, "log every step to MLflow; tables never depend on it")
     uri: str | None = setting(None, "null: $MLFLOW_TRACKING_URI, else an SQLite file in the results folder")
+    models: bool = setting(True, "store networks as MLflow models, for torch alone; false: as weights.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
