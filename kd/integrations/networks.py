@@ -26,23 +26,19 @@ class Networks:
         self._place = tempfile.TemporaryDirectory()
         self._traced: dict[str, Path] = {}  # what a network is, without its weights -> MLflow's folder of the first one
 
-    def log_weights(self, client: Any, run_id: str, folder: Path, as_model: bool) -> tuple[str, str]:
+    def log_weights(self, client: Any, run_id: str, folder: Path) -> tuple[str, str]:
         """Store a run's weights in its MLflow run, as a model or, where that cannot be, as the file weights.pt.
 
-        Returns the model's id, or the file's name, and why it is no model: empty where none was wanted. Raises what
-        MLflow's client raises.
+        Returns the model's id, or the file's name and why it is no model. Raises what MLflow's client raises.
         """
-        reason = ""
-        if as_model:
-            with tempfile.TemporaryDirectory() as place:
-                try:
-                    card = self.save(folder, Path(place) / "model")
-                except Exception as error:  # of torch.export, for a network that it cannot take
-                    text = " ".join(str(error).split())
-                    known = isinstance(error, ConfigError)
-                    reason = text if known else f"{folder}: {type(error).__name__}: {text[:200]}"
-                else:
-                    return _log_model(client, run_id, Path(place) / "model", card), ""
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                card = self.save(folder, Path(place) / "model")
+            except Exception as error:  # of torch.export, for a network that it cannot take
+                text = " ".join(str(error).split())
+                reason = text if isinstance(error, ConfigError) else f"{folder}: {type(error).__name__}: {text[:200]}"
+            else:
+                return _log_model(client, run_id, Path(place) / "model", card), ""
         if (folder / WEIGHTS).exists():
             client.log_artifact(run_id, str(folder / WEIGHTS))
         return WEIGHTS, reason

@@ -80,6 +80,7 @@ class View:
         self.copies = {_key(run): run for run in self.found.values() if "copy_of" in run.data.tags}
         self.shown: set[str] = set()  # ids of the runs that the study consists of now
         self.compared: dict[str, str] = {}  # experiment -> what it compares, in a line
+        self.spans: list[tuple[int | None, int | None]] = []  # of the experiments
 
     def update(self) -> None:
         """Send what has changed. Each run that is shown has a tag `row`, by which the view is sorted."""
@@ -114,6 +115,7 @@ class View:
         """Show an experiment: its own run, the rows below it, numbers and files."""
         records = {row["path"]: read_json(self.results / row["path"] / RECORD) for row, _ in sent}
         first, last = summaries.span(records.values())
+        self.spans.append((first, last))
         tags = {"kind": "experiment", "experiment": name, "row": place}
         parent = self._parent(tags, f"{name}: {title}"[:250], first)
         for number, (row, first_run) in enumerate(sent, 1):
@@ -155,9 +157,10 @@ class View:
         name = summaries.row_name(row, self.table)
         run = self.client.create_run(self.number, first, {**own, "copy_of": first_run}, name).info.run_id
         self.client.log_batch(run, params=[Param(*item) for item in original.data.params.items()])
-        for _, metrics in curves(read_history(folder), 0, first, last):
+        history = read_history(folder)
+        for _, metrics in curves(history, 0, first, last):
             self.client.log_batch(run, metrics=metrics)
-        self._numbers(run, final_numbers(folder, record), last)
+        self._numbers(run, final_numbers(folder, record), last, int(history[-1]["epoch"]) if history else 0)
         inputs = original.inputs.dataset_inputs if original.inputs else []
         self.client.log_inputs(run, [DatasetInput(each.dataset, each.tags) for each in inputs])
         if original.outputs and original.outputs.model_outputs:
@@ -180,22 +183,23 @@ class View:
 
     def _study(self) -> None:
         """Keep the study's tables and figures as files of one run."""
-        run = self._parent(
-            {"kind": "study", "row": "00"}, f"{self.titles['study']}: {self.titles['title']}"[:250], None
-        )
+        first = min((first for first, _ in self.spans if first), default=None)
+        last = max((last for _, last in self.spans if last), default=None)
+        name = f"{self.titles['study']}: {self.titles['title']}"[:250]
+        run = self._parent({"kind": "study", "row": "00"}, name, first)
         for name in ("table.md", "results.csv", "runs.csv", "claims.csv", "report.html"):
             if (self.folder / name).exists():
                 self.client.log_artifact(run, str(self.folder / name))
         for name in ("tables", "figures"):
             if (self.folder / name).is_dir():
                 self.client.log_artifacts(run, str(self.folder / name), name)
-        self.client.set_terminated(run)
+        self.client.set_terminated(run, end_time=last)
 
-    def _numbers(self, number: str, values: dict[str, float], when: int | None) -> None:
+    def _numbers(self, number: str, values: dict[str, float], when: int | None, step: int = 0) -> None:
         """Store numbers of a run that has ended then, in milliseconds."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(name, value, when or now(), 0) for name, value in values.items()]
+        metrics = [Metric(name, value, when or now(), step) for name, value in values.items()]
         for start in range(0, len(metrics), METRICS_PER_BATCH):
             self.client.log_batch(number, metrics=metrics[start : start + METRICS_PER_BATCH])
 

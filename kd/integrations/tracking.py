@@ -147,18 +147,26 @@ def send(
             client.log_batch(run_id, metrics=metrics)
             arrived["rows"] = stop
         if status == "FINISHED":
-            metrics = [Metric(name, value, last, 0) for name, value in final_numbers(folder, record).items()]
+            step = int(history[-1]["epoch"]) if history else 0
+            metrics = [Metric(name, value, last, step) for name, value in final_numbers(folder, record).items()]
             tags = {"commit": record["git"]["commit"], "finished": record.get("finished", "")}
             client.log_batch(run_id, metrics=metrics, tags=[RunTag(*item) for item in tags.items()])
             client.log_inputs(run_id, [_dataset(description["dataset"], record)])
+            later = _as_model(store, description)  # by `sync`, because it takes a second or two
             for name in OF_ALL:
-                if name != WEIGHTS and (folder / name).exists():
+                if (folder / name).exists() and not (name == WEIGHTS and later):
                     client.log_artifact(run_id, str(folder / name))
+            arrived["network"] = None if later else WEIGHTS
         if status == "RUNNING":
             client.update_run(run_id, status="RUNNING")
         else:
             client.set_terminated(run_id, status, last)
         arrived["complete"] = status == "FINISHED"
+
+
+def _as_model(store: Store, description: dict[str, Any]) -> bool:
+    """Whether a run's network is stored as a model: one of a study is, a trial's is not."""
+    return store.models and description["tags"].get("path", "").startswith("runs/")
 
 
 def curves(history: list[dict[str, float]], done: int, first: int | None, last: int) -> Iterator[tuple[int, list[Any]]]:
@@ -244,8 +252,7 @@ def sync(
                 if not has["complete"]:
                     send(folder, store, state, has, read_history(folder), "FINISHED")
                 if not has["network"]:
-                    as_model = store.models and state["tags"].get("path", "").startswith("runs/")  # not of trials
-                    has["network"], reason = networks.log_weights(store.client(), has["run_id"], folder, as_model)
+                    has["network"], reason = networks.log_weights(store.client(), has["run_id"], folder)
                     no_models += [reason] if reason else []
             sent += 1
         except Exception as error:

@@ -9,8 +9,10 @@ import pytest
 from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, send_at_once, write_files
 
 from kd.integrations.store import Store as KdStore
-from kd.integrations.tracking import TRACKED, flatten, log_study, read_history
+from kd.integrations.tracking import TRACKED, flatten, read_history
 from kd.runtime.files import read_json
+
+NEW_YEAR = 1_767_225_600_000  # 2026, in milliseconds: when the runs of mlflow_store begin
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +64,13 @@ def test_everything_of_a_run_arrives(store, folder):
         "training.schedule": "None",
     }
     assert {key: run.data.tags[key] for key in TAGS} == TAGS
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("digits", "data", "training")
     assert run.data.tags["commit"] == "abc123"
     assert store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
-    assert store.curve(run, "accuracy") == [(2, 50.0)]
+    assert store.curve(run, "accuracy") == [(2, 50.0), (3, 87.5)], "the last one is the run's number"
     final = {name: value for name, value in run.data.metrics.items() if name.startswith("final_")}
+    assert (run.data.metrics["accuracy"], run.data.metrics["seconds"]) == (87.5, 2.0)
     assert final == {
         "final_accuracy": 87.5,
         "final_parameters": 123.0,
@@ -84,7 +89,7 @@ def test_everything_of_a_run_arrives(store, folder):
     assert json.loads(Path(copy).read_text()) == read_json(folder / "metrics.json")
     assert run.info.artifact_uri.startswith((store.results / "mlartifacts").as_uri())
     [has] = read_json(folder / TRACKED)["sent"].values()
-    assert has == {"run_id": run.info.run_id, "described": True, "rows": 3, "complete": True}
+    assert has == {"run_id": run.info.run_id, "described": True, "rows": 3, "complete": True, "network": "weights.pt"}
 
 
 def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):
@@ -130,7 +135,11 @@ def test_a_short_run_waits_for_the_end_of_the_study(store, folder):
     assert store.runs("short") == []
     said = Said()
     assert (store.sync(folder, said), said) == (1, [])
-    assert store.curve(store.the_run("short"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
+    run = store.the_run("short")
+    assert store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
+    assert (run.info.start_time, run.info.end_time) == (NEW_YEAR, NEW_YEAR + 8000), "the run's own times"
+    times = [metric.timestamp for metric in store.client.get_metric_history(run.info.run_id, "loss")]
+    assert sorted(times) == [NEW_YEAR + 8000 * row // 3 for row in (1, 2, 3)]
 
 
 def test_which_store(tmp_path, monkeypatch):
@@ -148,15 +157,6 @@ def test_only_a_local_store_that_is_missing_is_made(store, monkeypatch):
     for uri in (None, AWAY, "postgresql://server/base"):
         KdStore({"uri": uri}, store.results).make_ready("other")
     assert store.client.get_experiment_by_name("other") is None
-
-
-def test_a_studys_tables_are_one_run_that_is_replaced(store, tmp_path):
-    for text in ("old", "new"):
-        (tmp_path / "table.md").write_text(text)
-        log_study(store.store, "tables", tmp_path)
-    run = store.the_run("tables")
-    assert run.data.tags["kind"] == "study"
-    assert Path(store.client.download_artifacts(run.info.run_id, "table.md")).read_text() == "new"
 
 
 # -------------------------------------------------------------------------------------------------------------- files
