@@ -108,6 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (tables, export):
         command.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: 1)")
     sync = commands.add_parser("sync", help="send to MLflow what it lacks: a study's runs and tables, or all runs")
+    sync.add_argument("--to", metavar="URI", help="another store than tracking.uri, $MLFLOW_TRACKING_URI or the file")
     for command in (run, sync):
         command.add_argument("--results", type=_path, default=Path("results"), help="results folder (default: results)")
     for command in (plan, status, tables, sync, compares):
@@ -284,18 +285,15 @@ def _study(given: argparse.Namespace) -> Any:
 
 
 def _sync(given: argparse.Namespace) -> int:
-    from kd.integrations.jobs import close_study
-    from kd.integrations.store import Store
-    from kd.integrations.tracking import TRACKED, sync
+    from kd.integrations.jobs import close_study, sync_all
 
     if given.study or given.config:
         if given.results != Path("results"):
             given.config.append(f"results={given.results}")
-        sent = close_study(_study(given), print)
+        sent = close_study(_study(given), print, given.to)
     else:
         settings = read_yaml(project() / "config/config.yaml").get("tracking") or {"uri": None}
-        folders = (file.parent for file in sorted(given.results.glob(f"**/{TRACKED}")))
-        sent = sync(folders, Store(settings, given.results))
+        sent = sync_all(given.results, settings, print, given.to)
     print(f"{sent} runs sent")
     return 0
 
