@@ -150,7 +150,8 @@ def sync_all(results: Path, tracking: dict[str, Any], say: Callable[[str], None]
     from kd.integrations.study_view import read_titles
     from kd.integrations.tracking import TRACKED, sync
 
-    store, later = Store({**tracking, "uri": to or tracking["uri"]}, results), "python -m kd sync"
+    elsewhere = f" --to {shlex.quote(masked(to))}" if to else ""
+    store, later = Store({**tracking, "uri": to or tracking["uri"]}, results), f"python -m kd sync{elsewhere}"
     said: list[str] = []
     sent = sync((file.parent for file in sorted(results.glob(f"**/{TRACKED}"))), store, said.append, later)
     for folder in sorted(file.parent for file in results.glob(f"studies/*/{TRACKED}")):
