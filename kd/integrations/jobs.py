@@ -147,14 +147,14 @@ def sync_all(results: Path, tracking: dict[str, Any], say: Callable[[str], None]
     Returns the number of runs brought up to date.
     """
     from kd.integrations.store import Store
-    from kd.integrations.study_view import read_titles
+    from kd.integrations.study_view import TITLES, read_titles
     from kd.integrations.tracking import TRACKED, sync
 
     elsewhere = f" --to {shlex.quote(masked(to))}" if to else ""
     store, later = Store({**tracking, "uri": to or tracking["uri"]}, results), f"python -m kd sync{elsewhere}"
     said: list[str] = []
     sent = sync((file.parent for file in sorted(results.glob(f"**/{TRACKED}"))), store, said.append, later)
-    for folder in sorted(file.parent for file in results.glob(f"studies/*/{TRACKED}")):
+    for folder in sorted(file.parent for file in results.glob(f"studies/*/{TITLES}")):
         if read_titles(folder) and not any(later in text for text in said):
             _show_study(store, folder, results, later, said.append)
     for text in said:

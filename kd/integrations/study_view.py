@@ -18,11 +18,11 @@ import pandas as pd
 from kd.integrations import summaries
 from kd.integrations.store import VIEW, Store, quiet
 from kd.integrations.tracking import METRICS_PER_BATCH, arrived, curves, final_numbers, now, read_history, read_state
-from kd.runs.folder import RECORD, TRACKED
+from kd.runs.folder import RECORD
 from kd.runtime.files import read_json, write_json
 
 NAMES = ("experiment", "method", "ablation")  # tags of a row that a run may have several of
-TITLES = ("study", "title", "experiments")  # what TRACKED of a study's folder says
+TITLES = "titles.json"  # in a study's folder: study, title, experiments (name -> title)
 COLUMNS = {  # of the saved view, with their width in pixels
     "metrics.`accuracy`": 80,
     "metrics.`seconds`": 70,
@@ -38,14 +38,14 @@ LONGEST = 5000  # characters of a tag
 
 def note_study(folder: Path, study: str, title: str, experiments: dict[str, str]) -> None:
     """Write a study's titles (experiments: name -> title) where `log_study` finds them."""
-    write_json(folder / TRACKED, {"study": study, "title": title, "experiments": experiments})
+    write_json(folder / TITLES, {"study": study, "title": title, "experiments": experiments})
 
 
 def read_titles(folder: Path) -> dict[str, Any]:
     """Return what `note_study` wrote; {} where it is missing or torn."""
     try:
-        titles = read_json(folder / TRACKED)
-        return titles if set(TITLES) <= set(titles) else {}
+        titles = read_json(folder / TITLES)
+        return titles if {"study", "title", "experiments"} <= set(titles) else {}
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -133,7 +133,7 @@ class View:
             summary = pd.read_csv(file)
             self._numbers(parent, summaries.metrics(summary), last)
             self.compared[name] = summaries.compared(summary)
-            texts = {"compared": self.compared[name], "mlflow.note.content": summaries.note(summary, title)}
+            texts = {"compared": self.compared[name], "mlflow.note.content": summaries.note(summary)}
             self._tag(parent, {key: text[:LONGEST] for key, text in texts.items()})
         for pattern in (f"tables/{name}.csv", f"tables/{name}-by-pair.*", f"figures/{name}.*"):
             for path in sorted(self.folder.glob(pattern)):

@@ -83,7 +83,7 @@ def compared(summary: pd.DataFrame) -> str:
     return "; ".join(said)
 
 
-def note(summary: pd.DataFrame, title: str) -> str:
+def note(summary: pd.DataFrame) -> str:
     """Return an experiment's description, in Markdown: its table of means, differences, intervals and seconds."""
     interval = f"{100 * CONFIDENCE:.0f} % interval"
     head = ["", "accuracy %", "n"]
@@ -96,7 +96,7 @@ def note(summary: pd.DataFrame, title: str) -> str:
             cells += [_interval(row) if known else "", _p(row) if known else ""]
         lines.append(markdown_row([*cells, f"{row.seconds:.1f}"]))
     text = "Mean ± standard deviation over n seeds; differences are paired by seed."
-    return "\n".join([f"**{title}**", "", *lines, "", text])
+    return "\n".join([*lines, "", text])
 
 
 def _differs(row: Any) -> bool:

@@ -224,7 +224,7 @@ def test_texts_of_one_seed_scales_and_odd_names():
     one = summary(("a", "b", "kd", "full", 1.0, 0, 90.0, 1.0), ("a", "b", "c%d", "no (x)", 1.0, 0, 91.0, 2.0))
     assert compared(one) == "c%d no (x) - kd: +1.00, n 1"
     assert metrics(one)["difference/c_d no _x_"] == 1.0
-    assert "inf" not in note(one, "One") + compared(one)
+    assert "inf" not in note(one) + compared(one)
     scales = summary(("a", "b", "kd", "full", 1.0, 0, 90.0, 1.0), ("a", "b", "kd", "full", 0.1, 0, 80.0, 2.0))
     assert compared(scales) == "kd 1: 90.00, n 1; kd 0.1: 80.00, n 1"
 
