@@ -25,7 +25,7 @@ from kd.runs.folder import metrics as run_metrics
 from kd.runtime.files import read_json, write_json
 from kd.runtime.run_lock import peek
 
-OPEN_AFTER_SECONDS = 60.0  # shorter runs are sent at the end of the study
+OPEN_AFTER_SECONDS = 90.0  # shorter runs are sent at the end of the study: opening MLflow takes two seconds
 SEND_EVERY_SECONDS = 15.0
 WAIT_AT_END_SECONDS = 20.0  # for a store that others write to; after that the study's end sends the rest
 WAIT_IN_SYNC_SECONDS = 600.0

@@ -1,6 +1,7 @@
 """MLflow as a view: what arrives in a store, once, although runs are killed and stores are away."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,55 @@ def test_a_short_run_waits_for_the_end_of_the_study(store, folder):
     assert (run.info.start_time, run.info.end_time) == (NEW_YEAR, NEW_YEAR + 8000), "the run's own times"
     times = [metric.timestamp for metric in store.client.get_metric_history(run.info.run_id, "loss")]
     assert sorted(times) == [NEW_YEAR + 8000 * row // 3 for row in (1, 2, 3)]
+
+
+def job_of(folder, results, begin, ended):
+    """A job, as one of many at the same time: it reports twice and ends."""
+    said = Said()
+    try:
+        tracker = Store(results).tracker(folder, "many", said)
+        begin.wait()
+        with tracker as sink:
+            for number in (1, 2):
+                send_at_once(tracker)
+                sink(ROWS[:number])
+            write_files(folder)
+    except BaseException as error:
+        said.append(repr(error))
+    ended.put(said)
+
+
+def test_many_jobs_at_once_fail_at_no_lock(store):
+    """SQLite's own queue fails some of 200: each waits for a lock until its time is over."""
+    fork = multiprocessing.get_context("fork")
+    begin, ended, folder = fork.Event(), fork.Queue(), store.results / "runs/many"
+    jobs = [fork.Process(target=job_of, args=(folder / str(n), store.results, begin, ended)) for n in range(24)]
+    for job in jobs:
+        job.start()
+    begin.set()
+    assert [line for _ in jobs for line in ended.get(timeout=300)] == []
+    for job in jobs:
+        job.join()
+    said = Said()
+    store.sync(folder, said)
+    runs = store.runs("many")
+    assert (len(runs), {run.info.status for run in runs}, said) == (24, {"FINISHED"}, [])
+    assert all(store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)] for run in runs)
+
+
+def test_who_writes_to_the_store_keeps_others_waiting_and_a_running_job_goes_on(store, folder):
+    tracker = store.tracker(folder, "waits")
+    with Store(store.results).store.turn(0) as mine:
+        assert mine
+        with store.store.turn(0.1) as second:
+            assert not second
+        with tracker as sink:
+            send_at_once(tracker)
+            sink(ROWS[:1])
+            assert store.runs("waits") == []
+            write_files(folder)
+    assert store.sync(folder) == 1
+    assert store.curve(store.the_run("waits"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
 
 
 def test_which_store(tmp_path, monkeypatch):
