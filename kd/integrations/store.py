@@ -118,7 +118,7 @@ class Store:
         """
         lock = None
         if self.file is not None and self.file.parent.is_dir():
-            lock = (self.file.parent / f"{self.file.name}.lock").open("a")
+            lock = (self.file.parent / f"{self.file.name}.lock").open("a", encoding="utf-8")
         with contextlib.closing(lock) if lock else contextlib.nullcontext():
             yield lock is None or _locked(lock, seconds)
 

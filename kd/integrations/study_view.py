@@ -32,6 +32,7 @@ COLUMNS = {  # of the saved view, with their width in pixels
     "tags.`seed`": 50,
     "tags.`compared`": 330,
 }
+SETTING = "setting"  # tag of a row: its experiment and what its seeds have in common
 NAME = "attributes.`Run Name`"  # the column that is always first
 LONGEST = 5000  # characters of a tag
 
@@ -96,7 +97,7 @@ class View:
         for number, run in self.found.items():
             if number not in self.shown and "row" in run.data.tags:  # of an earlier training, or of another study file
                 self.client.delete_tag(number, "row")
-        self._save_view()
+        self._save_views()
 
     def _first_run(self, path: str) -> str | None:
         """Return the id of the MLflow run that a run has sent everything to, in whichever study's experiment."""
@@ -119,10 +120,9 @@ class View:
         tags = {"kind": "experiment", "experiment": name, "row": place}
         parent = self._parent(tags, f"{name}: {title}"[:250], first)
         for number, (row, first_run) in enumerate(sent, 1):
-            tags = {key: str(row[key]) for key in NAMES} | {
-                "row": f"{place}.{number:04d}",
-                "mlflow.parentRunId": parent,
-            }
+            tags = {key: str(row[key]) for key in NAMES}
+            tags[SETTING] = f"{name}: {summaries.row_name(row, self.table, with_seed=False)}"
+            tags |= {"row": f"{place}.{number:04d}", "mlflow.parentRunId": parent}
             own = self.found.get(first_run)
             if own is not None and all(own.data.tags.get(key) == tags[key] for key in NAMES):
                 self._tag(first_run, tags)
@@ -211,7 +211,7 @@ class View:
             if has.get(key) != value:
                 self.client.set_tag(number, key, value)
 
-    def _save_view(self) -> None:
+    def _save_views(self) -> None:
         """Save columns, order and filter in the experiment, and a link to them in its description."""
         several = [key for key in ("dataset", "teacher", "student") if self.table[key].nunique() > 1]
         columns = COLUMNS | {f"tags.`{key}`": 100 for key in several}
@@ -227,12 +227,23 @@ class View:
             "columnOrder": [NAME, *columns],
             "columnWidths": {NAME: 360 if several else 250, **columns},
         }
-        saved = {"name": "kd: the study's tables", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
-        self.client.set_experiment_tag(self.number, f"mlflow.sharedViewState.{VIEW}", json.dumps(saved))
+        key = {"mode": "tag", "groupByData": SETTING}
+        grouped = {"groupBy": {"aggregateFunction": "average", "groupByKeys": [key]}}
+        grouped |= {
+            "searchFilter": f"tags.{SETTING} LIKE '%'",
+            "columnWidths": {NAME: 400 if several else 320, **columns},
+        }
+        self._save_view(VIEW, "kd: the study's tables", state)
+        self._save_view(f"{VIEW}-seeds", "kd: means over seeds", {**state, **grouped})
         link = self.store.link(self.number).partition("/#")[2]
         lines = [f"{self.titles['title']}: [runs, with accuracy and differences](#{link})", ""]
         lines += [f"- {name}: {compared}" for name, compared in self.compared.items()]
         self.client.set_experiment_tag(self.number, "mlflow.note.content", "\n".join(lines)[:LONGEST])
+
+    def _save_view(self, key: str, name: str, state: dict[str, Any]) -> None:
+        """Save a view as MLflow's own pages do, which list it under Views."""
+        saved = {"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
+        self.client.set_experiment_tag(self.number, f"mlflow.sharedViewState.{key}", json.dumps(saved))
 
 
 def _all_runs(client: Any, number: str) -> Iterator[Any]:

@@ -40,9 +40,10 @@ def span(records: Iterable[dict[str, Any]]) -> tuple[int | None, int | None]:
     return min(began, default=None), max(ended, default=None)
 
 
-def row_name(row: dict[str, Any], table: pd.DataFrame) -> str:
+def row_name(row: dict[str, Any], table: pd.DataFrame, with_seed: bool = True) -> str:
     """Return what MLflow calls a row: `ssdkd (full), 10 %, seed 0`; with pair and data set if the study has several."""
-    parts = [f"{row['method']} ({row['ablation']})", f"{100 * float(row['scale']):.4g} %", f"seed {row['seed']}"]
+    parts = [f"{row['method']} ({row['ablation']})", f"{100 * float(row['scale']):.4g} %"]
+    parts += [f"seed {row['seed']}"] if with_seed else []
     if table[["teacher", "student"]].drop_duplicates().shape[0] > 1:
         parts.append(f"{row['teacher']} → {row['student']}")
     if table["dataset"].nunique() > 1:

@@ -262,7 +262,7 @@ def sync(
             noted = read_state(folder) or state  # another process may have sent it elsewhere in the meantime
             note(folder, noted | {"sent": noted["sent"] | {store.name: has}}, say)
     if no_models:
-        say(f"{len(no_models)} networks are in MLflow as {WEIGHTS}, not as models; the first: {no_models[0]}")
+        say(f"networks in MLflow as {WEIGHTS}, not as models: {len(no_models)}; the first: {no_models[0]}")
     return sent
 
 

@@ -70,7 +70,7 @@ def copy(base, tmp_path):
 def test_what_is_said_and_counted(base):
     assert base.count == RUNS
     models, link = base.said
-    assert models.startswith(f"{RUNS} networks are in MLflow as weights.pt, not as models; the first: ")
+    assert models.startswith(f"networks in MLflow as weights.pt, not as models: {RUNS}; the first: ")
     assert "/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=kd\n" in link
     assert f"mlflow ui --backend-store-uri sqlite:///{base.study.root / 'mlflow.db'}" in link
 
