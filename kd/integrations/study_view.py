@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class View:
             self.compared[name] = summaries.compared(summary)
             texts = {"compared": self.compared[name], "mlflow.note.content": summaries.note(summary)}
             self._tag(parent, {key: text[:LONGEST] for key, text in texts.items()})
-        for pattern in (f"tables/{name}.csv", f"tables/{name}-by-pair.*", f"figures/{name}.*"):
+        for pattern in (f"tables/{escape(name)}.csv", f"tables/{escape(name)}-by-pair.*", f"figures/{escape(name)}.*"):
             for path in sorted(self.folder.glob(pattern)):
                 self.client.log_artifact(parent, str(path))
         self.client.set_terminated(parent, end_time=last)
@@ -149,6 +150,8 @@ class View:
         if copy is not None and copy.info.status == "FINISHED":
             self._tag(copy.info.run_id, tags)
             return
+        if self.client.get_run(first_run).info.lifecycle_stage != "active":
+            return  # deleted by the user
         if copy is not None:  # half of it was sent when that was killed
             self.client.delete_run(copy.info.run_id)
         folder, original = self.results / row["path"], self.client.get_run(first_run)

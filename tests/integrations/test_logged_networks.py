@@ -25,7 +25,8 @@ NO_ROWS = pd.DataFrame(columns=["path", "dataset", "teacher", "student"])
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow.set_tracking_uri sets it, which ends with the test
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 @pytest.fixture
@@ -38,7 +39,9 @@ def folders(store: Path, tmp_path: Path) -> list[Path]:
     (tmp_path / run.data_path).parent.mkdir(parents=True)
     shutil.copy(store / run.data_path, tmp_path / run.data_path)
     weights = torch.load(other / "weights.pt")
-    torch.save({name: value + 0.3 * (value.dim() > 1) for name, value in weights.items()}, other / "weights.pt")
+    torch.save(
+        {name: value + 0.3 if value.dim() > 1 else value for name, value in weights.items()}, other / "weights.pt"
+    )
     record = read_json(other / "run.json")
     write_json(other / "run.json", {**record, "settings": {**record["settings"], "seed": 1}})
     return [folder, other]

@@ -173,6 +173,13 @@ def test_a_run_made_again_takes_the_place_of_the_old_one(copy):
     assert len(copy.runs("tags.method = 'fast'")) == len(SEEDS) + 1, "the old one is there, too"
 
 
+def test_a_run_that_the_user_has_deleted_stays_deleted(copy):
+    [run, *_] = copy.runs("tags.ablation = 'neither'")
+    copy.client.delete_run(run.info.run_id)
+    close_study(copy.study, copy.said)
+    assert len(copy.runs("tags.ablation = 'neither'")) == len(SEEDS) - 1
+
+
 def test_a_row_of_which_half_was_sent_is_sent_again(copy):
     [run, *_] = copy.runs("tags.method = 'fast'")
     copy.client.update_run(run.info.run_id, status="RUNNING")
