@@ -61,4 +61,4 @@ $(READY): constraints.txt pyproject.toml
 	@touch $(READY)
 
 clean-results:
-	rm -rf results/runs results/studies results/data results/logs results/cache results/mlflow.db results/mlartifacts
+	rm -rf results/runs results/studies results/data results/logs results/cache results/mlflow.db* results/mlartifacts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -21,7 +22,7 @@ from kd.data.raw import Source
 from kd.runs.folder import METRICS, files_of, finished
 from kd.runtime.files import stamp_now_if_later, write_atomically
 from kd.runtime.lines import Lines
-from kd.runtime.messages import ConfigError, disk_fault
+from kd.runtime.messages import ConfigError, disk_fault, masked
 from kd.runtime.progress import QUIETLY, inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
@@ -129,17 +130,20 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
             say(f"{store.trouble(error)}; the study goes on, `{sync_command(study.settings)}` sends all runs later")
 
 
-def close_study(study: Study, say: Callable[[str], None]) -> int:
-    """Send to MLflow what it does not have yet of the study's runs, and the study's tables and figures.
+def close_study(study: Study, say: Callable[[str], None], to: str | None = None) -> int:
+    """Send to MLflow what it does not have yet of the study's runs, and the study's view: rows, tables, figures.
 
-    Runs that were made by hand are sent, too. Returns the number of runs brought up to date.
+    Runs that were made by hand are sent, too. `to` is another store's URI. Says where to look, and returns how many
+    runs were brought up to date.
     """
-    if not study.tracking["enabled"]:
+    if not study.tracking["enabled"] and not to:
         return 0
     from kd.integrations.store import Store
-    from kd.integrations.tracking import log_study, note, read_state, sync
+    from kd.integrations.study_view import note_study
+    from kd.integrations.tracking import note, read_state, sync
 
-    store, later, folders = Store(study.tracking, study.root), sync_command(study.settings), []
+    tracking = {**study.tracking, "uri": to or study.tracking["uri"]}
+    store, later, folders = Store(tracking, study.root), sync_command(study.settings, to), []
     for path, run in _tracked_runs(study):
         folder = study.root / path
         if (folder / METRICS).exists():
@@ -148,14 +152,47 @@ def close_study(study: Study, say: Callable[[str], None]) -> int:
                 note(folder, {**description(study.name, study.table, run, path), "sent": {}}, say)
     said: list[str] = []
     sent = sync(folders, store, said.append, later)
-    if not any(later in text for text in said):
-        try:
-            log_study(store, study.name, study.root / "studies" / study.name)
-        except Exception as error:
-            said.append(f"{store.trouble(error)}; `{later}` sends tables and figures later")
+    folder = study.root / "studies" / study.name
+    if folders and not any(later in text for text in said):
+        titles = {name: experiment["title"] for name, experiment in study.experiments.items()}
+        note_study(folder, study.name, study.title, titles)
+        _show_study(store, folder, study.root, later, said.append)
     for text in said:
         say(text)
     return sent
+
+
+def sync_all(results: Path, tracking: dict[str, Any], say: Callable[[str], None], to: str | None = None) -> int:
+    """Send to MLflow what it does not have yet of all runs and studies in a results folder; `to` is a store's URI.
+
+    Returns the number of runs brought up to date.
+    """
+    from kd.integrations.store import Store
+    from kd.integrations.study_view import TITLES, read_titles
+    from kd.integrations.tracking import TRACKED, sync
+
+    elsewhere = f" --to {shlex.quote(masked(to))}" if to else ""
+    store, later = Store({**tracking, "uri": to or tracking["uri"]}, results), f"python -m kd sync{elsewhere}"
+    said: list[str] = []
+    sent = sync((file.parent for file in sorted(results.glob(f"**/{TRACKED}"))), store, said.append, later)
+    for folder in sorted(file.parent for file in results.glob(f"studies/*/{TITLES}")):
+        if read_titles(folder) and not any(later in text for text in said):
+            _show_study(store, folder, results, later, said.append)
+    for text in said:
+        say(text)
+    return sent
+
+
+def _show_study(store: Any, folder: Path, results: Path, later: str, say: Callable[[str], None]) -> None:
+    """Bring a study's view up to date and say where it is; a store that fails, or a file, costs a line."""
+    from kd.integrations.study_view import log_study
+
+    try:
+        link = log_study(store, folder, results)
+    except Exception as error:
+        say(f"{store.trouble(error)}; `{later}` sends tables and figures later")
+        return
+    say(f"MLflow: {link}" + (f"\n  after `{store.command}`" if store.command else ""))
 
 
 def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
@@ -168,9 +205,9 @@ def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
                 yield path, Run.from_dict(record["settings"])
 
 
-def sync_command(settings: dict[str, Any]) -> str:
+def sync_command(settings: dict[str, Any], to: str | None = None) -> str:
     """Return the command that sends a study's runs to MLflow."""
-    return command_for(settings, "sync")
+    return command_for(settings, "sync") + (f" --to {shlex.quote(masked(to))}" if to else "")
 
 
 def without_secret(tracking: dict[str, Any]) -> dict[str, Any]:
@@ -197,14 +234,25 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
 
 
 def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[str, Any]:
-    """Return how MLflow shows a run, as Tracker takes it: tagged with the study's names for it."""
+    """Return how MLflow shows a run, as Tracker takes it: by the study's first names for it.
+
+    A run that serves several rows of the study gets an MLflow run in each at the study's end.
+    """
+    from kd.integrations.summaries import row_name
     from kd.integrations.tracking import flatten
 
-    names = table[table["path"] == run.path]
-    aliases = {key: ", ".join(dict.fromkeys(names[key])) for key in ("experiment", "method", "ablation")}
+    rows = table[table["path"] == run.path].to_dict("records")
+    if rows and path == run.path:
+        names = {key: rows[0][key] for key in ("experiment", "method", "ablation")}
+        name = row_name(rows[0], table)
+    elif run.kind in ("train", "given"):
+        names, name = {"method": "teacher"}, f"teacher {run.model}, seed {run.seed}"
+        name += f", {run.dataset.label}" if table["dataset"].nunique() > 1 else ""
+    else:
+        names, name = {"method": "trial"}, ", ".join(path.split("/")[-3:-1])
     tags = {
-        **(aliases if len(names) else {"method": "teacher" if run.kind in ("train", "given") else "trial"}),
-        "dataset": run.dataset.name,
+        **names,
+        "dataset": run.dataset.label,
         "teacher": run.teacher_names,
         "student": run.model,
         "scale": str(run.scale),
@@ -213,5 +261,7 @@ def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[st
         "path": path,
         "digest": run.digest,
     }
-    name = "/".join(path.split("/")[-4:])
-    return {"experiment": study, "name": name, "tags": tags, "params": flatten(run.as_dict())}
+    data = {"name": run.dataset.label, "source": run.data_path, "context": "training"}
+    if run.kind in ("datafree", "given"):
+        data["context"] = "evaluation"
+    return {"experiment": study, "name": name, "tags": tags, "params": flatten(run.as_dict()), "dataset": data}

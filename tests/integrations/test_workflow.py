@@ -174,7 +174,11 @@ def test_whole_study_then_only_what_is_new(whole: tuple[Path, subprocess.Complet
 
 
 def _check_mlflow(project: Path, results: pd.DataFrame) -> None:
+    import mlflow.pytorch
+    import torch
     from mlflow import MlflowClient
+
+    from kd.runs.export import read_run
 
     client = MlflowClient(f"sqlite:///{project / 'results/mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
@@ -189,7 +193,15 @@ def _check_mlflow(project: Path, results: pd.DataFrame) -> None:
         assert run.info.status == "FINISHED"
     some = by_path[results["path"].iloc[-1]]
     assert len(client.get_metric_history(some.info.run_id, "loss")) == 3  # a value per student epoch
-    assert {file.path for file in client.list_artifacts(some.info.run_id)} >= {"metrics.json", "weights.pt"}
+    files = {file.path for file in client.list_artifacts(some.info.run_id)}
+    assert files == {"metrics.json", "run.json", "history.csv"}, "the weights are in the model"
+    [model] = some.outputs.model_outputs
+    stored = mlflow.pytorch.load_model(client.get_logged_model(model.model_id).artifact_location)
+    found = read_run(project / "results" / some.data.tags["path"])
+    torch.testing.assert_close(stored(found.images), found.logits, rtol=1e-4, atol=1e-4)
+    [parent] = client.search_runs([experiment.experiment_id], "tags.kind = 'experiment' AND tags.experiment = 'scale'")
+    assert parent.data.metrics["n/ssdkd 0.3"] == 2
+    assert {"scale.csv", "scale.png"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
 def test_editing_the_package_runs_again_what_uses_it(
@@ -318,4 +330,6 @@ def test_mlflow_away_is_reported_and_sent_later(project: Path) -> None:
     environment = environment_of(MLFLOW_TRACKING_URI=f"sqlite:///{project / 'later.db'}")
     for sent in (2, 0):
         synced = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
-        assert synced.stdout == f"{sent} runs sent\n", synced.stderr
+        said = synced.stdout.splitlines()
+        assert said[-1] == f"{sent} runs sent", synced.stderr
+        assert "/runs?workflowType=machine_learning&viewStateShareKey=kd" in said[0], said

@@ -244,9 +244,9 @@ onstart:
 
 
 onsuccess:
-    close_study(STUDY, say)
     if TERMINAL.drawn() if TERMINAL else not workflow.output_settings.quiet:
         show_results()
+    close_study(STUDY, say)  # takes a while, with networks to log: the table comes first
 
 
 onerror:
