@@ -23,7 +23,7 @@ rule all:
 
 rule tune:
     input:
-        [f"{tuning_folder(name)}/best.yaml" for name in STUDY.tunings],
+        [f"{FOLDER}/tune/{name}/best.yaml" for name in STUDY.tunings],
 
 
 localrules:

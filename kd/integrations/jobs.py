@@ -7,6 +7,7 @@ through its `config`, because a changed param would run everything again.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.data.raw import Source
+from kd.reports.figures.search import names
 from kd.runs.folder import METRICS, files_of, finished
 from kd.runtime.files import stamp_now_if_later, write_atomically
 from kd.runtime.messages import ConfigError, disk_fault
@@ -25,8 +27,10 @@ from kd.runtime.progress import inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
+from kd.studies.search import Tuning, folder_of
 from kd.studies.status import trials_done
 from kd.studies.study import Study
+from kd.studies.trials import BEST, TABLE, read_results, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +81,46 @@ def source_of(snakemake: Any) -> Source:
     root = snakemake.config["roots"][file.relative_to(results).as_posix()]
     download = snakemake.config["compute"]["download"]
     return Source(root and Path(root), results / "data/downloads", download, snakemake.threads)
+
+
+STORAGES = "KD_SEARCH_STORAGES"  # environment variable: jobs inherit the URLs of databases, which may hold passwords
+
+
+def searches_of(study: Study) -> dict[str, dict[str, Any]]:
+    """Return how a study's searches are run, as Snakemake may write it into its files; URLs go by the environment."""
+    urls = {name: tuning.storage for name, tuning in study.tunings.items() if tuning.storage}
+    if urls:
+        os.environ[STORAGES] = json.dumps(urls)
+    return {name: tuning.options for name, tuning in study.tunings.items()}
+
+
+def tuning_of_job(snakemake: Any) -> Tuning:
+    """Return the search of a `worker` or `best` job: what identifies it comes as a param, the rest by the config."""
+    identity = dict(snakemake.params.tuning)
+    urls = json.loads(os.environ.get(STORAGES, "{}"))
+    options = snakemake.config["searches"][identity["name"]]
+    return Tuning(**identity | options, storage=urls.get(identity["name"]))
+
+
+def search_lines(study: Study) -> list[str]:
+    """Say what the searches of a study have found, and where it is, for the end of `snakemake tune`."""
+    lines = []
+    for name, tuning in study.tunings.items():
+        folder = folder_of(study.root, study.name, name)
+        results = read_results(folder, tuning)
+        complete = [result for result in results.values() if result["state"] == "COMPLETE"]
+        if not complete or not (folder / BEST).exists():
+            continue
+        winner = max(complete, key=lambda result: result["value"])
+        values = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in winner["params"].items())
+        lines += [
+            f"search {name}: {len(results)} trials ({told(results)})",
+            f"  best     trial {winner['number']}, {tuning.measured} {winner['value']:.2f} %: {values}",
+            f"  settings {folder / BEST}   (in a study: `tuned: {name}`)",
+            f"  trials   {folder / TABLE}",
+            f"  figures  {folder / 'figures'}/: {', '.join(names(tuning.space))} (.png, .svg)",
+        ]
+    return lines
 
 
 def open_study(study: Study, say: Callable[[str], None]) -> None:
@@ -143,7 +187,7 @@ def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
     yield from study.runs.items()
     for tuning in study.tunings.values():
         for number in sorted(trials_done(study, tuning)):
-            path = f"studies/{study.name}/tune/{tuning.folder}/trial{number}/run"
+            path = f"studies/{study.name}/tune/{tuning.name}/trial{number}/run"
             if (record := finished(study.root / path)) is not None:
                 yield path, Run.from_dict(record["settings"])
 

@@ -77,6 +77,7 @@ class Checkpoint:
         self.files = [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"]
         self.identity, self.every_seconds, self.say, self.guard = identity, every_seconds, say, guard
         self.stopping = 0  # the signal that asked to stop
+        self.parts: dict[str, Stateful] = {}  # of the run, once its loop has built them
         self._resumed_from: Path | None = None  # until another one is written
         self._saved_at = time.monotonic()
 
@@ -138,6 +139,7 @@ class Checkpoint:
 
     def restore(self, parts: dict[str, Stateful]) -> bool:
         """Load the newest checkpoint that fits into the parts; False where there is none, and nothing is changed."""
+        self.parts = parts
         files = [file for file in self.files if file.exists()]
         fresh = _mapped(_state_of(parts), _host_copy) if files else {}
         for file in files:
