@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.data.raw import Source
-from kd.reports.figures.search import names
 from kd.runs.folder import METRICS, files_of, finished
 from kd.runtime.files import stamp_now_if_later, write_atomically
 from kd.runtime.messages import ConfigError, disk_fault
@@ -27,7 +26,7 @@ from kd.runtime.progress import inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
-from kd.studies.search import Tuning, folder_of
+from kd.studies.search import Tuning, figures_of, folder_of, tidy
 from kd.studies.status import trials_done
 from kd.studies.study import Study
 from kd.studies.trials import BEST, TABLE, read_results, told
@@ -112,13 +111,14 @@ def search_lines(study: Study) -> list[str]:
         if not complete or not (folder / BEST).exists():
             continue
         winner = max(complete, key=lambda result: result["value"])
-        values = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in winner["params"].items())
+        chosen = tidy(winner["params"])
+        values = ", ".join(f"{key.rsplit('.', 1)[-1]} {chosen[key]}" for key in tuning.space)
         lines += [
             f"search {name}: {len(results)} trials ({told(results)})",
             f"  best     trial {winner['number']}, {tuning.measured} {winner['value']:.2f} %: {values}",
             f"  settings {folder / BEST}   (in a study: `tuned: {name}`)",
             f"  trials   {folder / TABLE}",
-            f"  figures  {folder / 'figures'}/: {', '.join(names(tuning.space))} (.png, .svg)",
+            f"  figures  {folder / 'figures'}/: {', '.join(figures_of(tuning.space))} (.png, .svg)",
         ]
     return lines
 

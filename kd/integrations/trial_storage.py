@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,8 @@ class TrialStorage:
             if self.tuning.sampler == "grid":
                 points = grid(self.tuning.space, self.tuning.seed)
                 study.enqueue_trial(points[number % len(points)])
-            asked = study.ask(self.distributions)
+            with _quiet():
+                asked = study.ask(self.distributions)
         return {"optuna_trial": asked.number, "params": asked.params}
 
     def tell(self, suggestion: dict[str, Any], state: str, value: float | None, reported: dict[int, float]) -> None:
@@ -86,7 +88,8 @@ class TrialStorage:
         if self._database is not None:
             from optuna.storages import fail_stale_trials
 
-            fail_stale_trials(self.study())
+            with _quiet():
+                fail_stale_trials(self.study())
 
     @contextmanager
     def heartbeat(self, suggestion: dict[str, Any]) -> Iterator[None]:
@@ -147,7 +150,7 @@ class TrialStorage:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with self._asking():  # its tables can be made by one process at a time
+            with self._asking(), _quiet():  # its tables can be made by one process at a time
                 beats = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": DEAD_AFTER_SECONDS}
                 return RDBStorage(self.tuning.storage, **beats)
         except Exception as error:
@@ -173,22 +176,27 @@ class TrialStorage:
     def _pruner(self) -> Any:
         from optuna import pruners
 
-        given, every = self.tuning.pruner, self.tuning.looks_every
-        warmup = given.get("warmup", self.tuning.epochs // 4)
-        begin = {"n_startup_trials": self.tuning.startup, "n_warmup_steps": warmup}
+        given = self.tuning.pruner
+        if given["name"] == "none":
+            return pruners.NopPruner()
+        every, epochs = self.tuning.looks_every, self.tuning.epochs
+        begin = {"n_startup_trials": self.tuning.startup, "n_warmup_steps": given.get("warmup", epochs // 2)}
         factor = {"reduction_factor": given.get("reduction", 3)}
-        match given["name"]:
-            case "median":
-                return pruners.MedianPruner(**begin)
-            case "percentile":
-                return pruners.PercentilePruner(given.get("percentile", 50.0), **begin)
-            case "halving":
-                return pruners.SuccessiveHalvingPruner(min_resource=every, **factor)
-            case "hyperband":
-                return pruners.HyperbandPruner(
-                    min_resource=every, max_resource=max(every + 1, self.tuning.epochs), **factor
-                )
-        return pruners.NopPruner()
+        if given["name"] == "median":
+            return pruners.MedianPruner(**begin)
+        if given["name"] == "percentile":
+            return pruners.PercentilePruner(given.get("percentile", 50.0), **begin)
+        if given["name"] == "halving":
+            return pruners.SuccessiveHalvingPruner(min_resource=every, **factor)
+        return pruners.HyperbandPruner(min_resource=every, max_resource=max(every + 1, epochs), **factor)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from users that heartbeats are experimental, and that they are meant for a loop of Optuna's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _line(error: Exception) -> str:

@@ -6,19 +6,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from kd.integrations.trial_storage import TrialStorage
-from kd.reports.figures import search as figures
 from kd.runs.folder import SUGGESTION, TRIAL, finished
 from kd.runtime.files import read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.runtime.run_lock import Busy, RunLock, owner, peek
-from kd.studies.search import Pruned, Tuning, Unfit, made_of, nested
+from kd.studies.search import Pruned, Tuning, Unfit, made_of, nested, tidy
 from kd.studies.trials import BEST, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ATTEMPTS = 3  # a trial whose worker dies that often has failed
 Report = Callable[[int, float], None]  # (epoch, value) -> raises Pruned
@@ -189,7 +191,7 @@ def _with_result(params: dict[str, Any], known: Results) -> dict[str, Any] | Non
 def _said(tuning: Tuning, result: dict[str, Any]) -> str:
     """Say how a trial ended, and with which values."""
     value = "" if result["value"] is None else f" {tuning.objective} {result['value']:.2f} %,"
-    shown = ", ".join(f"{key.rsplit('.', 1)[-1]} {_short(given)}" for key, given in result["params"].items())
+    shown = ", ".join(f"{key.rsplit('.', 1)[-1]} {_short(result['params'][key])}" for key in tuning.space)
     note = f" ({result['note']})" if result["note"] else ""
     return f"{result['state'].lower()},{value} {result['seconds']:.0f} s: {shown}{note}"
 
@@ -220,36 +222,40 @@ def _is_in(value: Any, values: dict[str, Any]) -> bool:
     return value in values["choices"] if "choices" in values else values["low"] <= value <= values["high"]
 
 
-def best(folder: Path, tuning: Tuning) -> dict[str, Any]:
-    """Write the best trial's settings (YAML that an ablation may name), the table of all trials (CSV) and the figures.
+class Best(NamedTuple):
+    """What a search has found."""
 
-    Returns the best trial; of equal ones the first. Raises ConfigError when no trial is complete.
+    winner: dict[str, Any]  # trial.json of the best trial; of equal ones the first
+    trials: pd.DataFrame  # a row per trial, as in trials.csv
+    importances: dict[str, float]  # setting -> its share in how the objective varies
+
+
+def best(folder: Path, tuning: Tuning) -> Best:
+    """Write the best trial's settings (YAML that a study may name) and the table of all trials (CSV).
+
+    Raises ConfigError when no trial is complete.
     """
     import pandas as pd
 
     results = read_results(folder, tuning)
     complete = [result for result in results.values() if result["state"] == "COMPLETE"]
     if not complete:
-        first = next(iter(results.values()), {"note": "none was begun"})
-        raise ConfigError(
-            f"tune.{tuning.name}: {told(results)} of {len(results)} trials; the first: {first['note']}; "
-            "narrow the space"
-        )
+        note = next(iter(results.values()), {"note": "none was begun"})["note"]
+        said = f"{told(results)} of {len(results)} trials; the first: {note}"
+        raise ConfigError(f"tune.{tuning.name}: {said}; narrow the space")
     winner = max(complete, key=lambda result: result["value"])
-    columns = ("epoch", "seconds")
-    frame = pd.DataFrame(
+    trials = pd.DataFrame(
         {"trial": one["number"], "state": one["state"], tuning.objective: one["value"]}
-        | {key: one[key] for key in columns}
-        | one["params"]
+        | {key: one[key] for key in ("epoch", "seconds")}
+        | {key: tidy(one["params"])[key] for key in tuning.space}
         | {"note": one["note"]}
         for one in results.values()
     )
-    write_atomically(folder / TABLE, lambda file: file.write(frame.to_csv(index=False).encode()))
-    figures.draw(folder / "figures", frame, tuning, importances(tuning, complete))
+    write_atomically(folder / TABLE, lambda file: file.write(trials.to_csv(index=False).encode()))
     head = f"# trial {winner['number']} of {len(results)}: {tuning.measured} {winner['value']:.2f} %\n"
-    text = f"{head}{made_of(list(results.values()))}\n" + yaml.safe_dump(nested(winner["params"]), sort_keys=True)
+    text = f"{head}{made_of(list(results.values()))}\n" + yaml.safe_dump(nested(tidy(winner["params"])), sort_keys=True)
     write_atomically(folder / BEST, lambda file: file.write(text.encode()))
-    return winner
+    return Best(winner, trials, importances(tuning, complete))
 
 
 def importances(tuning: Tuning, complete: list[dict[str, Any]]) -> dict[str, float]:

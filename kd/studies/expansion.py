@@ -41,7 +41,8 @@ class Expansion:
         self.roots: dict[str, str | None] = {}
         self.methods, self.ablations = base["methods"], {FULL: {}}
         self.tunings = {key: self.tuning(key) for key in study.get("tune", {})}
-        self.winners = Winners(Path(base["results"]), name, self.tunings, path)
+        asked = f"study={base['study']}{' quick=true' * (base['quick'] is True)}"
+        self.winners = Winners(Path(base["results"]), name, self.tunings, path, asked)
         self.methods = {key: self.winners.over(value, f"methods.{key}") for key, value in base["methods"].items()}
         ablations = {FULL: {}, **study.get("ablations", {})}
         self.ablations = {key: self._overrides(value, f"ablations.{key}") for key, value in ablations.items()}

@@ -18,6 +18,7 @@ HELD_OUT_SEEDS_LATER = (
 STATES = ("COMPLETE", "PRUNED", "FAIL")  # how a trial ends, as Optuna names it
 PARTS_OF_A_RUN = 10  # how often per trial the objective is measured, unless `every` says otherwise
 GRID_LIMIT = 100_000  # points of a grid
+ALPHA_BETA = ("replay.alpha", "replay.beta")  # of SSD-KD, drawn over each other where a search has both
 
 
 class Pruned(Exception):
@@ -42,7 +43,7 @@ class Tuning:
     workers: int = 1  # jobs that work on it
     sampler: str = "tpe"
     pruner: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
-    startup: int = 4  # trials at random before sampler and pruner learn from finished ones
+    startup: int = 8  # trials at random before sampler and pruner learn from finished ones
     every: int | None = None  # epochs between two looks at the objective; None: a tenth of the epochs
     storage: str | None = field(default=None, repr=False)  # URL of a database, perhaps with a password; None: a file
 
@@ -65,7 +66,7 @@ class Tuning:
 
     def run(self, suggestion: dict[str, Any]) -> Run:
         """Return the run of one trial, from values for the dotted settings of the space."""
-        return run_of(merge(self.settings, nested(suggestion)), self.seed)
+        return run_of(merge(self.settings, nested(tidy(suggestion))), self.seed)
 
     @property
     def held_out_run(self) -> Run:
@@ -120,6 +121,19 @@ def _points(key: str, given: dict[str, Any]) -> list[Any]:
     return points if given["integer"] else [float(f"{point:.12g}") for point in points]
 
 
+def figures_of(space: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the figures of a search of this space: with one setting there is nothing to compare it with."""
+    return ["history", *(["importances"] if len(space) > 1 else []), *(["plane"] if plane_of(space) else [])]
+
+
+def plane_of(space: dict[str, dict[str, Any]]) -> tuple[str, str] | None:
+    """Return the two settings that span the plane: alpha and beta, else the first two that are numbers."""
+    numbers = [key for key, values in space.items() if "low" in values]
+    if set(ALPHA_BETA) <= set(numbers):
+        return ALPHA_BETA
+    return (numbers[0], numbers[1]) if len(numbers) > 1 else None
+
+
 def folder_of(root: Path, study: str, name: str) -> Path:
     """Return the folder of a study's search."""
     return root / "studies" / study / "tune" / name
@@ -129,6 +143,11 @@ def made_of(results: list[dict[str, Any]]) -> str:
     """Return the line of best.yaml that says of which trials it was made."""
     parts = sorted([result["number"], sorted(result["params"].items()), result["value"]] for result in results)
     return f"# made of trials {digest(parts)}"
+
+
+def tidy(suggestion: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they are used and written: 0.6, where sums of steps gave 0.6000000000000001."""
+    return {key: float(f"{value:.12g}") if isinstance(value, float) else value for key, value in suggestion.items()}
 
 
 def nested(dotted: dict[str, Any]) -> dict[str, Any]:

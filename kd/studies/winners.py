@@ -21,8 +21,8 @@ class Winners:
     `missing` collects a line for each that has not chosen yet; whoever needs it says so.
     """
 
-    def __init__(self, root: Path, study: str, tunings: dict[str, Tuning], path: Path):
-        self.root, self.study, self.tunings, self.path = root, study, tunings, path
+    def __init__(self, root: Path, study: str, tunings: dict[str, Tuning], path: Path, asked: str):
+        self.root, self.study, self.tunings, self.path, self.asked = root, study, tunings, path, asked
         self.missing: dict[str, str] = {}  # where it is used -> what is missing
 
     def over(self, overrides: dict[str, Any], where: str) -> dict[str, Any]:
@@ -56,8 +56,10 @@ class Winners:
             [name] = self.tunings
         folder, tuning = folder_of(self.root, study or self.study, name), None if study else self.tunings[name]
         if (found := best_settings(folder, tuning)) is None:
-            command = f"snakemake --cores all tune{f' --config study={study}' if study else ''}"
+            quick = study.removesuffix("-quick")
+            asked = f"study={quick}{' quick=true' * (quick != study)}" if study else self.asked
+            command = f"snakemake --cores all tune --config {asked}"
             changed = tuning is not None and (folder / "search.json").exists() and not is_of(folder, tuning)
             why = "has other settings or another space than when it was run" if changed else "has no best settings yet"
-            self.missing[where] = f"{place}: search {search!r} {why}; tune first: {command}"
+            self.missing[where] = f"{place}: search {name} {why}; tune first: {command}"
         return found or {}

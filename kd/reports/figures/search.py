@@ -9,34 +9,20 @@ import numpy as np
 import pandas as pd
 
 from kd.reports.figures.drawing import COLOURS, plain_numbers, pyplot, save, set_title, short
-from kd.studies.search import Tuning
+from kd.studies.search import Tuning, figures_of, plane_of
 
-PREFERRED = ("replay.alpha", "replay.beta")  # of SSD-KD, where a search has both
 MARKERS = {"COMPLETE": ("o", COLOURS[0]), "PRUNED": ("v", COLOURS[4]), "FAIL": ("x", COLOURS[1])}
 WORDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
-def names(space: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the figures of a search of this space: with one setting there is nothing to compare it with."""
-    return ["history", *(["importances"] if len(space) > 1 else []), *(["plane"] if plane_of(space) else [])]
-
-
-def plane_of(space: dict[str, dict[str, Any]]) -> tuple[str, str] | None:
-    """Return the two settings that span the plane: alpha and beta, else the first two that are numbers."""
-    numbers = [key for key, values in space.items() if "low" in values]
-    if set(PREFERRED) <= set(numbers):
-        return PREFERRED
-    return (numbers[0], numbers[1]) if len(numbers) > 1 else None
-
-
 def draw(folder: Path, trials: pd.DataFrame, tuning: Tuning, importances: dict[str, float]) -> None:
-    """Write the figures that `names` lists. trials: a row per trial, as in trials.csv."""
+    """Write the figures that `figures_of` lists. trials: a row per trial, as in trials.csv."""
     drawn = {
         "history": lambda: draw_history(trials, tuning),
         "importances": lambda: draw_importances(trials, tuning, importances),
         "plane": lambda: draw_plane(trials, tuning),
     }
-    for name in names(tuning.space):
+    for name in figures_of(tuning.space):
         save(drawn[name](), folder / f"{name}.png")
 
 
@@ -80,7 +66,9 @@ def draw_plane(trials: pd.DataFrame, tuning: Tuning) -> Any:
     across, up = plane_of(tuning.space)
     figure, axis = pyplot().subplots(figsize=(7.0, 5.2), layout="constrained")
     for setting, name in ((across, "x"), (up, "y")):
-        if tuning.space[setting].get("log"):
+        low, high, log = (tuning.space[setting].get(key) for key in ("low", "high", "log"))
+        getattr(axis, f"set_{name}lim")(*((low / 1.1, high * 1.1) if log else _widened(low, high)))
+        if log:
             getattr(axis, f"set_{name}scale")("log")
             plain_numbers(getattr(axis, f"{name}axis"))
     complete = trials[trials["state"] == "COMPLETE"]
@@ -107,9 +95,14 @@ def draw_plane(trials: pd.DataFrame, tuning: Tuning) -> Any:
     return figure
 
 
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """Return a range with room for the points at its ends."""
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
 def _spans_a_plane(across: pd.Series, up: pd.Series) -> bool:
     """Whether there are enough points, not all on one line, to draw what lies between them."""
-    if len(across) < 8:
+    if len(across) < 12:
         return False
     centred = np.stack([across - across.mean(), up - up.mean()])
     return bool(np.linalg.matrix_rank(centred / np.maximum(np.abs(centred).max(1, keepdims=True), 1e-12), 1e-6) == 2)
