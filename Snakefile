@@ -2,7 +2,7 @@
 #
 #   snakemake --cores all --resources gpu=4                         the default study, `demo`
 #   snakemake --cores all --config study=NAME                      another study, or the path of your own
-#   snakemake --cores all tune                                     search settings with Optuna
+#   snakemake --cores all tune --config study=tune-ssdkd            search settings with Optuna
 from snakemake.utils import min_version
 
 min_version("9.0")

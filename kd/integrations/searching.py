@@ -20,7 +20,7 @@ from kd.settings.shapes import Compute
 from kd.settings.validation import validate_run
 from kd.studies.files import project
 from kd.studies.search import Tuning, Unfit, folder_of
-from kd.studies.trials import current_results
+from kd.studies.trials import current_results, is_complete
 
 HELD_OUT, IMAGES = "held-out", "images.npz"  # folder and file of what judges the trials of the objective agreement
 
@@ -52,8 +52,6 @@ def search(
             validate_run(run, project(), "trial")
         except ConfigError as error:
             raise Unfit(str(error)) from None
-        if tuning.objective == "agreement":
-            make_held_out(tuning, folder / HELD_OUT, results, compute, log, say)
         scores = Scores(run, tuning.objective, tuning.looks_every, report, folder / HELD_OUT / IMAGES)
         done = run_step(run, where, *inputs_of(run, results), compute, tracker(run, where), log, watch=scores)
         return done["accuracy"] if tuning.objective == "accuracy" else _last(where / HISTORY)
@@ -61,6 +59,8 @@ def search(
     def current() -> dict[int, dict[str, Any]]:
         return current_results(folder, tuning, results, compute.freeze_code)
 
+    if tuning.objective == "agreement" and not is_complete(folder, tuning, current()):
+        make_held_out(tuning, folder / HELD_OUT, results, compute, log, say)
     return work(storage, objective, current, say, lambda params: run_code(tuning.run(params)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -162,8 +163,14 @@ def trial(
         state, value, note = "PRUNED", list(reported.values())[-1], str(error)
     except (FloatingPointError, Unfit) as error:  # that settings diverge is a result, too
         value, note = None, str(error)
-    except (ConfigError, SystemExit, KeyboardInterrupt):  # a mistake to mend, or a wish to stop: no fault of the trial
-        write_json(folder / SUGGESTION, given)
+    except (
+        ConfigError,
+        OSError,
+        SystemExit,
+        KeyboardInterrupt,
+    ):  # a mistake, a disk, a wish to stop: no fault of the trial
+        with contextlib.suppress(OSError):
+            write_json(folder / SUGGESTION, given)
         raise
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # of torch, of any device
@@ -175,6 +182,7 @@ def trial(
     result |= {"state": state, "value": value, "epoch": max(reported, default=None), "seconds": round(spent, 3)}
     result |= {"note": note, "code": code(params)}
     storage.tell(given, state, value, reported)
+    write_json(folder / SUGGESTION, given | {"attempts": 0})  # if it is made again one day, by other code
     write_json(folder / TRIAL, result)
     if state != "COMPLETE":  # nobody goes on from its checkpoint
         for file in (folder / "run").glob("checkpoint*.pt"):

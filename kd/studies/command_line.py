@@ -41,7 +41,7 @@ def require_one_config(arguments: Sequence[str]) -> None:
 
 def asks_for_search(arguments: Sequence[str]) -> bool:
     """Return whether Snakemake's arguments name its target `tune`, or a file of a search."""
-    return any(item == "tune" or "/tune/" in item for item in arguments)
+    return any(item == "tune" or ("/tune/" in item and "=" not in item) for item in arguments)
 
 
 def require_searches(study: Study, arguments: Sequence[str]) -> None:

@@ -102,7 +102,7 @@ def search_is_done(study: Study, tuning: Tuning) -> bool:
 def outdated_best(study: Study, tuning: Tuning) -> bool:
     """Whether a search's best settings are there, but were chosen among other results than those that are there now."""
     folder = folder_of(study.root, study.name, tuning.name)
-    return best_is_outdated(folder, read_results(folder, tuning))
+    return best_is_outdated(folder, tuning, read_results(folder, tuning))
 
 
 def search_line(study: Study, tuning: Tuning) -> str:

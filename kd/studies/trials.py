@@ -11,7 +11,7 @@ from kd.runs.provenance import outdated, run_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
-from kd.studies.search import STATES, Tuning, made_of
+from kd.studies.search import STATES, Tuning, figures_of, made_of
 
 BEST, TABLE, SEARCH = "best.yaml", "trials.csv", "search.json"  # in the folder of a search
 FIELDS = {"number", "params", "state", "value", "epoch", "seconds", "note"}  # of trial.json
@@ -59,13 +59,16 @@ def is_of(folder: Path, tuning: Tuning) -> bool:
         return False
 
 
-def best_is_outdated(folder: Path, results: Results) -> bool:
-    """Whether the best settings are there, but were chosen among other results than those that are there now."""
+def best_is_outdated(folder: Path, tuning: Tuning, results: Results) -> bool:
+    """Whether the best settings are there, but were chosen among other results than those that are there now, or lack
+    their figures.
+    """
     try:
         text = (folder / BEST).read_text("utf-8")
     except OSError:
         return False
-    return made_of(list(results.values())) not in text.splitlines()
+    figures = (folder / f"figures/{name}.png" for name in figures_of(tuning.space))
+    return made_of(list(results.values())) not in text.splitlines() or not all(file.exists() for file in figures)
 
 
 def best_settings(folder: Path, tuning: Tuning | None) -> dict[str, Any] | None:

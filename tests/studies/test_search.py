@@ -218,3 +218,9 @@ def test_a_pruner_of_students_that_get_another_head_is_refused(load):
         **given,
     )
     assert "tune.t.pruner: got median; with objective.simkd the student is scored with its teacher's head" in text
+
+
+def test_a_sampler_whose_package_is_missing_is_refused(load, monkeypatch):
+    monkeypatch.setattr("kd.studies.search_entry.importlib.util.find_spec", lambda name: None)
+    text = fault(load, experiments={"a": experiment()}, tune=search(sampler="cmaes"))
+    assert "tune.t.sampler: got cmaes; its package is missing: pip install cmaes, or take tpe" in text
