@@ -113,7 +113,8 @@ def search_line(study: Study, tuning: Tuning) -> str:
     if tuning.seconds is not None:
         spent = sum(result["seconds"] for result in results.values())
         budget.append(f"{spent:.0f} of {tuning.seconds:.0f} seconds spent")
-    return f"search {tuning.name}: {', '.join(budget)} ({told(results)})"
+    ends = f" ({told(results)})" if results else ""
+    return f"search {tuning.name}: {', '.join(budget)}{ends}"
 
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
@@ -191,7 +192,7 @@ def plan(study: Study) -> str:
     searches = [tuning.run({}) for tuning in open_searches]
     needed = {run.data_path: run.dataset for run in [*todo, *searches]}
     jobs["prepare_data"] = sum(needs_preparing(study, path, dataset) for path, dataset in needed.items())
-    jobs["search workers (`snakemake tune`)"] = sum(tuning.workers for tuning in open_searches)
+    jobs["worker (`snakemake tune`)"] = sum(tuning.workers for tuning in open_searches)
     sizes = [estimates.bytes(run) for run in todo]
     disk = f"{sum(size for size in sizes if size is not None) / 1e6:,.1f} MB"
     summary = {

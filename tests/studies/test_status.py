@@ -253,4 +253,4 @@ def test_trials_done_are_counted(tmp_path: Path) -> None:
     (folder / "trial4/trial.json").write_text(json.dumps(diverged | {"code": code, "search": "of another one"}))
     for said in (state.status(study), state.plan(study)):
         assert "search phi: 2 of 5 trials done (3 failed)" in said
-    assert "1 search workers (`snakemake tune`)" in state.plan(study)
+    assert "1 worker (`snakemake tune`)" in state.plan(study)
