@@ -97,5 +97,5 @@ def test_mlflow_and_optuna_have_their_doors_and_kd_does_not_know_snakemake():
     assert doors == {
         "snakemake": set(),
         "mlflow": {f"integrations/{name}.py" for name in ("networks", "store", "study_view", "tracking")},
-        "optuna": {"integrations/tuning.py"},
+        "optuna": {f"integrations/{name}.py" for name in ("optuna_journal", "trial_storage", "tuning")},
     }

@@ -7,6 +7,7 @@ through its `config`, because a changed param would run everything again.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -28,8 +29,10 @@ from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 from kd.studies.command_line import command_for
+from kd.studies.search import Tuning, figures_of, folder_of, tidy
 from kd.studies.status import trials_done
 from kd.studies.study import Study
+from kd.studies.trials import BEST, TABLE, read_results, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +101,47 @@ def source_of(snakemake: Any) -> Source:
     root = snakemake.config["roots"][file.relative_to(results).as_posix()]
     download = snakemake.config["compute"]["download"]
     return Source(root and Path(root), results / "data/downloads", download, snakemake.threads)
+
+
+STORAGES = "KD_SEARCH_STORAGES"  # environment variable: jobs inherit the URLs of databases, which may hold passwords
+
+
+def searches_of(study: Study) -> dict[str, dict[str, Any]]:
+    """Return how a study's searches are run, as Snakemake may write it into its files; URLs go by the environment."""
+    urls = {name: tuning.storage for name, tuning in study.tunings.items() if tuning.storage}
+    if urls:
+        os.environ[STORAGES] = json.dumps(urls)
+    return {name: tuning.options for name, tuning in study.tunings.items()}
+
+
+def tuning_of_job(snakemake: Any) -> Tuning:
+    """Return the search of a `worker` or `best` job: what identifies it comes as a param, the rest by the config."""
+    identity = dict(snakemake.params.tuning)
+    urls = json.loads(os.environ.get(STORAGES, "{}"))
+    options = snakemake.config["searches"][identity["name"]]
+    return Tuning(**identity | options, storage=urls.get(identity["name"]))
+
+
+def search_lines(study: Study) -> list[str]:
+    """Say what the searches of a study have found, and where it is, for the end of `snakemake tune`."""
+    lines = []
+    for name, tuning in study.tunings.items():
+        folder = folder_of(study.root, study.name, name)
+        results = read_results(folder, tuning)
+        complete = [result for result in results.values() if result["state"] == "COMPLETE"]
+        if not complete or not (folder / BEST).exists():
+            continue
+        winner = max(complete, key=lambda result: result["value"])
+        chosen = tidy(winner["params"])
+        values = ", ".join(f"{key.rsplit('.', 1)[-1]} {chosen[key]}" for key in tuning.space)
+        lines += [
+            f"search {name}: {len(results)} trials ({told(results)})",
+            f"  best     trial {winner['number']}, {tuning.measured} {winner['value']:.2f} %: {values}",
+            f"  settings {folder / BEST}   (in a study: `tuned: {name}`)",
+            f"  trials   {folder / TABLE}",
+            f"  figures  {folder / 'figures'}/: {', '.join(figures_of(tuning.space))} (.png, .svg)",
+        ]
+    return lines
 
 
 def open_study(study: Study, say: Callable[[str], None]) -> None:
@@ -200,7 +244,7 @@ def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
     yield from study.runs.items()
     for tuning in study.tunings.values():
         for number in sorted(trials_done(study, tuning)):
-            path = f"studies/{study.name}/tune/{tuning.folder}/trial{number}/run"
+            path = f"studies/{study.name}/tune/{tuning.name}/trial{number}/run"
             if (record := finished(study.root / path)) is not None:
                 yield path, Run.from_dict(record["settings"])
 

@@ -20,7 +20,7 @@ KIND_WORDS = {
 }
 JOB_WORDS = {  # in the order in which they are named
     "prepare_data": "data set",
-    "trial": "trial",
+    "worker": "search worker",
     "best": "best settings",
     "tables": "tables",
     "figures": "figures",

@@ -270,26 +270,35 @@ def test_more_gpu_slots_than_there_are_is_refused(project: Path) -> None:
     assert snakemake(project, "-n", "--resources", "gpu=5", PATH=path).returncode == 0, "a look starts nothing"
 
 
-def test_tuning_writes_settings_that_a_run_can_take(project: Path) -> None:
+def test_a_search_writes_settings_that_the_study_takes(project: Path) -> None:
     search = {
         "pair": PAIR,
         "method": "ssdkd",
         "scale": 0.3,
-        "seed": 0,
         "trials": 2,
-        "validation": 0.2,
+        "workers": 2,
         "space": {"replay.alpha": {"low": 0.0, "high": 1.0}, "modulation.gamma": {"low": 0.0, "high": 2.0}},
     }
-    only = {"experiments": {"scale": {"scales": [0.3], "seeds": [0]}}}
+    only = {"experiments": {"data": None, "scale": {"scales": [0.3], "seeds": [0], "ablations": ["tuned"]}}}
+    only["ablations"] = {"tuned": "best"}
+    write_study(project, **merge(only, {"ablations": {"tuned": {}}}))
+    none = snakemake(project, "-n", "--", "tune")
+    assert (none.returncode, "error: tune: study tiny has no `tune:` section" in none.stderr) == (1, True)
     write_study(project, tune={"phi": search}, **only)
-    finish(project, "tune")
-    (folder,) = project.glob("results/studies/tiny/tune/phi-*")
+    with DryRuns(project) as dry:
+        [(code, said)] = dry(["-n", "--config", "study=tiny"])
+    assert code != 0
+    assert "ablations.tuned: search phi has no best settings yet; tune first: snakemake --cores all tune" in said
+    said = finish(project, "--", "tune").stderr
+    folder = project / "results/studies/tiny/tune/phi"
+    assert "search phi: 2 trials (2 complete)" in said
+    assert all(str((folder / name).relative_to(project)) in said for name in ("best.yaml", "trials.csv", "figures"))
     trials = pd.read_csv(folder / "trials.csv")
-    assert len(trials) == 2
-    assert trials["replay.alpha"].nunique() == 2
+    assert (len(trials), trials["replay.alpha"].nunique()) == (2, 2)
     best = yaml.safe_load((folder / "best.yaml").read_text())
     winner = trials.loc[trials["accuracy"].idxmax()]
     assert best["replay"]["alpha"] == pytest.approx(winner["replay.alpha"])
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"history", "importances", "plane"}
     scored = {json.loads(file.read_text())["scored"] for file in folder.glob("trial*/run/metrics.json")}
     assert scored == {"validation"}, "a search never sees the test images"
     codes = {json.loads(file.read_text("utf-8"))["code"] for file in folder.glob("trial*/trial.json")}
@@ -298,23 +307,15 @@ def test_tuning_writes_settings_that_a_run_can_take(project: Path) -> None:
     shutil.rmtree(project / ".snakemake")
     with DryRuns(project) as dry:
         assert planned(dry, "--", "tune") == {}, "done, also without metadata"
+        assert runs_of(planned(dry))["datafree"] == 1, "with what was found"
         chosen = (folder / "best.yaml").read_text("utf-8")
         (folder / "best.yaml").write_text(chosen.replace("# made of trials ", "# made of trials f"), "utf-8")
-        assert planned(dry, "--", "tune")["best"] == 1, "of other trials, whatever its stamp"
+        assert planned(dry, "--", "tune") == {"best": 1, "tune": 1, "total": 2}, "of other trials, whatever its stamp"
         (folder / "best.yaml").write_text(chosen, "utf-8")
-        (folder / "trial1/run/run.json").write_text("{}", "utf-8")
-        (folder / "trial1/trial.json").write_text('{"params": {"replay.alpha": 0.5}, "code": "0123456789"}', "utf-8")
-        assert planned(dry, "--", "tune")["trial"] == 1
-
-    best_file = str((folder / "best.yaml").relative_to(project))
-    tuned = {"ablations": {"tuned": best_file}, "experiments": {"scale": {"ablations": ["tuned"]}}}
-    write_study(project, tune={"phi": search}, **merge(only, tuned))
-    with DryRuns(project) as dry:
-        assert runs_of(planned(dry))["datafree"] == 1
-        write_study(project, **merge(only, {**tuned, "ablations": {"tuned": "nowhere.yaml"}}))
-        [(code, said)] = dry(["-n", "--config", "study=tiny"])
-    assert code != 0
-    assert "no file 'nowhere.yaml'" in said
+        (folder / "trial1/trial.json").unlink()
+        assert planned(dry, "--", "tune")["worker"] == 2
+        write_study(project, tune={"phi": {**search, "trials": 3}}, **only)
+        assert planned(dry, "--", "tune")["worker"] == 2
 
 
 def test_mlflow_away_is_reported_and_sent_later(project: Path) -> None:

@@ -10,21 +10,21 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from kd.integrations.jobs import close_study, open_study, without_secret
+from kd.integrations.jobs import close_study, open_study, search_lines, searches_of, without_secret
 from kd.integrations.stopped_jobs import LINES_OF_STUDY
 from kd.integrations.terminal import attach
 from kd.reports.closing import closing
 from kd.reports.page.document import REPORT, page_of
 from kd.reports.plan import ANSWERS, outdated_report, plan_figures, plan_tables, text_of
 from kd.runs import gpu_slots
-from kd.runs.folder import METRICS, RECORD, TRIAL, Records, files_of, inputs_of
+from kd.runs.folder import METRICS, RECORD, Records, files_of, inputs_of
 from kd.runs.provenance import report_code
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.settings.merging import run_of
-from kd.studies.command_line import require_one_config
+from kd.studies.command_line import asks_for_search, require_one_config, require_searches
 from kd.studies.inputs import require_data, require_results_folder
-from kd.studies.status import again_hints, data_hints, needs_preparing, outdated_best, states, trials_done
+from kd.studies.status import again_hints, data_hints, needs_preparing, outdated_best, search_is_done, states
 from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
@@ -36,7 +36,10 @@ gc.set_threshold(200_000, 20, 100)
 try:
     if workflow.is_main_process:
         require_one_config(sys.argv)
-    STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
+    SEARCHING = asks_for_search(sys.argv) or not workflow.is_main_process
+    STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config, SEARCHING)
+    if workflow.is_main_process:
+        require_searches(STUDY, sys.argv)
     FIGURES = plan_figures(STUDY)
     TABLES = plan_tables(STUDY.experiments)
     if workflow.is_main_process and not {"--unlock", "--report"} & set(sys.argv):
@@ -46,7 +49,9 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
 config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
-config.update(roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking))
+config.update(
+    roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking), searches=searches_of(STUDY)
+)
 ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
@@ -79,7 +84,7 @@ say = TERMINAL.lines.wrapped if TERMINAL else inform
 for hint in (*(() if TERMINAL else again_hints(STATES)), *data_hints(STUDY)) if STATES else ():
     inform(hint)
 DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY, RECORDS)
-TRIALS_DONE = {name: trials_done(STUDY, tuning) if STATES else set() for name, tuning in STUDY.tunings.items()}
+SEARCHES_DONE = {name for name, tuning in STUDY.tunings.items() if STATES and search_is_done(STUDY, tuning)}
 
 
 def job_inputs(run, done, *outputs):
@@ -101,7 +106,7 @@ def ignore_marks_of_runs():
     marked = workflow.persistence.incomplete
 
     async def of_others(job):
-        return [] if job.rule.name in {*RUN_KIND, "trial"} else await marked(job)
+        return [] if job.rule.name in {*RUN_KIND, "worker"} else await marked(job)
 
     workflow.persistence.incomplete = of_others
 
@@ -185,27 +190,26 @@ def files_of_run(kind):
     return [update(f"{ROOT}/runs/{{run}}/{name}") for name in files_of(kind)]
 
 
-def tuning_folder(name):
-    return f"{FOLDER}/tune/{STUDY.tunings[name].folder}"
-
-
 def tuning_at(wildcards):
-    name = wildcards.tuning.rsplit("-", 1)[0]
-    return STUDY.tunings[name]
+    """Return the search that a rule's wildcard names."""
+    try:
+        return STUDY.tunings[wildcards.tuning]
+    except KeyError:
+        raise WorkflowError(f"{wildcards.tuning} is no search of study {STUDY.name}; see its `tune:`") from None
 
 
-def trial_files(wildcards):
-    if workflow.is_main_process and outdated_best(STUDY, tuning_at(wildcards)):
-        make_again(f"{FOLDER}/tune/{wildcards.tuning}/best.yaml")
-    return [f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/{TRIAL}" for number in range(tuning_at(wildcards).trials)]
+def worker_files(wildcards):
+    tuning, folder = tuning_at(wildcards), f"{FOLDER}/tune/{wildcards.tuning}"
+    if workflow.is_main_process and outdated_best(STUDY, tuning):
+        make_again(f"{folder}/best.yaml")
+    return [f"{folder}/workers/{number}.json" for number in range(tuning.workers)]
 
 
-def trial_inputs(wildcards):
+def worker_inputs(wildcards):
     """Return the data and the teacher, if the method has one; neither depends on what is searched."""
-    tuning, number = tuning_at(wildcards), int(wildcards.number)
-    folder = f"{FOLDER}/tune/{wildcards.tuning}"
-    run, done = run_of(tuning.settings, tuning.seed), number in TRIALS_DONE[tuning.name]
-    return job_inputs(run, done, f"{folder}/trial{number}/{TRIAL}", f"{folder}/best.yaml")
+    tuning, folder = tuning_at(wildcards), f"{FOLDER}/tune/{wildcards.tuning}"
+    outputs = f"{folder}/workers/{wildcards.worker}.json", f"{folder}/best.yaml"
+    return job_inputs(run_of(tuning.settings, tuning.seed), tuning.name in SEARCHES_DONE, *outputs)
 
 
 def check_gpus():
@@ -246,6 +250,8 @@ onstart:
 onsuccess:
     if TERMINAL.drawn() if TERMINAL else not workflow.output_settings.quiet:
         show_results()
+    for line in search_lines(STUDY) if asks_for_search(sys.argv) else ():
+        say(line)
     close_study(STUDY, say)  # takes a while, with networks to log: the table comes first
 
 
