@@ -78,6 +78,7 @@ def attach(
     ours = Terminal(study, found, records, slots, runs_to_do, lines, bool(output.dryrun))
     theirs.addFilter(ours.leaves)
     logger.addHandler(ours)
+    logger.propagate = False  # to a handler that a library, such as MLflow, may add later
     return ours
 
 
