@@ -23,14 +23,11 @@ TORCH_INDEX := --index-url https://download.pytorch.org/whl/$(TORCH)
 endif
 
 demo: $(READY)
-	$(BIN)/snakemake --cores all
+	@$(BIN)/snakemake --cores all
+	@echo "commands  work after: source .venv/bin/activate"
 	@echo
-	@cat results/studies/demo/table.md
-	@echo "tables   results/studies/demo/table.md, results/studies/demo/tables/*.csv, results/studies/demo/results.csv"
-	@echo "figures  results/studies/demo/figures/"
-	@echo "report   results/studies/demo/report.html"
-	@echo "runs     results/runs/ (weights, curves, settings of each)"
-	@echo "MLflow   $(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db"
+	@echo "Is SSD-KD better than Fast here?   python -m kd compare ssdkd fast --study demo"
+	@$(BIN)/python -m kd compare ssdkd fast --study demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n 2 --dist worksteal --durations 15
@@ -64,4 +61,4 @@ $(READY): constraints.txt pyproject.toml
 	@touch $(READY)
 
 clean-results:
-	rm -rf results/runs results/studies results/data results/logs results/cache results/mlflow.db results/mlartifacts
+	rm -rf results/runs results/studies results/data results/logs results/cache results/mlflow.db* results/mlartifacts

@@ -2,7 +2,7 @@
 #
 #   snakemake --cores all --resources gpu=4                         the default study, `demo`
 #   snakemake --cores all --config study=NAME                      another study, or the path of your own
-#   snakemake --cores all tune                                     search settings with Optuna
+#   snakemake --cores all tune --config study=tune-ssdkd            search settings with Optuna
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -23,7 +23,7 @@ rule all:
 
 rule tune:
     input:
-        [f"{tuning_folder(name)}/best.yaml" for name in STUDY.tunings],
+        [f"{FOLDER}/tune/{name}/best.yaml" for name in STUDY.tunings],
 
 
 localrules:  # of a cluster: seconds of work on the machine that submits

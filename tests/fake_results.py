@@ -65,7 +65,6 @@ def fake_finished(study: Study, run: Run, phases: dict[str, float] | None = None
         "train_images": IMAGES,
         "finished": "2026-01-01T00:00:00Z",
         "peak_memory_mb": 100.0,
-        "device": "cpu, 1 thread",
         "git": {"commit": "0" * 40, "diff": ""},
     }
     (folder / "run.json").write_text(json.dumps(written | record))

@@ -15,7 +15,8 @@ TAGS = {"method": "kd", "teacher": "", "seed": "0"}
 
 
 def described(name, experiment):
-    return {"experiment": experiment, "name": name, "tags": TAGS, "params": flatten(PARAMS)}
+    data = {"name": "digits", "source": "data/digits.pt", "context": "training"}
+    return {"experiment": experiment, "name": name, "tags": TAGS, "params": flatten(PARAMS), "dataset": data}
 
 
 class Said(list):
@@ -60,6 +61,11 @@ def write_files(folder, rows=ROWS, accuracy=87.5):
     (folder / "history.csv").write_text("\n".join(lines) + "\n")
     write_json(folder / "metrics.json", {"accuracy": accuracy, "parameters": 123, "scored": "test"})
     record = {"seconds": {"training": 1.5, "total": 2.0}, "counts": {"student_steps": 7}, "peak_memory_mb": 64.0}
+    record |= {
+        "started": "2026-01-01T00:00:00Z",
+        "finished": "2026-01-01T00:00:08Z",
+        "identity": "set-0-code-data-teacher",
+    }
     (folder / "weights.pt").write_bytes(b"weights")
     write_json(folder / "run.json", {**record, "settings": {"kind": "train"}, "git": {"commit": "abc123", "diff": ""}})
 

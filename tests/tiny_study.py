@@ -28,6 +28,7 @@ STUDY: dict[str, Any] = {
         "scale": {"view": "scale", "pairs": [PAIR], "methods": ["ssdkd"], "scales": [0.3, 0.6], "seeds": [0, 1]},
     },
 }
+JOB_BY_JOB = ("--quiet", "host")  # Snakemake's own words, in full but for its banner
 CLAIMS = {
     "larger-is-better": {
         "says": "A larger {buffer} is better.",

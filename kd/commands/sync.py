@@ -11,22 +11,20 @@ from kd.studies.files import project
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", metavar="URI", help="another store than tracking.uri, $MLFLOW_TRACKING_URI or the file")
     add_results(parser)
     add_study(parser, "all runs of --results")
 
 
 def do(given: argparse.Namespace) -> int:
-    from kd.integrations.jobs import close_study
-    from kd.integrations.store import Store
-    from kd.integrations.tracking import TRACKED, sync
+    from kd.integrations.jobs import close_study, sync_all
 
     if given.study or given.config:
         if given.results != Path("results"):
             given.config.append(f"results={given.results}")
-        sent = close_study(study_of(given), print)
+        sent = close_study(study_of(given), print, given.to)
     else:
         settings = read_yaml(project() / "config/config.yaml").get("tracking") or {"uri": None}
-        folders = (file.parent for file in sorted(given.results.glob(f"**/{TRACKED}")))
-        sent = sync(folders, Store(settings, given.results))
+        sent = sync_all(given.results, settings, print, given.to)
     print(f"{sent} runs sent")
     return 0

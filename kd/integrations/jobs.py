@@ -7,6 +7,7 @@ through its `config`, because a changed param would run everything again.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -17,16 +18,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import kd.integrations.stopped_jobs as stopped_jobs
 from kd.data.raw import Source
 from kd.runs.folder import METRICS, files_of, finished
 from kd.runtime.files import stamp_now_if_later, write_atomically
-from kd.runtime.messages import ConfigError, disk_fault
-from kd.runtime.progress import inform
+from kd.runtime.lines import Lines
+from kd.runtime.messages import ConfigError, disk_fault, masked
+from kd.runtime.progress import QUIETLY, inform
 from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
+from kd.studies.command_line import command_for
+from kd.studies.search import Tuning, figures_of, folder_of, tidy
 from kd.studies.status import trials_done
 from kd.studies.study import Study
+from kd.studies.trials import BEST, TABLE, read_results, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,30 +43,48 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
     """Run a script's work in this context; yields `say(text)`, which writes to the log file and to stderr.
 
     A user's mistake, a diverged run, a run that another process took over and a disk that fails end with one line and
-    exit code 1; any other error with its traceback.
+    exit code 1; any other error with its traceback. Where the study's own lines are on the terminal (LINES_OF_STUDY),
+    these show the error, and whatever else the job writes to stderr goes to its log: bars, warnings of libraries.
     """
     path = Path(log)
+    with QUIETLY:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lines = _beside_log(path) if os.environ.get(stopped_jobs.LINES_OF_STUDY) else None
 
     def say(text: str) -> None:
-        inform(text)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                print(text, file=file)
-        except OSError:  # a disk that is full, read-only or away: stderr has it
-            pass
+        lines.wrapped(text) if lines else inform(text)
+        note(text)
+
+    def note(text: str) -> bool:
+        with QUIETLY, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            print(text, file=file)
+            return True
+        return False  # a disk that is full, read-only or away
+
+    def fail(text: str) -> None:
+        if not note(text) or not lines:
+            inform(text)
 
     try:
         yield say
     except (ConfigError, FloatingPointError, TakenOver) as error:
-        say(f"error: {error}")
+        fail(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:  # while waiting; at work it is a wish to stop, and the state is saved
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         fault = disk_fault(error)
-        say(f"error: {fault}" if fault else traceback.format_exc())
+        fail(f"error: {fault}" if fault else traceback.format_exc())
         sys.exit(1)
+
+
+def _beside_log(log: Path) -> Lines | None:
+    """Send this process's stderr to its log from now on; return lines to where it went before. None if that fails."""
+    with QUIETLY, log.open("ab") as file:
+        terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
+        os.dup2(file.fileno(), 2)
+        return Lines(terminal)
+    return None
 
 
 def results_of(snakemake: Any) -> Path:
@@ -77,6 +101,47 @@ def source_of(snakemake: Any) -> Source:
     root = snakemake.config["roots"][file.relative_to(results).as_posix()]
     download = snakemake.config["compute"]["download"]
     return Source(root and Path(root), results / "data/downloads", download, snakemake.threads)
+
+
+STORAGES = "KD_SEARCH_STORAGES"  # environment variable: jobs inherit the URLs of databases, which may hold passwords
+
+
+def searches_of(study: Study) -> dict[str, dict[str, Any]]:
+    """Return how a study's searches are run, as Snakemake may write it into its files; URLs go by the environment."""
+    urls = {name: tuning.storage for name, tuning in study.tunings.items() if tuning.storage}
+    if urls:
+        os.environ[STORAGES] = json.dumps(urls)
+    return {name: tuning.options for name, tuning in study.tunings.items()}
+
+
+def tuning_of_job(snakemake: Any) -> Tuning:
+    """Return the search of a `worker` or `best` job: what identifies it comes as a param, the rest by the config."""
+    identity = dict(snakemake.params.tuning)
+    urls = json.loads(os.environ.get(STORAGES, "{}"))
+    options = snakemake.config["searches"][identity["name"]]
+    return Tuning(**identity | options, storage=urls.get(identity["name"]))
+
+
+def search_lines(study: Study) -> list[str]:
+    """Say what the searches of a study have found, and where it is, for the end of `snakemake tune`."""
+    lines = []
+    for name, tuning in study.tunings.items():
+        folder = folder_of(study.root, study.name, name)
+        results = read_results(folder, tuning)
+        complete = [result for result in results.values() if result["state"] == "COMPLETE"]
+        if not complete or not (folder / BEST).exists():
+            continue
+        winner = max(complete, key=lambda result: result["value"])
+        chosen = tidy(winner["params"])
+        values = ", ".join(f"{key.rsplit('.', 1)[-1]} {chosen[key]}" for key in tuning.space)
+        lines += [
+            f"search {name}: {len(results)} trials ({told(results)})",
+            f"  best     trial {winner['number']}, {tuning.measured} {winner['value']:.2f} %: {values}",
+            f"  settings {folder / BEST}   (in a study: `tuned: {name}`)",
+            f"  trials   {folder / TABLE}",
+            f"  figures  {folder / 'figures'}/: {', '.join(figures_of(tuning.space))} (.png, .svg)",
+        ]
+    return lines
 
 
 def open_study(study: Study, say: Callable[[str], None]) -> None:
@@ -109,17 +174,20 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
             say(f"{store.trouble(error)}; the study goes on, `{sync_command(study.settings)}` sends all runs later")
 
 
-def close_study(study: Study, say: Callable[[str], None]) -> int:
-    """Send to MLflow what it does not have yet of the study's runs, and the study's tables and figures.
+def close_study(study: Study, say: Callable[[str], None], to: str | None = None) -> int:
+    """Send to MLflow what it does not have yet of the study's runs, and the study's view: rows, tables, figures.
 
-    Runs that were made by hand are sent, too. Returns the number of runs brought up to date.
+    Runs that were made by hand are sent, too. `to` is another store's URI. Says where to look, and returns how many
+    runs were brought up to date.
     """
-    if not study.tracking["enabled"]:
+    if not study.tracking["enabled"] and not to:
         return 0
     from kd.integrations.store import Store
-    from kd.integrations.tracking import log_study, note, read_state, sync
+    from kd.integrations.study_view import note_study
+    from kd.integrations.tracking import note, read_state, sync
 
-    store, later, folders = Store(study.tracking, study.root), sync_command(study.settings), []
+    tracking = {**study.tracking, "uri": to or study.tracking["uri"]}
+    store, later, folders = Store(tracking, study.root), sync_command(study.settings, to), []
     for path, run in _tracked_runs(study):
         folder = study.root / path
         if (folder / METRICS).exists():
@@ -128,14 +196,47 @@ def close_study(study: Study, say: Callable[[str], None]) -> int:
                 note(folder, {**description(study.name, study.table, run, path), "sent": {}}, say)
     said: list[str] = []
     sent = sync(folders, store, said.append, later)
-    if not any(later in text for text in said):
-        try:
-            log_study(store, study.name, study.root / "studies" / study.name)
-        except Exception as error:
-            said.append(f"{store.trouble(error)}; `{later}` sends tables and figures later")
+    folder = study.root / "studies" / study.name
+    if folders and not any(later in text for text in said):
+        titles = {name: experiment["title"] for name, experiment in study.experiments.items()}
+        note_study(folder, study.name, study.title, titles)
+        _show_study(store, folder, study.root, later, said.append)
     for text in said:
         say(text)
     return sent
+
+
+def sync_all(results: Path, tracking: dict[str, Any], say: Callable[[str], None], to: str | None = None) -> int:
+    """Send to MLflow what it does not have yet of all runs and studies in a results folder; `to` is a store's URI.
+
+    Returns the number of runs brought up to date.
+    """
+    from kd.integrations.store import Store
+    from kd.integrations.study_view import TITLES, read_titles
+    from kd.integrations.tracking import TRACKED, sync
+
+    elsewhere = f" --to {shlex.quote(masked(to))}" if to else ""
+    store, later = Store({**tracking, "uri": to or tracking["uri"]}, results), f"python -m kd sync{elsewhere}"
+    said: list[str] = []
+    sent = sync((file.parent for file in sorted(results.glob(f"**/{TRACKED}"))), store, said.append, later)
+    for folder in sorted(file.parent for file in results.glob(f"studies/*/{TITLES}")):
+        if read_titles(folder) and not any(later in text for text in said):
+            _show_study(store, folder, results, later, said.append)
+    for text in said:
+        say(text)
+    return sent
+
+
+def _show_study(store: Any, folder: Path, results: Path, later: str, say: Callable[[str], None]) -> None:
+    """Bring a study's view up to date and say where it is; a store that fails, or a file, costs a line."""
+    from kd.integrations.study_view import log_study
+
+    try:
+        link = log_study(store, folder, results)
+    except Exception as error:
+        say(f"{store.trouble(error)}; `{later}` sends tables and figures later")
+        return
+    say(f"MLflow: {link}" + (f"\n  after `{store.command}`" if store.command else ""))
 
 
 def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
@@ -143,15 +244,14 @@ def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:
     yield from study.runs.items()
     for tuning in study.tunings.values():
         for number in sorted(trials_done(study, tuning)):
-            path = f"studies/{study.name}/tune/{tuning.folder}/trial{number}/run"
+            path = f"studies/{study.name}/tune/{tuning.name}/trial{number}/run"
             if (record := finished(study.root / path)) is not None:
                 yield path, Run.from_dict(record["settings"])
 
 
-def sync_command(settings: dict[str, Any]) -> str:
+def sync_command(settings: dict[str, Any], to: str | None = None) -> str:
     """Return the command that sends a study's runs to MLflow."""
-    results = "" if settings["results"] == "results" else f" --config results={shlex.quote(settings['results'])}"
-    return f"python -m kd sync {shlex.quote(settings['study'])}{results}"
+    return command_for(settings, "sync") + (f" --to {shlex.quote(masked(to))}" if to else "")
 
 
 def without_secret(tracking: dict[str, Any]) -> dict[str, Any]:
@@ -178,14 +278,25 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
 
 
 def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[str, Any]:
-    """Return how MLflow shows a run, as Tracker takes it: tagged with the study's names for it."""
+    """Return how MLflow shows a run, as Tracker takes it: by the study's first names for it.
+
+    A run that serves several rows of the study gets an MLflow run in each at the study's end.
+    """
+    from kd.integrations.summaries import row_name
     from kd.integrations.tracking import flatten
 
-    names = table[table["path"] == run.path]
-    aliases = {key: ", ".join(dict.fromkeys(names[key])) for key in ("experiment", "method", "ablation")}
+    rows = table[table["path"] == run.path].to_dict("records")
+    if rows and path == run.path:
+        names = {key: rows[0][key] for key in ("experiment", "method", "ablation")}
+        name = row_name(rows[0], table)
+    elif run.kind in ("train", "given"):
+        names, name = {"method": "teacher"}, f"teacher {run.model}, seed {run.seed}"
+        name += f", {run.dataset.label}" if table["dataset"].nunique() > 1 else ""
+    else:
+        names, name = {"method": "trial"}, ", ".join(path.split("/")[-3:-1])
     tags = {
-        **(aliases if len(names) else {"method": "teacher" if run.kind in ("train", "given") else "trial"}),
-        "dataset": run.dataset.name,
+        **names,
+        "dataset": run.dataset.label,
         "teacher": run.teacher_names,
         "student": run.model,
         "scale": str(run.scale),
@@ -194,5 +305,7 @@ def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[st
         "path": path,
         "digest": run.digest,
     }
-    name = "/".join(path.split("/")[-4:])
-    return {"experiment": study, "name": name, "tags": tags, "params": flatten(run.as_dict())}
+    data = {"name": run.dataset.label, "source": run.data_path, "context": "training"}
+    if run.kind in ("datafree", "given"):
+        data["context"] = "evaluation"
+    return {"experiment": study, "name": name, "tags": tags, "params": flatten(run.as_dict()), "dataset": data}

@@ -7,10 +7,14 @@ copy of the folder is a project of its own. No password is kept or shown.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
+import random
 import re
+import shlex
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,10 @@ from urllib.parse import quote
 from kd.runtime.messages import masked
 
 ARTIFACTS = "mlartifacts"  # next to the file of an SQLite store, a folder per experiment
-SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens at the runs, not at chat traces
+# Older MLflows open such an experiment at its runs. 3.17 asks the browser's local storage and the link only.
+SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
+VIEW = "kd"  # key of the saved view that links name: its columns, order and filter
+PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` answers by default
 DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> package, where the names differ
 SCHEMES = "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
 
@@ -38,6 +45,7 @@ class Store:
 
     def __init__(self, settings: dict[str, Any], results: Path):
         """Take tracking.uri, else $MLFLOW_TRACKING_URI, else an SQLite file in the results folder."""
+        self.models: bool = settings.get("models", True)  # networks as models, else as weights.pt
         local = f"sqlite:///{(results / 'mlflow.db').resolve()}"
         self.uri: str = settings["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local
         sqlite = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", self.uri)
@@ -102,6 +110,18 @@ class Store:
                 token = page.token or None
         return ids
 
+    @contextlib.contextmanager
+    def turn(self, seconds: float) -> Iterator[bool]:
+        """Wait that long until no other process of kd writes to an SQLite store; yields whether it is this one's turn.
+
+        SQLite lets processes wait for each other, but not in turn: of hundreds some would wait until they fail.
+        """
+        lock = None
+        if self.file is not None and self.file.parent.is_dir():
+            lock = (self.file.parent / f"{self.file.name}.lock").open("a", encoding="utf-8")
+        with contextlib.closing(lock) if lock else contextlib.nullcontext():
+            yield lock is None or _locked(lock, seconds)
+
     def client(self) -> Any:
         """Return MLflow's client. Raises sqlite3.Error at once where MLflow would try for minutes to open a file."""
         from mlflow import MlflowClient
@@ -130,6 +150,22 @@ class Store:
             )
         return found.experiment_id
 
+    def link(self, number: str) -> str:
+        """Return the address of an experiment's runs, with kd's columns, in MLflow's pages."""
+        pages = re.sub(r"(?<=://)\S*@", "", self.uri).rstrip("/") if self.uri.startswith("http") else PAGES
+        return f"{pages}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+
+    @property
+    def command(self) -> str | None:
+        """Return the command that shows the store at PAGES; None for a server, which shows itself."""
+        if self.uri.startswith("http"):
+            return None
+        uri = masked(self.uri)
+        if self.file is not None:
+            here = Path.cwd()
+            uri = f"sqlite:///{self.file.relative_to(here) if self.file.is_relative_to(here) else self.file}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
     def _place(self, experiment: str) -> str:
         return (self.file.parent / ARTIFACTS / experiment).as_uri()
 
@@ -148,6 +184,21 @@ class Store:
             return f"{store} is away ({(reason[1] or reason[0]) if reason else text[:200]})"
         hint = "look at tracking.uri and $MLFLOW_TRACKING_URI, at your rights and at the store's own log"
         return f"{store} refuses ({type(error).__name__}: {text[:300]}); {hint}"
+
+
+def _locked(file: Any, seconds: float) -> bool:
+    """Lock a file; where its disk knows no locks, SQLite's own have to do."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(random.uniform(0.02, 0.2))
+        except OSError:
+            return True
 
 
 @contextlib.contextmanager

@@ -4,34 +4,40 @@ The store is brought up to date from a run's files: for long runs during the run
 study ends, because opening MLflow takes seconds; or later by `python -m kd sync`. When the store is away, one line says
 so, training goes on, and nothing is lost.
 
-mlflow.json in the run's folder says what is sent (`experiment`, `name`, `tags`, `params`) and, by store, how much has
-arrived there. It names no place on this machine, so that a copied results folder is a project of its own.
+mlflow.json in the run's folder says what is sent (`experiment`, `name`, `tags`, `params`, `dataset`) and, by store, how
+much has arrived there. It names no place on this machine, so that a copied results folder is a project of its own.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kd.integrations.networks import Networks
 from kd.integrations.store import Store, quiet
-from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, ended, with_results
+from kd.integrations.summaries import milliseconds
+from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, WEIGHTS, ended, with_results
 from kd.runs.folder import metrics as run_metrics
 from kd.runtime.files import read_json, write_json
 from kd.runtime.run_lock import peek
 
-OPEN_AFTER_SECONDS = 60.0  # shorter runs are sent at the end of the study
+OPEN_AFTER_SECONDS = 90.0  # shorter runs are sent at the end of the study: opening MLflow takes two seconds
 SEND_EVERY_SECONDS = 15.0
+WAIT_AT_END_SECONDS = 20.0  # for a store that others write to; after that the study's end sends the rest
+WAIT_IN_SYNC_SECONDS = 600.0
 METRICS_PER_BATCH = 1000  # the largest batch that MLflow accepts
-NOTHING = {"run_id": None, "described": False, "rows": 0, "complete": False}  # has arrived
+NOTHING = {"run_id": None, "described": False, "rows": 0, "complete": False, "network": None}  # has arrived
+DESCRIBED = ("experiment", "name", "tags", "params", "dataset")  # by kd.integrations.jobs.description
 
 
 class Tracker:
     """Context manager around one run; entering returns the journal's sink.
 
-    description: experiment, name, tags and params of the MLflow run; later: the command that sends what is missing.
+    description: what the MLflow run is (DESCRIBED); later: the command that sends what is missing.
     Nothing here raises because of the store: a failure is reported through `say`, and what it concerned is sent later.
     """
 
@@ -48,6 +54,7 @@ class Tracker:
         self.state = {**description, "sent": {store.name: self.arrived}}  # of another training nothing counts
         self._away = False
         self._next = time.monotonic() + OPEN_AFTER_SECONDS
+        self._started = now()
 
     def __enter__(self) -> Callable[[list[dict[str, float]]], None]:
         before = arrived(read_state(self.folder), self.store)
@@ -68,7 +75,9 @@ class Tracker:
 
     def _send(self, history: list[dict[str, float]], status: str) -> None:
         try:
-            send(self.folder, self.store, self.state, self.arrived, history, status)
+            with self.store.turn(0.0 if status == "RUNNING" else WAIT_AT_END_SECONDS) as mine:
+                if mine:  # else a later send has these rows too
+                    send(self.folder, self.store, self.state, self.arrived, history, status, self._started)
         except Exception as error:
             if not self._away:
                 self.say(f"{self.store.trouble(error)}; the run goes on, `{self.later}` sends the rest later")
@@ -92,7 +101,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Return what mlflow.json of a run says; {} where it is missing, torn or of another version."""
     try:
         state = read_json(folder / TRACKED)
-        return state if {"experiment", "name", "tags", "params", "sent"} <= set(state) else {}
+        return state if {*DESCRIBED, "sent"} <= set(state) else {}
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -110,47 +119,99 @@ def send(
     arrived: dict[str, Any],
     history: list[dict[str, float]],
     status: str,
+    started: int | None = None,
 ) -> None:
     """Bring a run in the store up to date with the rows and, when finished, the files.
 
+    started: milliseconds since 1970, of a run that goes on; a finished one has its times in its record.
     Records in `arrived` at once what has arrived, so that nothing is sent twice. Raises what MLflow raises, and
     StoreFault.
     """
     from mlflow.entities import Metric, Param, RunTag
 
+    record = read_json(folder / RECORD) if status == "FINISHED" else {}
+    first, last = milliseconds(record.get("started")) or started, milliseconds(record.get("finished")) or now()
     with quiet():
         client = store.client()
         if arrived["run_id"] and not _is_there(client, arrived["run_id"]):
             arrived.update(NOTHING)
         if arrived["run_id"] is None:
             experiment = store.experiment(client, description["experiment"])
-            run = client.create_run(experiment, run_name=description["name"], tags=description["tags"])
+            run = client.create_run(experiment, first, description["tags"], description["name"])
             arrived["run_id"] = run.info.run_id
         run_id = arrived["run_id"]
         if not arrived["described"]:
             client.log_batch(run_id, params=[Param(key, str(value)) for key, value in description["params"].items()])
             arrived["described"] = True
-        now = int(time.time() * 1000)
-        while rows := history[arrived["rows"] : arrived["rows"] + _rows_per_batch(history)]:
-            values = [(int(row["epoch"]), *item) for row in rows for item in row.items() if item[0] != "epoch"]
-            metrics = [Metric(name, value, now, epoch) for epoch, name, value in values if math.isfinite(value)]
+        for stop, metrics in curves(history, arrived["rows"], first if record else None, last):
             client.log_batch(run_id, metrics=metrics)
-            arrived["rows"] += len(rows)
+            arrived["rows"] = stop
         if status == "FINISHED":
-            final, record = run_metrics(folder), read_json(folder / RECORD)
-            numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
-            numbers |= {f"seconds_{key}": value for key, value in record["seconds"].items()}
-            numbers |= record["counts"] | {"peak_memory_mb": record["peak_memory_mb"]}
-            metrics = [Metric(f"final_{name}", float(value), now, 0) for name, value in numbers.items()]
-            client.log_batch(run_id, metrics=metrics, tags=[RunTag("commit", record["git"]["commit"])])
+            step = int(history[-1]["epoch"]) if history else 0
+            metrics = [Metric(name, value, last, step) for name, value in final_numbers(folder, record).items()]
+            tags = {"commit": record["git"]["commit"], "finished": record.get("finished", "")}
+            client.log_batch(run_id, metrics=metrics, tags=[RunTag(*item) for item in tags.items()])
+            client.log_inputs(run_id, [_dataset(description["dataset"], record)])
+            later = _as_model(store, description)  # by `sync`, because it takes a second or two
             for name in OF_ALL:
-                if (folder / name).exists():
+                if (folder / name).exists() and not (name == WEIGHTS and later):
                     client.log_artifact(run_id, str(folder / name))
+            arrived["network"] = None if later else WEIGHTS
         if status == "RUNNING":
             client.update_run(run_id, status="RUNNING")
         else:
-            client.set_terminated(run_id, status=status)
+            client.set_terminated(run_id, status, last)
         arrived["complete"] = status == "FINISHED"
+
+
+def _as_model(store: Store, description: dict[str, Any]) -> bool:
+    """Whether a run's network is stored as a model: one of a study is, a trial's is not."""
+    return store.models and description["tags"].get("path", "").startswith("runs/")
+
+
+def curves(history: list[dict[str, float]], done: int, first: int | None, last: int) -> Iterator[tuple[int, list[Any]]]:
+    """Yield the rows after the first `done` as batches of MLflow's metrics, each with the number of rows until then.
+
+    first, last: when the run began and ended, in milliseconds; its rows are spread evenly between. first None: it goes
+    on, and the rows are of `last`.
+    """
+    from mlflow.entities import Metric
+
+    size = max(1, METRICS_PER_BATCH // max(map(len, history), default=1))
+    for start in range(done, len(history), size):
+        rows, metrics = history[start : start + size], []
+        for place, row in enumerate(rows, start + 1):
+            when = last if first is None else first + (last - first) * place // len(history)
+            values = {name: value for name, value in row.items() if name != "epoch" and math.isfinite(value)}
+            metrics += [Metric(name, value, when, int(row["epoch"])) for name, value in values.items()]
+        yield start + len(rows), metrics
+
+
+def final_numbers(folder: Path, record: dict[str, Any]) -> dict[str, float]:
+    """Return a finished run's numbers as MLflow shows them: `accuracy` (%), `seconds`, and final_<name> for each."""
+    final = run_metrics(folder)
+    numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
+    numbers |= {f"seconds_{key}": value for key, value in record["seconds"].items()}
+    numbers |= record["counts"] | {"peak_memory_mb": record["peak_memory_mb"]}
+    named = {f"final_{name}": float(value) for name, value in numbers.items()}
+    shown = {"accuracy": named.get("final_accuracy"), "seconds": named["final_seconds_total"]}
+    return named | {name: value for name, value in shown.items() if value is not None}
+
+
+def _dataset(described: dict[str, str], record: dict[str, Any]) -> Any:
+    """Return the data set as an MLflow input: what the run learnt from, or, without data, what it was scored on."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    digest = str(record.get("identity", "")).split("-")[3:4] or ["unknown"]  # settings, seed, code, data, teachers
+    profile = {"train_images": record.get("train_images"), "classes": len(record.get("classes", ()))}
+    source = json.dumps({"uri": described["source"]})
+    dataset = Dataset(described["name"], digest[0], "local", source, profile=json.dumps(profile))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", described["context"])])
+
+
+def now() -> int:
+    """Return the milliseconds since 1970, MLflow's unit of time."""
+    return int(time.time() * 1000)
 
 
 def _is_there(client: Any, run_id: str) -> bool:
@@ -165,26 +226,6 @@ def _is_there(client: Any, run_id: str) -> bool:
         raise
 
 
-def _rows_per_batch(history: list[dict[str, float]]) -> int:
-    return max(1, METRICS_PER_BATCH // max(map(len, history), default=1))
-
-
-def log_study(store: Store, experiment: str, folder: Path) -> None:
-    """Store the study's tables and figures as artifacts of one MLflow run named after it, over earlier ones."""
-    with quiet():
-        client = store.client()
-        number = store.experiment(client, experiment)
-        found = client.search_runs([number], filter_string="tags.kind = 'study'", max_results=1)
-        run = found[0] if found else client.create_run(number, run_name=experiment, tags={"kind": "study"})
-        for name in ("table.md", "results.csv", "runs.csv"):
-            if (folder / name).exists():
-                client.log_artifact(run.info.run_id, str(folder / name))
-        for name in ("tables", "figures"):
-            if (folder / name).is_dir():
-                client.log_artifacts(run.info.run_id, str(folder / name), name)
-        client.set_terminated(run.info.run_id)
-
-
 def sync(
     folders: Iterable[Path], store: Store, say: Callable[[str], None] = print, later: str = "python -m kd sync"
 ) -> int:
@@ -192,7 +233,7 @@ def sync(
 
     A store that fails is tried and reported once; `later` is the command that goes on.
     """
-    sent, states = 0, {folder: read_state(folder) for folder in folders}
+    states = {folder: state for folder in folders if (state := read_state(folder))}
     begun = {state["experiment"] for state in states.values() if arrived(state, store)["run_id"]}
     try:
         store.settle()
@@ -201,29 +242,44 @@ def sync(
     except Exception as error:
         say(f"{store.trouble(error)}; `{later}` tries again")
         return 0
+    sent, no_models, networks = 0, [], Networks()
     for folder, state in states.items():
         has = arrived(state, store, known)
-        if not state or has["complete"] or not (folder / METRICS).exists():
-            continue  # METRICS is written shortly before the run is finished: without it there is nothing to report
-        if ended(folder) is not None or peek(folder)[0] is not None:
-            continue  # what is there is of an earlier training, and what was noted of the one that did not finish
-        try:
-            if with_results(folder) is None:
-                raise ValueError("record or numbers cannot be read")
-            history = read_history(folder)
-        except (OSError, ValueError) as error:
-            say(f"{folder}: not sent to MLflow, its files are not whole ({type(error).__name__}: {error})")
+        if (has["complete"] and has["network"]) or not _may_be_sent(folder, say):
             continue
         try:
-            send(folder, store, state, has, history, "FINISHED")
+            with store.turn(WAIT_IN_SYNC_SECONDS):
+                if not has["complete"]:
+                    send(folder, store, state, has, read_history(folder), "FINISHED")
+                if not has["network"]:
+                    has["network"], reason = networks.log_weights(store.client(), has["run_id"], folder)
+                    no_models += [reason] if reason else []
             sent += 1
         except Exception as error:
             say(f"{store.trouble(error)}; `{later}` tries again")
             break
         finally:
-            now = read_state(folder) or state  # another process may have sent it elsewhere in the meantime
-            note(folder, now | {"sent": now["sent"] | {store.name: has}}, say)
+            noted = read_state(folder) or state  # another process may have sent it elsewhere in the meantime
+            note(folder, noted | {"sent": noted["sent"] | {store.name: has}}, say)
+    if no_models:
+        say(f"networks in MLflow as {WEIGHTS}, not as models: {len(no_models)}; the first: {no_models[0]}")
     return sent
+
+
+def _may_be_sent(folder: Path, say: Callable[[str], None]) -> bool:
+    """Whether a run is finished and its files are whole; says so where they are not."""
+    if not (folder / METRICS).exists():
+        return False  # METRICS is written shortly before the run is finished: without it there is nothing to report
+    if ended(folder) is not None or peek(folder)[0] is not None:
+        return False  # what is there is of an earlier training, and what was noted of the one that did not finish
+    try:
+        if with_results(folder) is None:
+            raise ValueError("record or numbers cannot be read")
+        read_history(folder)
+    except (OSError, ValueError) as error:
+        say(f"{folder}: not sent to MLflow, its files are not whole ({type(error).__name__}: {error})")
+        return False
+    return True
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:

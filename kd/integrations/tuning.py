@@ -1,75 +1,220 @@
-"""Search for settings with Optuna: trials share one journal file. The only module that imports optuna."""
+"""Works on a search: trials with values that Optuna draws, until its budget is used; then its best settings."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from kd.runs.folder import SUGGESTION, TRIAL
+from kd.integrations.trial_storage import TrialStorage
+from kd.runs.folder import SUGGESTION, TRIAL, finished
 from kd.runtime.files import read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
-from kd.studies.search import made_of, nested
+from kd.runtime.run_lock import Busy, RunLock, owner, peek
+from kd.studies.search import Pruned, Tuning, Unfit, made_of, nested, tidy
+from kd.studies.trials import BEST, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
 
-METRIC = "accuracy"  # on the validation split
-RECORD_BEGINS = '{"op_code":'  # in Optuna's journal, a line each
-OPERATIONS = 11  # of Optuna's journal: op_code counts from 0
-RANDOM_TRIALS = 4  # drawn at random before the sampler learns from finished ones
+if TYPE_CHECKING:
+    import pandas as pd
+
+ATTEMPTS = 3  # a trial whose worker dies that often has failed
+Report = Callable[[int, float], None]  # (epoch, value) -> raises Pruned
+Objective = Callable[[dict[str, Any], Path, Report], float]  # (values, folder of the run, report) -> percent
+Say = Callable[[str], Any]
+
+
+def begin(folder: Path, tuning: Tuning, say: Say = inform) -> None:
+    """Make a folder that of this search. Trials of one with other settings or another space are put aside, and found
+    again when it is changed back.
+
+    Raises ConfigError while somebody works on the other one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder.parent, say, name=f"{tuning.name}.begin"):
+        if is_of(folder, tuning):
+            return
+        others = folder.with_name(f"{folder.name}.aside")
+        others.mkdir(exist_ok=True)
+        if trial_folders(folder):
+            for path in trial_folders(folder).values():
+                if (lock := peek(path))[1]:
+                    raise ConfigError(
+                        f"{folder}: {owner(lock[0])} works on this search as it was; wait for it or stop it"
+                    )
+            aside = others / _digest_in(folder)
+            folder.rename(aside)
+            say(f"{folder}: settings or space have changed; the trials so far are put aside in {aside}")
+        if (earlier := others / tuning.digest).exists() and not trial_folders(folder):
+            for path in [*folder.rglob("*")][::-1]:
+                path.rmdir() if path.is_dir() else path.unlink()
+            folder.rmdir() if folder.exists() else None
+            earlier.rename(folder)
+            say(f"{folder}: the search is as it was before; its trials are back")
+        if not any(others.iterdir()):
+            others.rmdir()
+        folder.mkdir(exist_ok=True)
+        write_json(folder / SEARCH, {"digest": tuning.digest, **tuning.identity})
+
+
+def _digest_in(folder: Path) -> str:
+    """Return the name for a search that is put aside: what identified it, or the time."""
+    try:
+        return str(read_json(folder / SEARCH)["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"unknown-{time.time_ns()}"
+
+
+def work(
+    storage: TrialStorage,
+    objective: Objective,
+    current: Callable[[], Results],
+    say: Say = inform,
+    code: Callable[[dict], str] = lambda params: "",
+) -> list[int]:
+    """Run trials until the budget is used and none is left to do; return the numbers of those that were run here.
+
+    Any number of workers may do so at once, on one folder: each holds the lock of the trial that it is at. A trial
+    whose worker has died goes on from its checkpoint, before a new one begins. `current` returns the finished trials.
+    """
+    storage.fail_the_dead()
+    storage.learn(list(current().values()))
+    done: list[int] = []
+    while (number := _next(storage, objective, current, say, code)) is not None:
+        done.append(number)
+    return done
+
+
+def _next(
+    storage: TrialStorage, objective: Objective, current: Callable[[], Results], say: Say, code: Callable[[dict], str]
+) -> int | None:
+    """Run one trial that nobody else runs and return its number; None where there is none."""
+    for number in _open_numbers(storage.folder, storage.tuning, current()):
+        folder = storage.folder / f"trial{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with RunLock(folder, lambda text, number=number: say(f"trial {number}: {text}"), wait=False):
+                if number not in (known := current()):
+                    trial(storage, number, objective, say, code, known)
+                    return number
+        except Busy:
+            continue
+    return None
+
+
+def _open_numbers(folder: Path, tuning: Tuning, results: Results) -> Iterator[int]:
+    """Yield the numbers of trials that may be run now: those that somebody has begun, then new ones."""
+    limit = math.inf if tuning.trials is None else tuning.trials
+    started = sorted(number for number in set(trial_folders(folder)) - set(results) if number < limit)
+    yield from started
+    number = 0
+    while number < limit and tuning.wants_more(results):
+        if number not in results and number not in started:
+            yield number
+        number += 1
 
 
 def trial(
-    journal: Path,
-    name: str,
-    space: dict[str, dict[str, Any]],
+    storage: TrialStorage,
     number: int,
-    folder: Path,
-    objective: Callable[[dict], float],
-    say: Callable[[str], Any] = inform,
+    objective: Objective,
+    say: Say = inform,
     code: Callable[[dict], str] = lambda params: "",
+    known: Results | None = None,
 ) -> dict[str, Any]:
-    """Run the `number`-th trial of a search and write trial.json into `folder`.
+    """Run the `number`-th trial of a search and write trial.json into its folder; return its content.
 
-    Optuna is asked for parameters once; they are kept in suggestion.json, so that a killed trial goes on with them.
-    Each trial's sampler is seeded with its number. `objective` maps {dotted setting: value} to the validation accuracy,
-    `code` to the digest of the code that it runs, which is all that is known later of a run that diverged.
-    Returns the content of trial.json; its accuracy is None where the run diverged or its accuracy is not finite. A
-    journal or suggestion that cannot be read is put aside, which `say` is told.
+    Optuna is asked for values once; they are kept in suggestion.json, so that a killed trial goes on with them. Each
+    trial's sampler is seeded with its number. `objective` maps {dotted setting: value} to a value in percent; `code`
+    maps them to the digest of the code that is run. Values that a trial in `known` has tried have its result.
+
+    The state is COMPLETE, PRUNED (the value is the last one reported) or FAIL (none): the run diverged, its settings do
+    not go together, the memory did not suffice, or its worker died ATTEMPTS times. A journal or suggestion that cannot
+    be read is put aside, which `say` is told.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tuning, folder = storage.tuning, storage.folder / f"trial{number}"
     folder.mkdir(parents=True, exist_ok=True)
-    distributions = {key: _distribution(values) for key, values in space.items()}
-    suggestion = _suggested(folder / SUGGESTION, space, say)
-    if suggestion is None:
-        asked = _study(journal, name, number, say).ask(distributions)
-        suggestion = {"optuna_trial": asked.number, "params": asked.params}
-        write_json(folder / SUGGESTION, suggestion)
+    given = _suggested(folder / SUGGESTION, tuning.space, say) or {**storage.ask(number), "attempts": 0}
+    write_json(folder / SUGGESTION, given | {"attempts": given["attempts"] + 1})
+    params, reported, started = given["params"], {}, time.monotonic()
+
+    def report(epoch: int, value: float) -> None:
+        reported[epoch] = value
+        storage.report(given, epoch, value)
+
+    state, value, note = "FAIL", None, ""
     try:
-        value, note = objective(suggestion["params"]), ""
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{METRIC} is {value}")
-    except FloatingPointError as error:  # that settings diverge is a result, too
+        if given["attempts"] >= ATTEMPTS:
+            raise Unfit(f"its worker died {given['attempts']} times")
+        if same := _with_result(params, known or {}):
+            state, value, note = same["state"], same["value"], f"same values as trial {same['number']}"
+        else:
+            with storage.heartbeat(given):
+                value = objective(params, folder / "run", report)
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{tuning.objective} is {value}")
+            state = "COMPLETE"
+    except Pruned as error:
+        state, value, note = "PRUNED", list(reported.values())[-1], str(error)
+    except (FloatingPointError, Unfit) as error:  # that settings diverge is a result, too
         value, note = None, str(error)
-    _tell(_study(journal, name, number, say), suggestion, value, distributions)  # read again, hours later
-    result = {**suggestion, "number": number, METRIC: value, "note": note, "code": code(suggestion["params"])}
+    except (
+        ConfigError,
+        OSError,
+        SystemExit,
+        KeyboardInterrupt,
+    ):  # a mistake, a disk, a wish to stop: no fault of the trial
+        with contextlib.suppress(OSError):
+            write_json(folder / SUGGESTION, given)
+        raise
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, of any device
+            raise
+        value, note = None, f"out of memory: {' '.join(str(error).split())[:200]}"
+    record = finished(folder / "run") if state == "COMPLETE" else None
+    spent = max(time.monotonic() - started, record["seconds"]["total"] if record else 0.0)
+    result = {key: given[key] for key in ("optuna_trial", "params")} | {"number": number, "search": tuning.digest}
+    result |= {"state": state, "value": value, "epoch": max(reported, default=None), "seconds": round(spent, 3)}
+    result |= {"note": note, "code": code(params)}
+    storage.tell(given, state, value, reported)
+    write_json(folder / SUGGESTION, given | {"attempts": 0})  # if it is made again one day, by other code
     write_json(folder / TRIAL, result)
+    if state != "COMPLETE":  # nobody goes on from its checkpoint
+        for file in (folder / "run").glob("checkpoint*.pt"):
+            file.unlink(missing_ok=True)
+    say(f"trial {number}: {_said(tuning, result)}")
     return result
 
 
-def _suggested(file: Path, space: dict[str, Any], say: Callable[[str], Any]) -> dict[str, Any] | None:
+def _with_result(params: dict[str, Any], known: Results) -> dict[str, Any] | None:
+    """Return the finished trial with the same values, which would give the same numbers again."""
+    return next((one for one in known.values() if one["params"] == params and one["state"] == "COMPLETE"), None)
+
+
+def _said(tuning: Tuning, result: dict[str, Any]) -> str:
+    """Say how a trial ended, and with which values."""
+    value = "" if result["value"] is None else f" {tuning.objective} {result['value']:.2f} %,"
+    shown = ", ".join(f"{key.rsplit('.', 1)[-1]} {_short(result['params'][key])}" for key in tuning.space)
+    note = f" ({result['note']})" if result["note"] else ""
+    return f"{result['state'].lower()},{value} {result['seconds']:.0f} s: {shown}{note}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _suggested(file: Path, space: dict[str, Any], say: Say) -> dict[str, Any] | None:
     """Return what an earlier start of the trial was given; None where there was none or it cannot be read."""
     try:
         suggestion = read_json(file)
         params = suggestion["params"]
         fits = params.keys() == space.keys() and all(_is_in(params[key], values) for key, values in space.items())
-        if fits and isinstance(suggestion["optuna_trial"], int):
+        if fits and isinstance(suggestion["optuna_trial"], int) and isinstance(suggestion["attempts"], int):
             return suggestion
     except FileNotFoundError:
         return None
@@ -85,119 +230,59 @@ def _is_in(value: Any, values: dict[str, Any]) -> bool:
     return value in values["choices"] if "choices" in values else values["low"] <= value <= values["high"]
 
 
-def _tell(study: Any, suggestion: dict[str, Any], value: float | None, distributions: dict[str, Any]) -> None:
-    """Write a trial's end into the journal: under its number, or as a new one where the journal has lost it."""
-    from optuna.trial import TrialState, create_trial
+class Best(NamedTuple):
+    """What a search has found."""
 
-    number, params = suggestion["optuna_trial"], suggestion["params"]
-    state = TrialState.FAIL if value is None else TrialState.COMPLETE
-    same = [trial.number for trial in study.get_trials(deepcopy=False) if trial.params == params]
-    if same:
-        study.tell(number if number in same else same[0], value, state, skip_if_finished=True)
-    else:
-        study.add_trial(create_trial(state=state, value=value, params=params, distributions=distributions))
+    winner: dict[str, Any]  # trial.json of the best trial; of equal ones the first
+    trials: pd.DataFrame  # a row per trial, as in trials.csv
+    importances: dict[str, float]  # setting -> its share in how the objective varies
 
 
-def best(trials: list[Path], output: Path, table: Path) -> dict[str, Any]:
-    """Write the best trial's settings (YAML that an ablation may name) and the table of all trials (CSV).
+def best(folder: Path, tuning: Tuning) -> Best:
+    """Write the best trial's settings (YAML that a study may name) and the table of all trials (CSV).
 
-    Returns the best trial; of equal ones the first. Raises ConfigError when every trial diverged, or where a trial's
-    file cannot be read.
+    Raises ConfigError when no trial is complete.
     """
     import pandas as pd
 
-    results = sorted(map(_result, trials), key=lambda result: result["number"])
-    finished = [result for result in results if result[METRIC] is not None]
-    if not finished:
-        note = results[0]["note"]
-        raise ConfigError(f"tune: all {len(results)} trials diverged; the first: {note}; narrow the space")
-    winner = max(finished, key=lambda result: result[METRIC])
-    frame = pd.DataFrame([{"trial": r["number"], METRIC: r[METRIC], **r["params"], "note": r["note"]} for r in results])
-    write_atomically(table, lambda file: file.write(frame.to_csv(index=False).encode()))
-    head = f"# trial {winner['number']} of {len(results)}: validation {METRIC} {winner[METRIC]:.2f} %\n"
-    text = f"{head}{made_of(results)}\n" + yaml.safe_dump(nested(winner["params"]), sort_keys=True)
-    write_atomically(output, lambda file: file.write(text.encode()))
-    return winner
-
-
-def _result(file: Path) -> dict[str, Any]:
-    try:
-        result = read_json(file)
-        if {"number", "params", "note", METRIC} <= set(result):
-            return result
-    except (ValueError, TypeError):
-        pass
-    raise ConfigError(f"{file}: cannot be read; delete it: the trial's run is complete and gives it again")
-
-
-def _study(journal: Path, name: str, seed: int, say: Callable[[str], Any]) -> Any:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    _mend(journal, say)
-    return optuna.create_study(
-        study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(journal), _lock(journal))),
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS),
-        direction="maximize",
-        load_if_exists=True,
+    results = read_results(folder, tuning)
+    complete = [result for result in results.values() if result["state"] == "COMPLETE"]
+    if not complete:
+        note = next(iter(results.values()), {"note": "none was begun"})["note"]
+        said = f"{told(results)} of {len(results)} trials; the first: {note}"
+        raise ConfigError(f"tune.{tuning.name}: {said}; narrow the space")
+    winner = max(complete, key=lambda result: result["value"])
+    trials = pd.DataFrame(
+        {"trial": one["number"], "state": one["state"], tuning.objective: one["value"]}
+        | {key: one[key] for key in ("epoch", "seconds")}
+        | {key: tidy(one["params"])[key] for key in tuning.space}
+        | {"note": one["note"]}
+        for one in results.values()
     )
+    write_atomically(folder / TABLE, lambda file: file.write(trials.to_csv(index=False).encode()))
+    head = f"# trial {winner['number']} of {len(results)}: {tuning.measured} {winner['value']:.2f} %\n"
+    text = f"{head}{made_of(list(results.values()))}\n" + yaml.safe_dump(nested(tidy(winner["params"])), sort_keys=True)
+    write_atomically(folder / BEST, lambda file: file.write(text.encode()))
+    return Best(winner, trials, importances(tuning, complete))
 
 
-def _mend(journal: Path, say: Callable[[str], Any]) -> None:
-    """Leave only whole records in a journal: one torn by a kill or a full disk fails all readers that come after it.
-
-    The file as it was stays next to it. Appending processes hold the same lock, so that nobody's record is lost.
+def importances(tuning: Tuning, complete: list[dict[str, Any]]) -> dict[str, float]:
+    """Return each setting's share in how the objective varies over the complete trials (fANOVA, Hutter et al., ICML
+    2014); empty where they are too few, or all alike.
     """
-    lock = _lock(journal)
-    lock.acquire()
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    if len(complete) < 4 or len({result["value"] for result in complete}) < 2:
+        return {}
+    from kd.integrations.trial_storage import distributions
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study, kinds = optuna.create_study(direction="maximize"), distributions(tuning.space)
+    for result in complete:
+        given = {"params": result["params"], "distributions": kinds, "value": result["value"]}
+        study.add_trial(optuna.trial.create_trial(**given))
     try:
-        found = journal.read_bytes().decode("latin-1") if journal.exists() else ""  # any byte is a character
-        records = list(_records(found))
-        mended = "".join(f"{record}\n" for record in records)
-        if mended != found:
-            aside = journal.with_name(f"{journal.name}.damaged-{time.time_ns()}")
-            write_atomically(aside, lambda file: file.write(found.encode("latin-1")))
-            write_atomically(journal, lambda file: file.write(mended.encode("latin-1")))
-            whole = set(records)
-            torn = sum(line.strip() != "" and line not in whole for line in found.split("\n"))
-            say(f"{journal}: {torn} torn lines left out, {len(records)} records kept; as it was: {aside.name}")
-    finally:
-        lock.release()
-
-
-def _lock(journal: Path) -> Any:
-    """Return the lock of all that read or write a journal; one that a killed process left is taken over after 30 s.
-
-    Optuna's default, a link to the journal, would be waited for without end where that path leads nowhere.
-    """
-    from optuna.storages.journal import JournalFileOpenLock
-
-    left = journal.with_name(f"{journal.name}.lock")
-    if left.is_symlink():  # of an older kd, or of Optuna used otherwise
-        left.unlink(missing_ok=True)
-    return JournalFileOpenLock(str(journal))
-
-
-def _records(text: str) -> Iterator[str]:
-    """Yield the whole records in a journal, also those that were appended to a torn one."""
-    decoder, start = json.JSONDecoder(), text.find(RECORD_BEGINS)
-    while start >= 0:
-        try:
-            record, end = decoder.raw_decode(text, start)
-            if record["op_code"] in range(OPERATIONS) and "worker_id" in record:  # others fail every reader
-                yield text[start:end]
-        except (ValueError, KeyError, TypeError):
-            end = start + 1
-        start = text.find(RECORD_BEGINS, end)
-
-
-def _distribution(values: dict[str, Any]) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if "choices" in values:
-        return CategoricalDistribution(values["choices"])
-    kind = IntDistribution if values["integer"] else FloatDistribution
-    return kind(values["low"], values["high"], log=values.get("log", False))
+        return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    except (ValueError, RuntimeError):  # no setting varies
+        return {}

@@ -104,6 +104,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             "accuracy": group["accuracy"].mean(),
             "accuracy_std": group["accuracy"].std(),
             "seconds": group["seconds_total"].mean(),
+            "seconds_std": group["seconds_total"].std(),
         }
         for phase in ("inversion", "distillation", "training"):
             if f"seconds_{phase}" in group:

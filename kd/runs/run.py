@@ -27,6 +27,7 @@ from kd.runs.kept_teachers import fill_from_kept
 from kd.runs.prepared_data import reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
 from kd.runs.together import Stepping, alone
+from kd.runs.watch import Watch, looking
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.runtime.files import file_digest, write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
@@ -48,12 +49,13 @@ def run_step(
     log: Path | None = None,
     wait: bool = True,
     stepping: Stepping = alone,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """Train, score once, and write the run's files into `folder`; a killed run goes on from its checkpoint there.
 
     kd/runs/folder.py names the files. Returns the content of metrics.json. One process works on a folder at a time;
     another one waits (raises Busy with `wait=False`) and adopts what it then finds complete. `stepping` reserves the
-    device and returns what runs the steps there.
+    device and returns what runs the steps there. `watch` looks at the student after each epoch; it changes no number.
 
     Raises ConfigError for a device that is not there, FloatingPointError when a loss is not finite, Stopped after
     SIGTERM, TakenOver when another process has the run; ended.json says what went wrong until the next start.
@@ -82,7 +84,8 @@ def run_step(
                 tracker or nullcontext() as sink,
             ):
                 journal = Journal(progress, sink, stepper.clock)
-                metrics = _make(run, folder, data_file, teacher_weights, stepper, checkpoint, journal)
+                given = (run, folder, data_file, teacher_weights)
+                metrics = _make(*given, stepper, checkpoint, journal, watch)
         checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
@@ -130,6 +133,7 @@ def _make(
     stepper: Stepper,
     checkpoint: Checkpoint,
     journal: Journal,
+    watch: Watch | None,
 ) -> dict[str, float]:
     """Compute a run's numbers and write its files, the record last of all."""
     started, device = time.time(), stepper.device
@@ -138,6 +142,8 @@ def _make(
     data = stepper.graphs.common((file_digest(data_file), run.dataset), lambda: load(data_file, run.dataset, device))
     if reads_training_images(run) and not len(data.train):
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
+    if watch is not None:
+        journal.look = looking(watch, data, checkpoint, journal)
     stepper.cache = data_file.parent.parent / "cache"
     compute = importlib.import_module(KINDS[run.kind].loop).compute
     student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)

@@ -78,6 +78,7 @@ class Checkpoint:
         self.identity, self.every_seconds, self.say, self.guard = identity, every_seconds, say, guard
         self.stopping = 0  # the signal that asked to stop
         self.told: Callable[[str | None], str | None] = lambda name: name  # tells it to processes that share the run
+        self.parts: dict[str, Stateful] = {}  # of the run, once its loop has built them
         self._resumed_from: Path | None = None  # until another one is written
         self._saved_at = time.monotonic()
 
@@ -139,6 +140,7 @@ class Checkpoint:
 
     def restore(self, parts: dict[str, Stateful]) -> bool:
         """Load the newest checkpoint that fits into the parts; False where there is none, and nothing is changed."""
+        self.parts = parts
         found = self._restore(parts)
         self.told(self._resumed_from and self._resumed_from.name)
         return found

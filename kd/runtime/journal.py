@@ -13,6 +13,7 @@ import torch
 from kd.runtime.progress import Progress
 
 Sink = Callable[[list[dict[str, float]]], None]
+Look = Callable[[int, int, dict[str, float]], dict[str, float]]
 
 
 class Journal:
@@ -20,7 +21,8 @@ class Journal:
 
     `history`: a list of rows, one per epoch; `counts`: how often something was done (student_steps, images, ...);
     `seconds`: time by phase as `clock` counts it, over all attempts; runs that are made together share it. `sink`
-    receives the whole history after each row.
+    receives the whole history after each row. `look`, where it is set, is called with epoch, number of epochs and row
+    before that, and returns what else belongs into the row.
     """
 
     def __init__(self, progress: Progress, sink: Sink | None = None, clock: Callable[[], float] | None = None):
@@ -30,6 +32,7 @@ class Journal:
         self.seconds: Counter[str] = Counter()
         self._open: tuple[str, float] | None = None
         self.pending: dict[str, float] = {}  # values of the epoch under way, for its row
+        self.look: Look = lambda epoch, epochs, row: {}
 
     @contextmanager
     def phase(self, name: str, device: torch.device) -> Iterator[None]:
@@ -54,6 +57,7 @@ class Journal:
         """Append and return the row of a complete epoch. Tensors [] are read here: one wait for the device each."""
         row = {"epoch": float(epoch)} | self.pending | {name: float(value) for name, value in values.items()}
         self.pending = {}
+        row |= self.look(epoch, epochs, row)
         self.history.append(row)
         if self.sink is not None:
             self.sink(self.history)

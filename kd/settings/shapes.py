@@ -274,6 +274,7 @@ class Tracking:
 
     enabled: bool = setting(True, "log every step to MLflow; tables never depend on it")
     uri: str | None = setting(None, "null: $MLFLOW_TRACKING_URI, else an SQLite file in the results folder")
+    models: bool = setting(True, "store networks as MLflow models, for torch alone; false: as weights.pt")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kd.registry.datasets import SIZES
 from kd.runs.folder import Records, run_folders
@@ -48,10 +50,19 @@ class Estimates:
         found = sorted(_finished(records, known), key=lambda item: item.when)
         self.count = len(found)
         self.devices = sorted({item.device for item in found if item.device})
-        self._sizes = {item.run.data_path: item.images for item in found}
+        self._sizes: dict[str, int] = {}
         for item in found:
-            for key in _likenesses(item.run):
-                self._by[key].append(item)
+            self._add(item)
+
+    def learn(self, run: Run, folder: Path, record: dict[str, Any]) -> None:
+        """Add a run that has just been finished; a record of another version teaches nothing."""
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            self._add(_read(run, folder, record))
+
+    def _add(self, item: Finished) -> None:
+        self._sizes[item.run.data_path] = item.images
+        for key in _likenesses(item.run):
+            self._by[key].append(item)
 
     def seconds(self, run: Run) -> float | None:
         """Return the seconds of a whole run; None where no finished run is like it."""
@@ -82,11 +93,15 @@ def _finished(records: Records, known: dict[str, Run]) -> Iterator[Finished]:
             run = known.get(path)
             if run is None or record["digest"] != run.digest:
                 run = Run.from_dict(record["settings"])
-            seconds = {name: float(value) for name, value in record["seconds"].items()}
-            folder, images = records.root / path, int(record["train_images"])
-            yield Finished(run, folder, seconds, images, str(record["finished"]), record.get("device") or "")
+            yield _read(run, records.root / path, record)
         except (ValueError, KeyError, TypeError, AttributeError):  # written by another version: of no use
             continue
+
+
+def _read(run: Run, folder: Path, record: dict[str, Any]) -> Finished:
+    seconds = {name: float(value) for name, value in record["seconds"].items()}
+    images, finished = int(record["train_images"]), str(record["finished"])
+    return Finished(run, folder, seconds, images, finished, record.get("device") or "")
 
 
 def _likenesses(run: Run) -> list[tuple]:

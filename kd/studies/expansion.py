@@ -15,6 +15,8 @@ from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 from kd.settings.validation import Checker
 from kd.studies.search import Tuning, nested, number_kind
+from kd.studies.search_entry import require_sound_range, require_whole_steps, tuning_of, validation_of
+from kd.studies.winners import TUNED, Winners
 
 FULL = "full"  # the ablation that switches nothing off
 STUDY_WIDE = ("study", "quick", "results", "methods", "compute", "tracking")  # hold for a whole study, not for a run
@@ -25,18 +27,25 @@ COLUMNS = ["experiment", "dataset", *RUN, "quoted"]  # quoted: accuracy in % tha
 class Expansion:
     """Turns experiments into rows and collects their runs; each distinct combination of settings is checked once."""
 
-    def __init__(self, base: dict[str, Any], study: dict[str, Any], path: Path, check: Checker, given: dict[str, Any]):
+    def __init__(
+        self, base: dict[str, Any], study: dict[str, Any], path: Path, check: Checker, given: dict[str, Any], name: str
+    ):
         self.study, self.path, self.check = study, path, check
         self.wide = {key: base[key] for key in STUDY_WIDE}
         self.base, self.given = (
             {key: value for key, value in settings.items() if key not in STUDY_WIDE} for settings in (base, given)
         )
         self.runs: dict[str, Run] = {}
+        self.untuned: dict[str, str] = {}  # what is left out, because a search has no best settings yet -> why
         self.datasets: dict[str, Dataset] = {}
         self.roots: dict[str, str | None] = {}
-        self.methods = base["methods"]
+        self.methods, self.ablations = base["methods"], {FULL: {}}
+        self.tunings = {key: self.tuning(key) for key in study.get("tune", {})}
+        asked = f"study={base['study']}{' quick=true' * (base['quick'] is True)}"
+        self.winners = Winners(Path(base["results"]), name, self.tunings, path, asked)
+        self.methods = {key: self.winners.over(value, f"methods.{key}") for key, value in base["methods"].items()}
         ablations = {FULL: {}, **study.get("ablations", {})}
-        self.ablations = {name: self._overrides(value, f"ablations.{name}") for name, value in ablations.items()}
+        self.ablations = {key: self._overrides(value, f"ablations.{key}") for key, value in ablations.items()}
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield a row (COLUMNS) per run of an experiment. Raises ConfigError."""
@@ -47,6 +56,10 @@ class Expansion:
         for (place, pair), method, ablation, scale in product(
             enumerate(axes[0]), *axes[1:], experiment.get("scales", [None])
         ):
+            missing = {f"methods.{method}", f"ablations.{ablation}"} & set(self.winners.missing)
+            self.untuned |= {place: self.winners.missing[place] for place in sorted(missing)}
+            if missing:
+                continue  # whoever loads the study is told
             layers = for_all, of_methods.get(method, {})
             settings = self._settings(where, method, ablation, pair, scale, *layers)
             for run in _runs(settings, experiment["seeds"]):
@@ -68,32 +81,39 @@ class Expansion:
 
     def tuning(self, name: str) -> Tuning:
         """Return a search of the study; both ends of every range are checked as settings of a run."""
-        entry = self.study["tune"][name]
-        override = merge(entry.get("settings", {}), {"dataset": {"validation": entry["validation"]}})
-        settings = self._settings(f"tune.{name}", entry["method"], FULL, entry["pair"], entry["scale"], override)
+        entry, where = self.study["tune"][name], f"tune.{name}"
+        method, place = entry["method"], f"{self.path}: {where}"
+        if TUNED in self.methods.get(method, {}):
+            raise ConfigError(
+                f"{place}.method: got {method!r}, which is tuned itself; search the method it is made from"
+            )
+        override = merge(entry.get("settings", {}), {"dataset": {"validation": validation_of(entry)}})
+        settings = self._settings(where, method, FULL, entry["pair"], entry.get("scale"), override)
+        if settings["dataset"]["name"] == "none":  # nothing to hold out: the teacher is the study's own
+            settings["dataset"] = {**settings["dataset"], "validation": 0.0}
         space = {key: dict(values) for key, values in entry["space"].items()}
         for key, values in space.items():
-            where = f"{self.path}: tune.{name}.space.{key}"
-            if "low" in values and not values["low"] < values["high"]:
-                raise ConfigError(f"{where}: low is {values['low']} and high {values['high']}; low must be below high")
-            if values.get("log") and values["low"] <= 0:
-                raise ConfigError(f"{where}: low is {values['low']}; a log range needs low above 0")
+            require_sound_range(values, f"{place}.space.{key}")
             for value in values.get("choices", [values.get("low"), values.get("high")]):
-                self.check(merge(settings, nested({key: value})), where)
+                self.check(merge(settings, nested({key: value})), f"{place}.space.{key}")
             if "low" in values:
                 values["integer"] = number_kind(self.check.schema, key) == "integer"
+                require_whole_steps(values, f"{place}.space.{key}")
         for key in STUDY_WIDE:  # how trials are computed is no part of the search
             del settings[key]
-        self._add_inputs(run_of(settings, entry["seed"]), settings)
-        return Tuning(name, settings, space, entry["seed"], entry["trials"])
+        self._add_inputs(run_of(settings, entry.get("seed", 0)), settings)
+        return tuning_of(name, entry, settings, space, place)
 
     def _overrides(self, value: Any, key: str) -> dict[str, Any]:
-        """Return overrides, read from a file where a path is given (such as the best.yaml of `snakemake tune`)."""
+        """Return overrides: as they are, those that a search has found, or those in a file whose path is given."""
         if not isinstance(value, str):
-            return value
+            return self.winners.over(value, key)
+        if self.winners.names(value) and not is_file(Path(value)):
+            return self.winners.of(value, key)
         file = Path(whole_path(value, f"{self.path}: {key}"))
         if not is_file(file):
-            hint = "write it (`snakemake tune` writes the best settings) or correct the path"
+            known = f", or name a search ({', '.join(self.tunings)})" if self.tunings else ""
+            hint = f"write it, correct the path{known}"
             raise ConfigError(f"{self.path}: {key}: no file {value!r}; {hint}")
         return read_yaml(file)
 

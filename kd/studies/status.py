@@ -11,18 +11,18 @@ from typing import Any
 
 import pandas as pd
 
-from kd.runs.folder import TRIAL, WEIGHTS, Records, ended, finished, inputs_of, is_whole
+from kd.runs.folder import WEIGHTS, Records, ended, inputs_of, is_whole
 from kd.runs.gpu_slots import visible_gpus
 from kd.runs.prepared_data import changed_folder, outdated_data
-from kd.runs.provenance import outdated, run_code
-from kd.runtime.files import read_json
+from kd.runs.provenance import outdated
 from kd.runtime.run_lock import owner, peek
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 from kd.studies.estimates import Estimates
 from kd.studies.gpu_steps import CARD, gpu_seconds
-from kd.studies.search import Tuning, made_of
+from kd.studies.search import Tuning, folder_of
 from kd.studies.study import Study
+from kd.studies.trials import Results, best_is_outdated, current_results, is_complete, read_results, told
 
 AGAIN = "will be made again"
 STATES = ("done", "running", "failed", "waiting")
@@ -44,8 +44,7 @@ def states(study: Study, records: Records | None = None, with_searches: bool = F
     A run waits when what it was made from has changed since, or when its teacher or its data will be made again.
     """
     records = Records(study.root) if records is None else records
-    compared = {path: study.runs[path] for path in study.students}
-    teachers = {teacher.path: teacher for run in compared.values() for teacher in run.teachers or ()}
+    compared, teachers = {path: study.runs[path] for path in study.students}, teachers_of(study)
     needed = study.runs if with_searches else teachers | compared
     found = {path: _state(study, run, records) for path, run in needed.items()}
     wanted = {
@@ -59,6 +58,11 @@ def states(study: Study, records: Records | None = None, with_searches: bool = F
         if found[path].name == "done" and any(teacher.name != "done" for teacher in teachers):
             found[path] = State("waiting", note=f"its teacher {AGAIN}")
     return found
+
+
+def teachers_of(study: Study) -> dict[str, Run]:
+    """Return the teachers of the runs that a study's tables compare, by path."""
+    return {teacher.path: teacher for path in study.students for teacher in study.runs[path].teachers or ()}
 
 
 def _state(study: Study, run: Run, records: Records) -> State:
@@ -88,34 +92,39 @@ def _outdated(study: Study, run: Run, record: dict[str, Any]) -> str:
     return f"its data {AGAIN}" if outdated_data(run.dataset, data, freeze) else ""
 
 
-def trials_done(study: Study, tuning: Tuning) -> set[int]:
-    """Return the numbers of a search's trials that need not be run again."""
-    folder = study.root / "studies" / study.name / "tune" / tuning.folder
-    return {number for number in range(tuning.trials) if _trial_is_done(study, tuning, folder / f"trial{number}")}
+def trials_done(study: Study, tuning: Tuning) -> Results:
+    """Return the results of a search's trials that need not be run again, by their number."""
+    folder = folder_of(study.root, study.name, tuning.name)
+    return current_results(folder, tuning, study.root, study.compute.freeze_code)
+
+
+def search_is_done(study: Study, tuning: Tuning) -> bool:
+    """Whether nothing is left to run for a search."""
+    return is_complete(folder_of(study.root, study.name, tuning.name), tuning, trials_done(study, tuning))
 
 
 def outdated_best(study: Study, tuning: Tuning) -> bool:
     """Whether a search's best settings are there, but were chosen among other results than those that are there now."""
-    folder = study.root / "studies" / study.name / "tune" / tuning.folder
-    try:
-        if not (folder / "best.yaml").exists():
-            return False
-        results = [read_json(folder / f"trial{number}/{TRIAL}") for number in range(tuning.trials)]
-        return made_of(results) not in (folder / "best.yaml").read_text("utf-8").splitlines()
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
+    folder = folder_of(study.root, study.name, tuning.name)
+    return best_is_outdated(folder, tuning, read_results(folder, tuning))
 
 
-def _trial_is_done(study: Study, tuning: Tuning, folder: Path) -> bool:
-    """Whether a trial is finished and made from what would make it today; of a diverged one only the code is known."""
-    try:
-        result = read_json(folder / TRIAL)
-        run = tuning.run(result["params"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    if (record := finished(folder / "run")) is not None:
-        return not _outdated(study, run, record)
-    return study.compute.freeze_code or result.get("code") == run_code(run)
+def search_line(study: Study, tuning: Tuning) -> str:
+    """Say in a line how far a search is."""
+    results, budget = trials_done(study, tuning), []
+    if tuning.trials is not None:
+        budget.append(f"{sum(number < tuning.trials for number in results)} of {tuning.trials} trials done")
+    if tuning.seconds is not None:
+        spent = sum(result["seconds"] for result in results.values())
+        budget.append(f"{spent:.0f} of {tuning.seconds:.0f} seconds spent")
+    ends = f" ({told(results)})" if results else ""
+    return f"search {tuning.name}: {', '.join(budget)}{ends}"
+
+
+def share_done(folder: Path) -> float:
+    """Return the share of its epochs that a run which is being made has done, by its lock; 0 without one."""
+    lock, alive = peek(folder)
+    return _part("running", lock, "").share if lock is not None and alive else 0.0
 
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
@@ -142,8 +151,8 @@ def status(study: Study) -> str:
         for name, paths in _groups(study, found).items()
     ]
     lines = [f"{study.title} ({study.name})", "", _table(rows)]
-    for name, tuning in study.tunings.items():
-        lines += ["", f"search {name}: {len(trials_done(study, tuning))} of {tuning.trials} trials done"]
+    for tuning in study.tunings.values():
+        lines += ["", search_line(study, tuning)]
     for state in STATES[1:]:
         noted = [(path, item) for path, item in found.items() if item.name == state and item.note]
         lines += ["", f"{state}:"] if noted else []
@@ -189,11 +198,11 @@ def plan(study: Study) -> str:
     ]
     todo = to_do(study, found)
     jobs = Counter(run.kind for run in todo)
-    trials = {name: tuning.trials - len(trials_done(study, tuning)) for name, tuning in study.tunings.items()}
-    searches = [study.tunings[name].run({}) for name, left in trials.items() if left]
+    open_searches = [tuning for tuning in study.tunings.values() if not search_is_done(study, tuning)]
+    searches = [tuning.run({}) for tuning in open_searches]
     needed = {run.data_path: run.dataset for run in [*todo, *searches]}
     jobs["prepare_data"] = sum(needs_preparing(study, path, dataset) for path, dataset in needed.items())
-    jobs["trial (`snakemake tune`)"] = sum(trials.values())
+    jobs["worker (`snakemake tune`)"] = sum(tuning.workers for tuning in open_searches)
     sizes = [estimates.bytes(run) for run in todo]
     disk = f"{sum(size for size in sizes if size is not None) / 1e6:,.1f} MB"
     summary = {
@@ -203,7 +212,8 @@ def plan(study: Study) -> str:
         "disk": disk + (f" + {sizes.count(None)} runs unknown" if None in sizes else ""),
     }
     lines = [f"{study.title} ({study.name})", "", _table(rows), ""]
-    return "\n".join([*lines, *(f"{name:<9} {text}" for name, text in summary.items())])
+    lines += [f"{name:<9} {text}" for name, text in summary.items()]
+    return "\n".join([*lines, *(search_line(study, tuning) for tuning in open_searches)])
 
 
 def _hours_left(
@@ -230,6 +240,13 @@ def _hours_left(
     if any(seconds is not None for seconds in steps.values()):
         lines["GPU-hours"] = f"{_sum(steps.values(), _hours)} on an {CARD}, estimated from steps measured there"
     return lines
+
+
+def expected_seconds(study: Study, found: dict[str, State], estimates: Estimates) -> dict[str, float | None]:
+    """Return the seconds still to come of each run that is not done, as `plan` expects them here, None if unknown."""
+    left = {path: seconds for path, seconds in _left(study, found, estimates).items() if found[path].name != "done"}
+    _hours_left(study, found, estimates, left)
+    return left
 
 
 def needs_preparing(study: Study, path: str, dataset: Dataset) -> bool:

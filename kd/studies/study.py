@@ -47,10 +47,11 @@ class Study:
         return list(dict.fromkeys(self.table["path"]))
 
 
-def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
+def load_study(config: Path, schemas: Path, given: dict[str, Any], for_search: bool = False) -> Study:
     """Read config/config.yaml and the study that it or `given` (the command line) names; check everything; expand.
 
-    Raises ConfigError with one line per mistake, before anything is run.
+    Raises ConfigError with one line per mistake, before anything is run. `for_search`: what needs the best settings of
+    a search that has none yet is left out, with the claims, instead of being refused.
     """
     given = {
         key: retyped(value) if isinstance(value, dict) or key == "quick" else value for key, value in given.items()
@@ -72,11 +73,16 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
         base["results"] = whole_path(base["results"], f"{path}: results")
     check = Checker(settings_schema())
     check(base, str(path))
-    expansion = Expansion(base, study, path, check, given)
+    expansion = Expansion(base, study, path, check, given, name)
     rows = [row for experiment in study["experiments"] for row in expansion.rows(experiment)]
-    table, claims = pd.DataFrame(rows, columns=COLUMNS), study.get("claims", {})
+    untuned = list(expansion.untuned.values())
+    if untuned and not for_search:
+        raise ConfigError("\n".join(untuned))
+    table, claims = pd.DataFrame(rows, columns=COLUMNS), {} if untuned else study.get("claims", {})
     require_runs(claims, table, str(path))
-    tunings = {key: expansion.tuning(key) for key in study.get("tune", {})}
+    shown = {
+        key: value for key, value in study["experiments"].items() if not untuned or key in set(table["experiment"])
+    }
     return Study(
         name=name,
         title=_one_line(study["title"]),
@@ -91,10 +97,10 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any]) -> Study:
                 "view": value.get("view", "methods"),
                 "note": _quoted_note(value),
             }
-            for key, value in study["experiments"].items()
+            for key, value in shown.items()
         },
         claims=expanded(claims, table),
-        tunings=tunings,
+        tunings=expansion.tunings,
         compute=Compute(**base["compute"]),
         tracking=base["tracking"],
         settings=base,

@@ -39,7 +39,7 @@ def assert_safe(study: Study) -> None:
     assert study.runs
     for text in (study.title, str(study.root), *(entry["title"] for entry in study.experiments.values())):
         text.encode()  # what is printed and written has to be writable
-    folders = [f"studies/{study.name}/tune/{tuning.folder}" for tuning in study.tunings.values()]
+    folders = [f"studies/{study.name}/tune/{tuning.name}" for tuning in study.tunings.values()]
     figures = [f"studies/{study.name}/figures/{name}.png" for name in study.experiments]
     for path in [*study.runs, *study.datasets, *folders, *figures]:
         assert_safe_path(path)

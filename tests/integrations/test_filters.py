@@ -28,7 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         client = store.client()
         number = store.experiment(client, study.name)
         for path, run in study.runs.items():
-            folder = fake_finished(study, run)
+            folder = fake_finished(study, run, device="cpu")
             gain = run.seed**2 if run.scale == 0.6 else 0
             (folder / "metrics.json").write_text(json.dumps({"accuracy": 60 + run.seed + gain, "scored": "test"}))
             tags = {"path": path, "scale": str(run.scale), "kind": run.kind}

@@ -1,6 +1,7 @@
 """MLflow as a view: what arrives in a store, once, although runs are killed and stores are away."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, send_at_once, write_files
 
 from kd.integrations.store import Store as KdStore
-from kd.integrations.tracking import TRACKED, flatten, log_study, read_history
+from kd.integrations.tracking import TRACKED, flatten, read_history
 from kd.runtime.files import read_json
+
+NEW_YEAR = 1_767_225_600_000  # 2026, in milliseconds: when the runs of mlflow_store begin
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +65,13 @@ def test_everything_of_a_run_arrives(store, folder):
         "training.schedule": "None",
     }
     assert {key: run.data.tags[key] for key in TAGS} == TAGS
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("digits", "data", "training")
     assert run.data.tags["commit"] == "abc123"
     assert store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
-    assert store.curve(run, "accuracy") == [(2, 50.0)]
+    assert store.curve(run, "accuracy") == [(2, 50.0), (3, 87.5)], "the last one is the run's number"
     final = {name: value for name, value in run.data.metrics.items() if name.startswith("final_")}
+    assert (run.data.metrics["accuracy"], run.data.metrics["seconds"]) == (87.5, 2.0)
     assert final == {
         "final_accuracy": 87.5,
         "final_parameters": 123.0,
@@ -84,7 +90,7 @@ def test_everything_of_a_run_arrives(store, folder):
     assert json.loads(Path(copy).read_text()) == read_json(folder / "metrics.json")
     assert run.info.artifact_uri.startswith((store.results / "mlartifacts").as_uri())
     [has] = read_json(folder / TRACKED)["sent"].values()
-    assert has == {"run_id": run.info.run_id, "described": True, "rows": 3, "complete": True}
+    assert has == {"run_id": run.info.run_id, "described": True, "rows": 3, "complete": True, "network": "weights.pt"}
 
 
 def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):
@@ -130,7 +136,60 @@ def test_a_short_run_waits_for_the_end_of_the_study(store, folder):
     assert store.runs("short") == []
     said = Said()
     assert (store.sync(folder, said), said) == (1, [])
-    assert store.curve(store.the_run("short"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
+    run = store.the_run("short")
+    assert store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
+    assert (run.info.start_time, run.info.end_time) == (NEW_YEAR, NEW_YEAR + 8000), "the run's own times"
+    times = [metric.timestamp for metric in store.client.get_metric_history(run.info.run_id, "loss")]
+    assert sorted(times) == [NEW_YEAR + 8000 * row // 3 for row in (1, 2, 3)]
+
+
+def job_of(folder, results, begin, ended):
+    """A job, as one of many at the same time: it reports twice and ends."""
+    said = Said()
+    try:
+        tracker = Store(results).tracker(folder, "many", said)
+        begin.wait()
+        with tracker as sink:
+            for number in (1, 2):
+                send_at_once(tracker)
+                sink(ROWS[:number])
+            write_files(folder)
+    except BaseException as error:
+        said.append(repr(error))
+    ended.put(said)
+
+
+def test_many_jobs_at_once_fail_at_no_lock(store):
+    """SQLite's own queue fails some of 200: each waits for a lock until its time is over."""
+    fork = multiprocessing.get_context("fork")
+    begin, ended, folder = fork.Event(), fork.Queue(), store.results / "runs/many"
+    jobs = [fork.Process(target=job_of, args=(folder / str(n), store.results, begin, ended)) for n in range(24)]
+    for job in jobs:
+        job.start()
+    begin.set()
+    assert [line for _ in jobs for line in ended.get(timeout=300)] == []
+    for job in jobs:
+        job.join()
+    said = Said()
+    store.sync(folder, said)
+    runs = store.runs("many")
+    assert (len(runs), {run.info.status for run in runs}, said) == (24, {"FINISHED"}, [])
+    assert all(store.curve(run, "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)] for run in runs)
+
+
+def test_who_writes_to_the_store_keeps_others_waiting_and_a_running_job_goes_on(store, folder):
+    tracker = store.tracker(folder, "waits")
+    with Store(store.results).store.turn(0) as mine:
+        assert mine
+        with store.store.turn(0.1) as second:
+            assert not second
+        with tracker as sink:
+            send_at_once(tracker)
+            sink(ROWS[:1])
+            assert store.runs("waits") == []
+            write_files(folder)
+    assert store.sync(folder) == 1
+    assert store.curve(store.the_run("waits"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
 
 
 def test_which_store(tmp_path, monkeypatch):
@@ -148,15 +207,6 @@ def test_only_a_local_store_that_is_missing_is_made(store, monkeypatch):
     for uri in (None, AWAY, "postgresql://server/base"):
         KdStore({"uri": uri}, store.results).make_ready("other")
     assert store.client.get_experiment_by_name("other") is None
-
-
-def test_a_studys_tables_are_one_run_that_is_replaced(store, tmp_path):
-    for text in ("old", "new"):
-        (tmp_path / "table.md").write_text(text)
-        log_study(store.store, "tables", tmp_path)
-    run = store.the_run("tables")
-    assert run.data.tags["kind"] == "study"
-    assert Path(store.client.download_artifacts(run.info.run_id, "table.md")).read_text() == "new"
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import PAIR, ROOT, copy_project
 from forked_dry_runs import DryRuns
-from tiny_study import CLAIMS, environment_of, finish, planned, runs_of, snakemake, write_study
+from tiny_study import CLAIMS, JOB_BY_JOB, environment_of, finish, planned, runs_of, snakemake, write_study
 
 from kd.settings.merging import merge
 
@@ -103,7 +103,9 @@ def test_a_study_on_the_cpu_asks_for_no_gpu(dry: DryRuns) -> None:
     results = "results=nothing-there"  # so that every run is planned
     for device, asked in (("cpu", {"0"}), ("auto", {"1"})):
         compute = f"compute={{device: {device}}}"
-        [(code, said)] = dry(["-n", "--workflow-profile", "slurm", "--config", "study=tiny", results, compute])
+        [(code, said)] = dry(
+            ["-n", *JOB_BY_JOB, "--workflow-profile", "slurm", "--config", "study=tiny", results, compute]
+        )
         assert code == 0, said
         assert set(re.findall(r"\bgpu=(\d+)", said)) == asked
 
@@ -172,7 +174,11 @@ def test_whole_study_then_only_what_is_new(whole: tuple[Path, subprocess.Complet
 
 
 def _check_mlflow(project: Path, results: pd.DataFrame) -> None:
+    import mlflow.pytorch
+    import torch
     from mlflow import MlflowClient
+
+    from kd.runs.export import read_run
 
     client = MlflowClient(f"sqlite:///{project / 'results/mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
@@ -187,7 +193,15 @@ def _check_mlflow(project: Path, results: pd.DataFrame) -> None:
         assert run.info.status == "FINISHED"
     some = by_path[results["path"].iloc[-1]]
     assert len(client.get_metric_history(some.info.run_id, "loss")) == 3  # a value per student epoch
-    assert {file.path for file in client.list_artifacts(some.info.run_id)} >= {"metrics.json", "weights.pt"}
+    files = {file.path for file in client.list_artifacts(some.info.run_id)}
+    assert files == {"metrics.json", "run.json", "history.csv"}, "the weights are in the model"
+    [model] = some.outputs.model_outputs
+    stored = mlflow.pytorch.load_model(client.get_logged_model(model.model_id).artifact_location)
+    found = read_run(project / "results" / some.data.tags["path"])
+    torch.testing.assert_close(stored(found.images), found.logits, rtol=1e-4, atol=1e-4)
+    [parent] = client.search_runs([experiment.experiment_id], "tags.kind = 'experiment' AND tags.experiment = 'scale'")
+    assert parent.data.metrics["n/ssdkd 0.3"] == 2
+    assert {"scale.csv", "scale.png"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
 def test_editing_the_package_runs_again_what_uses_it(
@@ -256,26 +270,35 @@ def test_more_gpu_slots_than_there_are_is_refused(project: Path) -> None:
     assert snakemake(project, "-n", "--resources", "gpu=5", PATH=path).returncode == 0, "a look starts nothing"
 
 
-def test_tuning_writes_settings_that_a_run_can_take(project: Path) -> None:
+def test_a_search_writes_settings_that_the_study_takes(project: Path) -> None:
     search = {
         "pair": PAIR,
         "method": "ssdkd",
         "scale": 0.3,
-        "seed": 0,
         "trials": 2,
-        "validation": 0.2,
+        "workers": 2,
         "space": {"replay.alpha": {"low": 0.0, "high": 1.0}, "modulation.gamma": {"low": 0.0, "high": 2.0}},
     }
-    only = {"experiments": {"scale": {"scales": [0.3], "seeds": [0]}}}
+    only = {"experiments": {"data": None, "scale": {"scales": [0.3], "seeds": [0], "ablations": ["tuned"]}}}
+    only["ablations"] = {"tuned": "best"}
+    write_study(project, **merge(only, {"ablations": {"tuned": {}}}))
+    none = snakemake(project, "-n", "--", "tune")
+    assert (none.returncode, "error: tune: study tiny has no `tune:` section" in none.stderr) == (1, True)
     write_study(project, tune={"phi": search}, **only)
-    finish(project, "tune")
-    (folder,) = project.glob("results/studies/tiny/tune/phi-*")
+    with DryRuns(project) as dry:
+        [(code, said)] = dry(["-n", "--config", "study=tiny"])
+    assert code != 0
+    assert "ablations.tuned: search phi has no best settings yet; tune first: snakemake --cores all tune" in said
+    said = finish(project, "--", "tune").stderr
+    folder = project / "results/studies/tiny/tune/phi"
+    assert "search phi: 2 trials (2 complete)" in said
+    assert all(str((folder / name).relative_to(project)) in said for name in ("best.yaml", "trials.csv", "figures"))
     trials = pd.read_csv(folder / "trials.csv")
-    assert len(trials) == 2
-    assert trials["replay.alpha"].nunique() == 2
+    assert (len(trials), trials["replay.alpha"].nunique()) == (2, 2)
     best = yaml.safe_load((folder / "best.yaml").read_text())
     winner = trials.loc[trials["accuracy"].idxmax()]
     assert best["replay"]["alpha"] == pytest.approx(winner["replay.alpha"])
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"history", "importances", "plane"}
     scored = {json.loads(file.read_text())["scored"] for file in folder.glob("trial*/run/metrics.json")}
     assert scored == {"validation"}, "a search never sees the test images"
     codes = {json.loads(file.read_text("utf-8"))["code"] for file in folder.glob("trial*/trial.json")}
@@ -284,23 +307,15 @@ def test_tuning_writes_settings_that_a_run_can_take(project: Path) -> None:
     shutil.rmtree(project / ".snakemake")
     with DryRuns(project) as dry:
         assert planned(dry, "--", "tune") == {}, "done, also without metadata"
+        assert runs_of(planned(dry))["datafree"] == 1, "with what was found"
         chosen = (folder / "best.yaml").read_text("utf-8")
         (folder / "best.yaml").write_text(chosen.replace("# made of trials ", "# made of trials f"), "utf-8")
-        assert planned(dry, "--", "tune")["best"] == 1, "of other trials, whatever its stamp"
+        assert planned(dry, "--", "tune") == {"best": 1, "tune": 1, "total": 2}, "of other trials, whatever its stamp"
         (folder / "best.yaml").write_text(chosen, "utf-8")
-        (folder / "trial1/run/run.json").write_text("{}", "utf-8")
-        (folder / "trial1/trial.json").write_text('{"params": {"replay.alpha": 0.5}, "code": "0123456789"}', "utf-8")
-        assert planned(dry, "--", "tune")["trial"] == 1
-
-    best_file = str((folder / "best.yaml").relative_to(project))
-    tuned = {"ablations": {"tuned": best_file}, "experiments": {"scale": {"ablations": ["tuned"]}}}
-    write_study(project, tune={"phi": search}, **merge(only, tuned))
-    with DryRuns(project) as dry:
-        assert runs_of(planned(dry))["datafree"] == 1
-        write_study(project, **merge(only, {**tuned, "ablations": {"tuned": "nowhere.yaml"}}))
-        [(code, said)] = dry(["-n", "--config", "study=tiny"])
-    assert code != 0
-    assert "no file 'nowhere.yaml'" in said
+        (folder / "trial1/trial.json").unlink()
+        assert planned(dry, "--", "tune")["worker"] == 2
+        write_study(project, tune={"phi": {**search, "trials": 3}}, **only)
+        assert planned(dry, "--", "tune")["worker"] == 2
 
 
 def test_mlflow_away_is_reported_and_sent_later(project: Path) -> None:
@@ -308,7 +323,7 @@ def test_mlflow_away_is_reported_and_sent_later(project: Path) -> None:
     write_study(project, experiments={"data": {"methods": ["scratch"], "seeds": [0, 1]}, "scale": None})
     target = "results/studies/tiny/figures/data.png"
     done = finish(project, target, MLFLOW_TRACKING_URI="http://me:hidden-word@127.0.0.1:9")
-    said = done.stdout + done.stderr
+    said = " ".join((done.stdout + done.stderr).split())  # in lines of 80 characters
     assert "MLflow store http://***@127.0.0.1:9 is away (Connection refused); `python -m kd sync tiny`" in said
     kept = [file for file in project.rglob("*") if file.is_file() and b"hidden-word" in file.read_bytes()]
     assert (kept, "hidden-word" in said) == ([], False)
@@ -316,4 +331,6 @@ def test_mlflow_away_is_reported_and_sent_later(project: Path) -> None:
     environment = environment_of(MLFLOW_TRACKING_URI=f"sqlite:///{project / 'later.db'}")
     for sent in (2, 0):
         synced = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
-        assert synced.stdout == f"{sent} runs sent\n", synced.stderr
+        said = synced.stdout.splitlines()
+        assert said[-1] == f"{sent} runs sent", synced.stderr
+        assert "/runs?workflowType=machine_learning&viewStateShareKey=kd" in said[0], said

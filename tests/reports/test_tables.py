@@ -7,6 +7,7 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student_t
 
 from kd.reports.tables import collect, computed_note, markdown, read_results, scored_note, study_markdown, summarise
 from kd.runtime.files import write_json
@@ -108,6 +109,7 @@ def test_a_summary_is_what_one_computes_by_hand():
         assert row.accuracy == pytest.approx(sum(values) / 3, abs=1e-12)
         assert row.accuracy_std == pytest.approx(statistics.stdev(values), abs=1e-12)
         assert row.seconds == pytest.approx(10.0 * row.scale + 1.0)
+        assert row.seconds_std == pytest.approx(1.0)
         assert row.seconds_training == pytest.approx(9.0 * row.scale)
         assert (row.student_steps, row.teacher_accuracy) == (100, 90.0)
         if (row.method, row.ablation) == ("kd", "full"):
@@ -117,6 +119,8 @@ def test_a_summary_is_what_one_computes_by_hand():
             gaps = np.subtract(values, ACCURACY["kd", "full", row.scale])
             assert row.difference == pytest.approx(gaps.mean(), abs=1e-12)
             assert row.difference_se == pytest.approx(gaps.std(ddof=1) / np.sqrt(3), abs=1e-12)
+            low, high = student_t.interval(0.95, 2, gaps.mean(), gaps.std(ddof=1) / np.sqrt(3))
+            assert (row.difference_n, row.difference_low, row.difference_high) == pytest.approx((3, low, high))
 
 
 def test_numbers_written_down():

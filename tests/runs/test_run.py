@@ -144,15 +144,16 @@ TRIAL = (
     KILLED.rsplit("execute(", 1)[0]
     + """
 from kd.studies.search import Tuning
+from kd.integrations.trial_storage import TrialStorage
 from kd.integrations.tuning import trial
 from conftest import tiny_settings
 settings = tiny_settings(method, dataset__validation=0.2)
 space = {"replay.alpha": {"low": 0.0, "high": 1.0, "integer": False}}
 tuning = Tuning("s", settings, space, seed=0, trials=1)
 compute = dataclasses.replace(COMPUTE, checkpoint_seconds=every or 1e-9)
-def objective(suggestion):
-    return execute(tuning.run(suggestion), store, folder / "run", compute)["accuracy"]
-trial(folder / "optuna.log", "s", space, 0, folder, objective)
+def objective(suggestion, where, report):
+    return execute(tuning.run(suggestion), store, where, compute)["accuracy"]
+trial(TrialStorage(tuning, folder, "s", print), 0, objective)
 """
 )
 
@@ -166,11 +167,13 @@ def test_a_killed_trial_ends_as_an_undisturbed_one(
     killed("ssdkd", kill, 10**9, tmp_path / "undisturbed", TRIAL)
     stopped = killed("ssdkd", kill, at, tmp_path / "killed", TRIAL)
     assert stopped.returncode == (-signal.SIGKILL if kill == "SIGKILL" else 128 + signal.SIGTERM), stopped.stderr
-    assert not (tmp_path / "killed/trial.json").exists()
+    assert not (tmp_path / "killed/trial0/trial.json").exists()
     resumed = killed("ssdkd", kill, 10**9, tmp_path / "killed", TRIAL)
     assert "resumed from checkpoint.pt" in resumed.stderr
-    for name in ("trial.json", "run/metrics.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    killed_at, undisturbed = tmp_path / "killed/trial0", tmp_path / "undisturbed/trial0"
+    assert (killed_at / "run/metrics.json").read_bytes() == (undisturbed / "run/metrics.json").read_bytes()
+    trials = [json.loads((folder / "trial.json").read_text()) | {"seconds": 0} for folder in (killed_at, undisturbed)]
+    assert trials[0] == trials[1]
 
 
 def test_divergence_ends_with_a_remedy(store: Path, tmp_path: Path) -> None:

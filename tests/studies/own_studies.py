@@ -60,12 +60,13 @@ def loader(folder, monkeypatch):
     shutil.copy(ROOT / "config/config.yaml", folder / "config/config.yaml")
     (folder / "config/studies/demo.yaml").write_text("title: another\nexperiments: {}\n")
 
-    def load(given=None, name="mine", **content):
+    def load(given=None, name="mine", for_search=False, **content):
         study = {"title": "Mine", "settings": SETTINGS, "methods": METHODS, "ablations": ABLATIONS, **content}
         study = {key: value for key, value in study.items() if value is not ...}
         file = folder / f"config/studies/{name}.yaml"
         file.write_text(yaml.safe_dump(study, sort_keys=False))
-        return load_study(folder / "config/config.yaml", SCHEMAS, {"study": name, **(given or {})})
+        given = {"study": name, **(given or {})}
+        return load_study(folder / "config/config.yaml", SCHEMAS, given, for_search)
 
     return load
 

@@ -71,7 +71,7 @@ def best_of_three(measure: Callable[[], Measured], seconds: float) -> Measured:
 def test_a_look_at_a_thousand_finished_runs_takes_seconds(tmp_path: Path, name: str) -> None:
     file, study = large(tmp_path, name)
     for run in study.runs.values():
-        fake_finished(study, run)
+        fake_finished(study, run, device="cpu")
     for look in ("status", "plan"):
         command = [sys.executable, "-m", "kd", look, str(file), "--config", f"results={study.root}"]
         found = best_of_three(lambda command=command: measured(command, ROOT), 5.0)
@@ -115,7 +115,7 @@ def test_a_dry_run_of_a_thousand_runs_takes_seconds(project: Path, name: str) ->
     assert found.seconds < 10.0
     assert found.megabytes < 1024
     for run in study.runs.values():
-        fake_finished(study, run)
+        fake_finished(study, run, device="cpu")
     finished = best_of_three(lambda: dry_run(project, file.name), 10.0)
     print(f"{name}, snakemake -n, all runs finished: {finished}")
     assert not {"train", "distill", "datafree"} & set(jobs_of(finished.said))

@@ -47,7 +47,7 @@ def test_the_published_studies_hold_what_they_promise(name):
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "config/studies").glob("*.yaml")))
 def test_every_study_of_the_project_has_runs(name):
-    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name})
+    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name}, for_search=True)
     assert study.students
     assert set(study.table["experiment"]) == set(study.experiments)
 

@@ -7,6 +7,8 @@ from own_studies import PAIR, SETTINGS, experiment, fault, loader, search
 
 from kd.settings.merging import merge
 
+LR = {"training.lr": {"low": 0.1, "high": 0.2}}
+
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
@@ -91,6 +93,10 @@ def test_a_search_needs_its_teacher_although_no_experiment_does(load):
         ({"replay.priority_feedback": {"low": 0, "high": 1}}, "replay.priority_feedback: got 0 (integer)"),
         ({"distillation.training.epochs": {"low": 2, "high": 9}}, "milestones: got 4; allowed: below epochs (2)"),
         ({"objective.kd.temprature": {"low": 1.0, "high": 2.0}}, "objective.kd"),
+        ({"dataset.flip": {"choices": [True, False]}}, "got 'dataset.flip'"),
+        ({"replay.alpha": {"low": 0.0, "high": 1.0, "step": 0.3}}, "step 0.3 does not lead from low 0.0 to high 1.0"),
+        ({"replay.alpha": {"low": 0.1, "high": 1.0, "step": 0.1, "log": True}}, "got log and step; allowed: one of"),
+        ({"inversion.generator.steps": {"low": 1, "high": 2, "step": 0.5}}, "step is 0.5; the setting is an integer"),
         ({}, "tune.t.space: got {}"),
     ],
 )
@@ -111,6 +117,18 @@ def test_a_mistake_in_a_search_is_named(load, space, words):
         ({"pair": ["vgg8", "vgg9"]}, "unknown model 'vgg9'"),
         ({"trial": 5}, "unknown key 'trial'; did you mean 'trials'?"),
         ({"settings": {"replay": {"alhpa": 1}}}, "did you mean 'alpha'?"),
+        ({"sampler": "tep"}, "tune.t.sampler: got 'tep'; did you mean 'tpe'?"),
+        ({"pruner": "meddian"}, "tune.t.pruner: got 'meddian'; did you mean 'median'?"),
+        ({"pruner": {"name": "median", "percentil": 3}}, "unknown key 'percentil'"),
+        ({"sampler": "grid"}, "tune.t.sampler: got grid; inversion.generator.bn has no step; a grid needs one"),
+        ({"objective": "acuracy"}, "did you mean 'accuracy'?"),
+        (
+            {"method": "plain", "objective": "agreement", "space": LR},
+            "tune.t.objective: got agreement with a method of",
+        ),
+        ({"seconds": 0}, "tune.t.seconds: got 0"),
+        ({"storage": "optuna.db"}, "tune.t.storage: got 'optuna.db'; allowed: a URL such as postgresql://"),
+        ({"storage": "$NOT_SET_ANYWHERE"}, "got $NOT_SET_ANYWHERE; this environment variable is not set"),
     ],
 )
 def test_a_mistake_around_a_space_is_named(load, change, words):
@@ -145,3 +163,64 @@ def test_how_trials_are_computed_is_no_part_of_a_search(load):
     ]
     assert studies[0].tunings == studies[1].tunings
     assert "compute" not in studies[0].tunings["x"].settings
+
+
+def test_a_search_without_a_budget_is_refused(load):
+    entry = search()["t"]
+    del entry["trials"]
+    assert "tune.t: no budget; give trials: 24, or seconds: 3600" in fault(
+        load, experiments={"a": experiment()}, tune={"t": entry}
+    )
+
+
+def test_a_grid_has_as_many_trials_as_points(load):
+    space = {"replay.alpha": {"low": 0.0, "high": 1.0, "step": 0.5}, "inversion.generator.steps": {"low": 1, "high": 4}}
+    counts = []
+    for trials in ({}, {"trials": 100}, {"trials": 5}):
+        entry = {key: value for key, value in search(space=space)["t"].items() if key != "trials"} | trials
+        study = load(experiments={"a": experiment()}, tune={"t": {**entry, "sampler": "grid"}})
+        counts.append(study.tunings["t"].trials)
+    assert counts == [12, 12, 5]
+
+
+def test_how_a_search_is_made_is_no_part_of_it(load, monkeypatch):
+    """Another budget, sampler, pruner or storage continues the same search; another objective is another one."""
+    monkeypatch.setenv("SEARCHES", "sqlite:///x.db")
+    ways = {"trials": 9, "seconds": 60, "workers": 3, "sampler": "random", "pruner": "median", "startup": 2, "every": 1}
+    digests = [
+        load(experiments={"a": experiment()}, tune=search(**given)).tunings["t"].digest
+        for given in ({}, {**ways, "storage": "$SEARCHES"}, {"objective": "agreement"}, {"seed": 6})
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_without_images_agreement_is_searched(load, tmp_path):
+    (tmp_path / "my.pt").write_bytes(b"x")
+    none = {"name": "none", "classes": 10, "channels": 1, "mean": [0.5], "std": [0.5]}
+    given = {"dataset": none, "teacher": {"weights": str(tmp_path / "my.pt")}, "replay": {"full_size": 100}}
+    entry = {key: value for key, value in search()["t"].items() if key != "validation"}
+    content = {"experiments": {"a": experiment()}, "settings": merge(SETTINGS, given)}
+    tuning = load(tune={"t": entry}, **content).tunings["t"]
+    assert (tuning.objective, tuning.settings["dataset"]["validation"]) == ("agreement", 0.0)
+    assert tuning.held_out_run.teachers == tuning.run({}).teachers
+    assert tuning.held_out_run.seed != tuning.seed
+    words = "tune.t.objective: got accuracy; without images (dataset.name none) only agreement can be measured"
+    assert words in fault(load, tune={"t": {**entry, "objective": "accuracy"}}, **content)
+
+
+def test_a_pruner_of_students_that_get_another_head_is_refused(load):
+    given = {"methods": {"sim": {"kind": "distill", "objective": {"ce": {"weight": 0.0}, "simkd": {"weight": 1.0}}}}}
+    text = fault(
+        load,
+        experiments={"a": experiment(methods=["sim"])},
+        tune=search(method="sim", space=LR, pruner="median"),
+        **given,
+    )
+    assert "tune.t.pruner: got median; with objective.simkd the student is scored with its teacher's head" in text
+
+
+def test_a_sampler_whose_package_is_missing_is_refused(load, monkeypatch):
+    monkeypatch.setattr("kd.studies.search_entry.importlib.util.find_spec", lambda name: None)
+    text = fault(load, experiments={"a": experiment()}, tune=search(sampler="cmaes"))
+    assert "tune.t.sampler: got cmaes; its package is missing: pip install cmaes, or take tpe" in text

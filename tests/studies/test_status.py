@@ -239,8 +239,9 @@ def test_an_experiment_may_be_called_teachers_or_together(tmp_path: Path) -> Non
 def test_trials_done_are_counted(tmp_path: Path) -> None:
     search = {"pair": PAIR, "method": "ssdkd", "scale": 0.3, "seed": 0, "trials": 5, "validation": 0.2}
     study = loaded(tmp_path, tune={"phi": {**search, "space": {"replay.alpha": {"low": 0.0, "high": 1.0}}}})
-    folder = study.root / "studies/watched/tune" / study.tunings["phi"].folder
-    diverged = {"params": {"replay.alpha": 0.5}, "accuracy": None}
+    folder, search = study.root / "studies/watched/tune/phi", study.tunings["phi"]
+    diverged = {"params": {"replay.alpha": 0.5}, "state": "FAIL", "value": None, "number": 0, "epoch": None, "note": ""}
+    diverged |= {"search": search.digest, "seconds": 1.0}
     code = run_code(study.tunings["phi"].run(diverged["params"]))
     for number, of in ((0, code), (2, "0123456789"), (3, code)):
         (folder / f"trial{number}").mkdir(parents=True)
@@ -248,5 +249,8 @@ def test_trials_done_are_counted(tmp_path: Path) -> None:
     (folder / "trial1").mkdir()  # under way
     (folder / "trial7").mkdir()  # of a longer search
     (folder / "trial7/trial.json").write_text(json.dumps(diverged | {"code": code}))
-    assert "search phi: 2 of 5 trials done" in state.status(study)
-    assert "3 trial" in state.plan(study)
+    (folder / "trial4").mkdir()
+    (folder / "trial4/trial.json").write_text(json.dumps(diverged | {"code": code, "search": "of another one"}))
+    for said in (state.status(study), state.plan(study)):
+        assert "search phi: 2 of 5 trials done (3 failed)" in said
+    assert "1 worker (`snakemake tune`)" in state.plan(study)

@@ -11,6 +11,7 @@ import torch
 from conftest import COMPUTE, execute, tiny_run, tiny_settings
 from torch import nn
 
+from kd.integrations.trial_storage import TrialStorage
 from kd.integrations.tuning import best, trial
 from kd.losses.crd import CRD
 from kd.runs.run import run_step
@@ -126,25 +127,24 @@ def test_a_search_with_a_trial_that_diverges_at_its_end_completes(
     settings = tiny_settings("scratch", dataset__validation=0.2)
     space = {"training.lr": {"low": 0.01, "high": 0.1, "integer": False}}
     tuning, starts = Tuning("s", settings, space, seed=0, trials=2), []
+    storage = TrialStorage(tuning, tmp_path, "s", print)
 
     def search(number: int) -> Path:
-        folder = tmp_path / f"trial{number}"
-
-        def objective(suggestion: dict) -> float:
+        def objective(suggestion: dict, folder: Path, report: object) -> float:
             starts.append(number)
             run = tuning.run(suggestion)
-            return run_step(run, folder / "run", store / run.data_path, [], COMPUTE)["accuracy"]
+            return run_step(run, folder, store / run.data_path, [], COMPUTE)["accuracy"]
 
-        trial(tmp_path / "optuna.log", "s", space, number, folder, objective)
-        return folder / "trial.json"
+        trial(storage, number, objective)
+        return tmp_path / f"trial{number}/trial.json"
 
     monkeypatch.setitem(STEPS, "scratch", 2 * 16)  # of a fifth fewer images
     after_the_last_step("scratch", lambda *parties: diverge(*parties) if starts[-1] == 0 else None)
-    whole = search(0).read_bytes()
-    assert json.loads(whole)["accuracy"] is None
-    assert "the student's weights are not finite" in json.loads(whole)["note"]
+    whole = json.loads(search(0).read_bytes()) | {"seconds": 0}
+    assert (whole["state"], whole["value"]) == ("FAIL", None)
+    assert "the student's weights are not finite" in whole["note"]
     (tmp_path / "trial0/trial.json").unlink()  # killed before it was written, after Optuna was told
     files = [search(0), search(1)]
-    assert files[0].read_bytes() == whole
-    assert best(files, tmp_path / "best.yaml", tmp_path / "trials.csv")["number"] == 1
+    assert json.loads(files[0].read_bytes()) | {"seconds": 0} == whole
+    assert best(tmp_path, tuning).winner["number"] == 1
     assert starts == [0, 0, 1]

@@ -1,6 +1,7 @@
 # Read and check the study once per start; look settings up by path. No torch here: every job reads this file.
 import gc
 import json
+import os
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -9,18 +10,21 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from kd.integrations.jobs import close_study, open_study, without_secret
+from kd.integrations.jobs import close_study, open_study, search_lines, searches_of, without_secret
+from kd.integrations.stopped_jobs import LINES_OF_STUDY
+from kd.integrations.terminal import attach
+from kd.reports.closing import closing
 from kd.reports.page.document import REPORT, page_of
 from kd.reports.plan import ANSWERS, outdated_report, plan_figures, plan_tables, text_of
 from kd.runs import gpu_slots
-from kd.runs.folder import METRICS, RECORD, TRIAL, Records, files_of, inputs_of
+from kd.runs.folder import METRICS, RECORD, Records, files_of, inputs_of
 from kd.runs.provenance import report_code
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.settings.merging import run_of
-from kd.studies.command_line import require_one_config
+from kd.studies.command_line import asks_for_search, require_one_config, require_searches
 from kd.studies.inputs import require_data, require_results_folder
-from kd.studies.status import again_hints, data_hints, needs_preparing, outdated_best, states, trials_done
+from kd.studies.status import again_hints, data_hints, needs_preparing, outdated_best, search_is_done, states
 from kd.studies.study import load_study
 
 HERE = Path(workflow.basedir)
@@ -32,7 +36,10 @@ gc.set_threshold(200_000, 20, 100)
 try:
     if workflow.is_main_process:
         require_one_config(sys.argv)
-    STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config)
+    SEARCHING = asks_for_search(sys.argv) or not workflow.is_main_process
+    STUDY = load_study(HERE / "config/config.yaml", HERE / "workflow/schemas", config, SEARCHING)
+    if workflow.is_main_process:
+        require_searches(STUDY, sys.argv)
     FIGURES = plan_figures(STUDY)
     TABLES = plan_tables(STUDY.experiments)
     if workflow.is_main_process and not {"--unlock", "--report"} & set(sys.argv):
@@ -42,20 +49,42 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
 config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
-config.update(roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking))
+config.update(
+    roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking), searches=searches_of(STUDY)
+)
 ROOT = STUDY.root.as_posix()
 RUNS = STUDY.runs  # path below ROOT -> Run
 FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
 DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
+
+def slots():
+    """Return how many runs may be made at the same time; cores and jobs are known when the DAG is."""
+    if not workflow.local_exec:
+        return min(workflow.nodes or 1, len(RUNS))
+    cores, limit = workflow.cores or 1, workflow.global_resources.get("gpu")
+    most = [cores // min(STUDY.compute.threads, cores), len(RUNS)]
+    if limit is not None and limit.value and STUDY.compute.gpus:
+        most.append(limit.value // STUDY.compute.gpus)
+    return max(min(most), 1)
+
+
+def runs_to_do():
+    """Return the paths of the runs for which there will be a job."""
+    return [f"runs/{job.wildcards.run}" for job in workflow.dag.needrun_jobs() if job.rule.name in RUN_KIND]
+
+
 # kd decides what is made again, by content (kd.runs.provenance.outdated). Snakemake's time stamps and metadata get lost.
 RECORDS = Records(STUDY.root)
 # A job's own process only makes its job.
 STATES = states(STUDY, RECORDS, with_searches=True) if workflow.is_main_process else {}
-for hint in (*again_hints(STATES), *data_hints(STUDY)) if STATES else ():
+# What is shown on the terminal, unless --verbose or --quiet ask for Snakemake's own output.
+TERMINAL = attach(logger, workflow.output_settings, STUDY, STATES, RECORDS, slots, runs_to_do) if STATES else None
+say = TERMINAL.lines.wrapped if TERMINAL else inform
+for hint in (*(() if TERMINAL else again_hints(STATES)), *data_hints(STUDY)) if STATES else ():
     inform(hint)
 DRAW_AGAIN = workflow.is_main_process and outdated_report(STUDY, RECORDS)
-TRIALS_DONE = {name: trials_done(STUDY, tuning) if STATES else set() for name, tuning in STUDY.tunings.items()}
+SEARCHES_DONE = {name for name, tuning in STUDY.tunings.items() if STATES and search_is_done(STUDY, tuning)}
 
 
 def job_inputs(run, done, *outputs):
@@ -77,7 +106,7 @@ def ignore_marks_of_runs():
     marked = workflow.persistence.incomplete
 
     async def of_others(job):
-        return [] if job.rule.name in {*RUN_KIND, "trial"} else await marked(job)
+        return [] if job.rule.name in {*RUN_KIND, "worker"} else await marked(job)
 
     workflow.persistence.incomplete = of_others
 
@@ -161,27 +190,26 @@ def files_of_run(kind):
     return [update(f"{ROOT}/runs/{{run}}/{name}") for name in files_of(kind)]
 
 
-def tuning_folder(name):
-    return f"{FOLDER}/tune/{STUDY.tunings[name].folder}"
-
-
 def tuning_at(wildcards):
-    name = wildcards.tuning.rsplit("-", 1)[0]
-    return STUDY.tunings[name]
+    """Return the search that a rule's wildcard names."""
+    try:
+        return STUDY.tunings[wildcards.tuning]
+    except KeyError:
+        raise WorkflowError(f"{wildcards.tuning} is no search of study {STUDY.name}; see its `tune:`") from None
 
 
-def trial_files(wildcards):
-    if workflow.is_main_process and outdated_best(STUDY, tuning_at(wildcards)):
-        make_again(f"{FOLDER}/tune/{wildcards.tuning}/best.yaml")
-    return [f"{FOLDER}/tune/{wildcards.tuning}/trial{number}/{TRIAL}" for number in range(tuning_at(wildcards).trials)]
+def worker_files(wildcards):
+    tuning, folder = tuning_at(wildcards), f"{FOLDER}/tune/{wildcards.tuning}"
+    if workflow.is_main_process and outdated_best(STUDY, tuning):
+        make_again(f"{folder}/best.yaml")
+    return [f"{folder}/workers/{number}.json" for number in range(tuning.workers)]
 
 
-def trial_inputs(wildcards):
+def worker_inputs(wildcards):
     """Return the data and the teacher, if the method has one; neither depends on what is searched."""
-    tuning, number = tuning_at(wildcards), int(wildcards.number)
-    folder = f"{FOLDER}/tune/{wildcards.tuning}"
-    run, done = run_of(tuning.settings, tuning.seed), number in TRIALS_DONE[tuning.name]
-    return job_inputs(run, done, f"{folder}/trial{number}/{TRIAL}", f"{folder}/best.yaml")
+    tuning, folder = tuning_at(wildcards), f"{FOLDER}/tune/{wildcards.tuning}"
+    outputs = f"{folder}/workers/{wildcards.worker}.json", f"{folder}/best.yaml"
+    return job_inputs(run_of(tuning.settings, tuning.seed), tuning.name in SEARCHES_DONE, *outputs)
 
 
 def check_gpus():
@@ -189,24 +217,45 @@ def check_gpus():
     limit = workflow.global_resources.get("gpu")
     try:
         if hint := gpu_slots.check(STUDY.compute, None if limit is None else limit.value):
-            inform(hint)
+            say(hint)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+
+
+def show_results():
+    """Show the study's table, where it has finished runs."""
+    try:
+        print_lines, width = (TERMINAL.lines.say, TERMINAL.lines.width) if TERMINAL else (inform, 80)
+        print_lines(closing(STUDY, width).rstrip())
+    except ConfigError as error:
+        say(str(error))
+
+
+if TERMINAL:
+    TERMINAL.when_nothing_is_to_be_done = show_results
 
 
 # No rule: a file that every run needs as `ancient` input would hide changes of whatever that file depends on.
 onstart:
     if workflow.local_exec:
         check_gpus()
+        if TERMINAL:
+            os.environ[LINES_OF_STUDY] = "1"
     try:
-        open_study(STUDY, inform)
+        open_study(STUDY, say)
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
 
 onsuccess:
-    close_study(STUDY, inform)
+    if TERMINAL.drawn() if TERMINAL else not workflow.output_settings.quiet:
+        show_results()
+    for line in search_lines(STUDY) if asks_for_search(sys.argv) else ():
+        say(line)
+    close_study(STUDY, say)  # takes a while, with networks to log: the table comes first
 
 
 onerror:
-    close_study(STUDY, inform)
+    close_study(STUDY, say)
+    if TERMINAL:
+        TERMINAL.broke_off()

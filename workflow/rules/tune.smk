@@ -1,12 +1,15 @@
-# Searches of the study's `tune` section. Each trial is a job; all trials of a search share one Optuna journal.
-rule trial:
-    """Train with settings that Optuna suggests; score on the validation split."""
+# Searches of the study's `tune` section. Its workers are jobs; they share the search's trials, one folder each.
+rule worker:
+    """Run trials with settings that Optuna suggests, until the budget is used; score on held-out data."""
     input:
-        trial_inputs,
+        worker_inputs,
     output:
-        update(f"{FOLDER}/tune/{{tuning}}/trial{{number}}/{TRIAL}"),
+        update(f"{FOLDER}/tune/{{tuning}}/workers/{{worker}}.json"),
     log:
-        f"{ROOT}/logs/tune/{STUDY.name}/{{tuning}}/trial{{number}}.txt",
+        f"{ROOT}/logs/tune/{STUDY.name}/{{tuning}}/worker{{worker}}.txt",
+    wildcard_constraints:
+        worker="[0-9]+",
+    retries: 2  # the trial of a worker that died goes on from its checkpoint
     conda:
         "../../environment.yml"
     threads: STUDY.compute.threads
@@ -17,13 +20,13 @@ rule trial:
     params:
         tuning=lambda wildcards: tuning_at(wildcards).identity,
     script:
-        "../scripts/trial.py"
+        "../scripts/worker.py"
 
 
 rule best:
-    """The best trial's settings, as overrides that an ablation may name."""
+    """The best trial's settings, as overrides that a study may name; all trials as a table and as figures."""
     input:
-        trial_files,
+        worker_files,
     output:
         best=f"{FOLDER}/tune/{{tuning}}/best.yaml",
         trials=f"{FOLDER}/tune/{{tuning}}/trials.csv",
@@ -31,5 +34,7 @@ rule best:
         f"{ROOT}/logs/tune/{STUDY.name}/{{tuning}}/best.txt",
     conda:
         "../../environment.yml"
+    params:
+        tuning=lambda wildcards: tuning_at(wildcards).identity,
     script:
         "../scripts/best.py"
