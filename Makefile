@@ -3,6 +3,7 @@
 # make test-gpu   what needs a GPU, in three minutes, with PYTHON as it is (torch, numpy, pandas, PyYAML, pytest;
 #             kd not installed): captured steps give the numbers of steps as they are for every loss and source, also
 #             after failures, resumed, together; no step waits for the GPU; memory is freed. docs/gpu.md lists them
+# make test-slurm   a study on a real SLURM of one node that is started here: needs root, slurm-wlm and munge
 # make lint   formatters and linters, as the tests' style check runs them
 # make settings   config.yaml, its schema and the tables of config/README.md, made from kd/settings/shapes.py
 #
@@ -14,7 +15,7 @@ PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-gpu lint settings clean-results
+.PHONY: demo test test-gpu test-slurm lint settings clean-results
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -30,12 +31,16 @@ demo: $(READY)
 	@$(BIN)/python -m kd compare ssdkd fast --study demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone" -n 2 --dist worksteal --durations 15
+	$(BIN)/python -m pytest -m "not alone and not slurm" -n 2 --dist worksteal --durations 15
 	$(BIN)/python -m pytest -m alone
 
 test-gpu:
 	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: torch sees no GPU here")'
 	$(PYTHON) -m pytest -m gpu --durations 5 $(addprefix tests/training/,test_capture_on_gpu.py test_no_host_sync.py test_host_waits.py)
+
+# Debian's slurm-wlm and munge, and root: without them these are skipped, with a message
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m slurm -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

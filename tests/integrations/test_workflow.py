@@ -93,7 +93,7 @@ def test_settings_on_the_command_line(dry: DryRuns) -> None:
 
 def test_slurm_profile_dry_runs(dry: DryRuns) -> None:
     write_study(dry.project)
-    counts = planned(dry, "--workflow-profile", "slurm")
+    counts = planned(dry, "--workflow-profile", "profiles/slurm")
     assert runs_of(counts) == {"train": 2, "distill": 2, "datafree": 4}
 
 
@@ -104,7 +104,7 @@ def test_a_study_on_the_cpu_asks_for_no_gpu(dry: DryRuns) -> None:
     for device, asked in (("cpu", {"0"}), ("auto", {"1"})):
         compute = f"compute={{device: {device}}}"
         [(code, said)] = dry(
-            ["-n", *JOB_BY_JOB, "--workflow-profile", "slurm", "--config", "study=tiny", results, compute]
+            ["-n", *JOB_BY_JOB, "--workflow-profile", "profiles/slurm", "--config", "study=tiny", results, compute]
         )
         assert code == 0, said
         assert set(re.findall(r"\bgpu=(\d+)", said)) == asked
