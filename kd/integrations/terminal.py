@@ -103,7 +103,7 @@ class Terminal(logging.Handler):
         self.jobs: dict[int, Job] = {}
         self.running: dict[int, Job] = {}
         self.failed: set[str] = set()  # labels of jobs
-        needed = {*study.students, *teachers_of(study)} & set(found)
+        needed = set(found) & ({*study.students, *teachers_of(study)} or set(study.runs))  # of a search only: teachers
         self.runs, self.done_before = len(needed), sum(found[path].name == "done" for path in needed)
         self.made, self.to_do = 0, 0
         self._shown: set[str] = set()

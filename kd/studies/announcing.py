@@ -48,10 +48,14 @@ def announced(
     yield "runs", f"{done} of {runs_of_study} done, {runs} to do" + (f": {kinds}" if kinds else "")
     if others := other_jobs(counts):
         jobs = sum(count for name, count in counts.items() if name not in ("all", "tune"))
-        yield "jobs", f"{jobs}: {f'{runs} runs, ' if runs else ''}{others}"
+        yield "jobs", f"{jobs}: {f'{_runs(runs)}, ' if runs else ''}{others}"
     together = f", {slots} runs at a time" if slots > 1 and runs > 1 else ""
     unknown = "not known yet, no finished run is like these"
     yield "time", unknown if seconds is None else f"about {about(seconds)}{together}"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' if count > 1 else ''}"
 
 
 def other_jobs(counts: Mapping[str, int]) -> str:
@@ -71,7 +75,7 @@ def reasons(runs: Iterable[str], others: Iterable[tuple[str, str]], found: Mappi
     runs: paths; others: name of the rule and Snakemake's reason of each other job.
     """
     of_runs = Counter((path in found and found[path].note) or "not made yet" for path in runs)
-    lines = [f"{count} run{'s' if count > 1 else ''}: {note}" for note, count in of_runs.items()]
+    lines = [f"{_runs(count)}: {note}" for note, count in of_runs.items()]
     of_others: dict[str, Counter[str]] = {}
     for name, reason in others:
         reason = reason.partition(":")[0].lower()

@@ -56,7 +56,8 @@ def test_captured_steps_give_the_numbers_of_steps_as_they_are(method, changes, s
     expected = as_it_is(run, tmp_path / "expected", device)
     capturing(device, monkeypatch)
     found = made(run, tmp_path / "captured", device)
-    assert found.computed == {"captured": sorted(steps), "not_captured": {}, "together": 1, "compiled": []}
+    how = {"captured": sorted(steps), "not_captured": {}, "together": 1, "compiled": [], "processes": 1}
+    assert found.computed == how
     assert_same(found, expected, lambda: as_it_is(run, tmp_path / "once-more", device))
 
 

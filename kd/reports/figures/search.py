@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kd.reports.figures.drawing import COLOURS, plain_numbers, pyplot, save, set_title, short
+from kd.reports.figures.drawing import COLOURS, GREY, finish, plain_numbers, pyplot, save, short
 from kd.studies.search import Tuning, figures_of, plane_of
 
 MARKERS = {"COMPLETE": ("o", COLOURS[0]), "PRUNED": ("v", COLOURS[4]), "FAIL": ("x", COLOURS[1])}
@@ -31,18 +31,17 @@ def draw_history(trials: pd.DataFrame, tuning: Tuning) -> Any:
     figure, axis = pyplot().subplots(figsize=(7.5, 4.2), layout="constrained")
     complete = trials[trials["state"] == "COMPLETE"]
     best = complete[tuning.objective].cummax()
-    axis.step(complete["trial"], best, where="post", color=COLOURS[2], linewidth=1.5, label="best so far", zorder=1)
+    shown = {"best so far": axis.step(complete["trial"], best, where="post", color=GREY, linewidth=1.5, zorder=1)[0]}
     bottom = trials[tuning.objective].min() if trials[tuning.objective].notna().any() else 0.0
     for state, rows in trials.groupby("state"):
         marker, colour = MARKERS[state]
         label = f"{WORDS[state]} (n = {len(rows)})"
         values = rows[tuning.objective].fillna(bottom)
-        axis.scatter(rows["trial"], values, marker=marker, color=colour, s=36, label=label, zorder=2)
+        shown[label] = axis.scatter(rows["trial"], values, marker=marker, color=colour, s=36, zorder=2)
     axis.set(xlabel="trial", ylabel=f"{tuning.measured}, %")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
-    set_title(figure, f"{tuning.name}: {len(trials)} trials; pruned ones at the last value that they reported")
+    finish(figure, f"{tuning.name}: {len(trials)} trials", "Pruned trials at the last value that they reported.", shown)
     return figure
 
 
@@ -57,7 +56,7 @@ def draw_importances(trials: pd.DataFrame, tuning: Tuning, importances: dict[str
     if not importances:
         axis.text(0.54, 0.5, "too few complete trials that differ", transform=axis.transAxes, ha="center", va="center")
     complete = (trials["state"] == "COMPLETE").sum()
-    set_title(figure, f"{tuning.name}: which settings matter (n = {complete} complete trials, one seed each)")
+    finish(figure, f"{tuning.name}: which settings matter", f"n = {complete} complete trials, one seed each.")
     return figure
 
 
@@ -79,19 +78,18 @@ def draw_plane(trials: pd.DataFrame, tuning: Tuning) -> Any:
         levels = np.linspace(scale["vmin"], scale["vmax"], 9)
         axis.tricontourf(means[across], means[up], means[tuning.objective], levels, alpha=0.45, **scale)
     points = axis.scatter(complete[across], complete[up], c=values, s=60, edgecolors="black", linewidths=0.6, **scale)
-    pruned = trials[trials["state"] == "PRUNED"]
+    pruned, shown = trials[trials["state"] == "PRUNED"], {}
     if len(pruned):
-        label = f"pruned (n = {len(pruned)})"
-        axis.scatter(pruned[across], pruned[up], marker="v", s=30, facecolors="none", edgecolors="black", label=label)
+        marks = {"marker": "v", "s": 30, "facecolors": "none", "edgecolors": "black"}
+        shown[f"pruned (n = {len(pruned)})"] = axis.scatter(pruned[across], pruned[up], **marks)
     winner = complete.loc[values.idxmax()]
     label = f"best: trial {winner['trial']}, {winner[tuning.objective]:.2f} %"
-    axis.scatter([winner[across]], [winner[up]], marker="*", s=260, color=COLOURS[1], edgecolors="black", label=label)
+    star = {"marker": "*", "s": 260, "color": COLOURS[1], "edgecolors": "black"}
+    shown[label] = axis.scatter([winner[across]], [winner[up]], **star)
     figure.colorbar(points, ax=axis, label=f"{tuning.measured}, %")
     axis.set(xlabel=across, ylabel=up)
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
-    set_title(
-        figure, f"{tuning.name}: {len(complete)} complete trials (colour), linear in between; other settings vary too"
-    )
+    note = f"Colour: {len(complete)} complete trials, linear in between. Other settings vary, too."
+    finish(figure, f"{tuning.name}: {short(across)} and {short(up)}", note, shown)
     return figure
 
 
