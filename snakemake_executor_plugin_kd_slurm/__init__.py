@@ -5,6 +5,7 @@ docs/cluster.md describes each case. Everything else is the parent's: `--executo
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -22,6 +23,7 @@ GONE_SECONDS = 120.0  # a job that squeue has not known for as long, and that no
 class Executor(SlurmExecutor):
     """Submits to SLURM and forgets no job.
 
+    - Where `sacct` is installed and has no accounting behind it, `squeue` is asked: the parent would ask in vain.
     - A job whose state could not be asked (the controller is away) is asked again: the parent would drop it.
     - A job that SLURM no longer knows counts as failed, and is submitted again: the parent would wait for it for ever.
       Where it had finished, kd finds its run complete.
@@ -29,6 +31,9 @@ class Executor(SlurmExecutor):
     """
 
     def __post_init__(self, test_mode: bool = False) -> None:
+        settings = self.workflow.executor_settings
+        if settings.status_command == "sacct" and not _works("sacct", "--noheader", "--starttime", "now"):
+            settings.status_command = "squeue"
         super().__post_init__(test_mode)
         self._failed_nodes = _Nodes(self._failed_nodes)
         self._reported: set[str] = set()
@@ -66,6 +71,13 @@ class Executor(SlurmExecutor):
             self._unknown_since.pop(job, None)
             return False
         return time.monotonic() - self._unknown_since.setdefault(job, time.monotonic()) >= GONE_SECONDS
+
+
+def _works(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 class _Nodes(set[str]):

@@ -117,6 +117,8 @@ class Cluster:
         """Start slurmctld, also again."""
         _daemon("slurmctld")
         _until(lambda: _said("scontrol", "ping").count("UP") > 0, "slurmctld does not answer")
+        if (self.folder / "slurmd.pid").exists():  # it was killed: the node has to be known again
+            _until(lambda: self._node() in ("idle", "mixed", "allocated"), "the node takes no jobs", 60)
 
     def kill_controller(self) -> None:
         """Kill slurmctld without warning."""

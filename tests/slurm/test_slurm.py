@@ -1,6 +1,6 @@
 """A study on a real SLURM: cancelled jobs, time limits, preemption, a controller that dies, Snakemake that is killed.
 
-Skipped where SLURM cannot be started (tests/slurm/local_cluster.py says why). Not part of `make test`: `make test-slurm`.
+Skipped where SLURM cannot be started (tests/slurm/local_cluster.py says why). Not in `make test`: `make test-slurm`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def start(project: Path, said: Path) -> subprocess.Popen:
         )
 
 
-def until(found: Callable[[], Any], what: str, process: subprocess.Popen | None = None, seconds: float = 120) -> Any:
+def until(found: Callable[[], Any], what: str, process: subprocess.Popen | None = None, seconds: float = 100) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < deadline, f"{what} has not come"
@@ -158,6 +158,7 @@ def test_a_study_survives_what_a_cluster_does(cluster: Cluster, tmp_path: Path) 
     urgent = call("sbatch", "--parsable", "-p", "high", "-c", "8", "-o", "/dev/null", "--wrap", "sleep 3").strip()
     until(lambda: urgent not in call("squeue", "-h", "-o", "%i").split(), "the end of the urgent job", process)
 
+    time.sleep(7)  # until the controller has saved what it knows: else it would take the urgent job for a running one
     cluster.kill_controller()
     time.sleep(15)
     cluster.start_controller()
@@ -166,7 +167,7 @@ def test_a_study_survives_what_a_cluster_does(cluster: Cluster, tmp_path: Path) 
     process.wait()
     assert snakemake(project, "--unlock").returncode == 0
     process = start(project, said)
-    code = process.wait(240)
+    code = process.wait(150)
     watch.over.set()
     watch.join()
 
