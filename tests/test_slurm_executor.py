@@ -1,0 +1,91 @@
+"""The guards of the executor kd-slurm, without a SLURM: what is asked again, what has failed, what is excluded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import snakemake_executor_plugin_kd_slurm as plugin
+
+
+class Parent:
+    """What of the parent's check a test decides: which jobs it yields, and which it reports."""
+
+    yielded: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> plugin.Executor:
+    made = plugin.Executor.__new__(plugin.Executor)
+    made.run_uuid, made.logger, made._reported, made._unknown_since = "run", logging.getLogger("test"), set(), {}
+    made.errors = []
+
+    async def check(self: Any, jobs: list[Any]) -> AsyncIterator[Any]:
+        for job in jobs:
+            if job.external_jobid in Parent.ended:
+                self.report_job_success(job)
+            elif job.external_jobid in Parent.yielded:
+                yield job
+
+    monkeypatch.setattr(plugin.SlurmExecutor, "check_active_jobs", check)
+    monkeypatch.setattr(plugin.SlurmExecutor, "report_job_success", lambda self, job: None)
+    failed = lambda self, job, **said: self.errors.append((job.external_jobid, said["msg"]))  # noqa: E731
+    monkeypatch.setattr(plugin.SlurmExecutor, "report_job_error", failed)
+    return made
+
+
+def checked(executor: plugin.Executor, monkeypatch: pytest.MonkeyPatch, known: set[str] | None) -> list[str]:
+    """The jobs, of 1, 2 and 3, that are to be asked again; `known` are those that squeue lists, None: no answer."""
+
+    async def answer(*_: Any) -> tuple[dict[str, str] | None, float]:
+        return (None if known is None else dict.fromkeys(known, "RUNNING")), 0.0
+
+    async def all_of_them() -> list[str]:
+        jobs = [SimpleNamespace(external_jobid=number, aux={}) for number in "123"]
+        return [job.external_jobid async for job in executor.check_active_jobs(jobs)]
+
+    monkeypatch.setattr(plugin, "query_job_status", answer)
+    return asyncio.run(all_of_them())
+
+
+def test_jobs_of_a_check_that_failed_are_asked_again(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Parent, "yielded", ())  # what the parent does where no attempt is answered
+    monkeypatch.setattr(Parent, "ended", ("2",))
+    assert checked(executor, monkeypatch, None) == ["1", "3"]
+    assert executor.errors == []
+
+
+def test_a_job_that_slurm_has_forgotten_counts_as_failed_after_a_while(
+    executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = SimpleNamespace(value=0.0)
+    monkeypatch.setattr(plugin.time, "monotonic", lambda: now.value)
+    monkeypatch.setattr(Parent, "yielded", ("1", "2", "3"))
+    monkeypatch.setattr(Parent, "ended", ())
+    assert checked(executor, monkeypatch, {"1", "2"}) == ["1", "2", "3"]
+    now.value = plugin.GONE_SECONDS - 1
+    assert checked(executor, monkeypatch, {"1", "3"}) == ["1", "2", "3"], "3 is back, 2 has only just gone"
+    now.value = 2 * plugin.GONE_SECONDS
+    assert checked(executor, monkeypatch, {"1", "3"}) == ["1", "3"]
+    [(job, said)] = executor.errors
+    assert job == "2"
+    assert "no longer knows job 2" in said
+
+
+def test_only_names_of_nodes_are_excluded() -> None:
+    nodes = plugin._Nodes({"node1"})
+    for name in ("None assigned", "", "node[2-3]"):
+        nodes.add(name)
+    assert nodes == {"node1", "node[2-3]"}
+
+
+def test_accounting_that_does_not_work_is_found_out() -> None:
+    assert plugin._works("true")
+    assert not plugin._works("false")
+    assert not plugin._works("no-such-program-of-slurm")
