@@ -102,8 +102,8 @@ class Watch(threading.Thread):
 
     def _look_at_devices(self) -> None:
         said = subprocess.run(["scontrol", "-d", "-o", "show", "job"], capture_output=True, text=True).stdout
-        running = [line for line in said.splitlines() if "JobState=RUNNING" in line and "gres/gpu" in line]
-        devices = [device for line in running for device in re.findall(r"GRES=gpu:\d+\(IDX:(\d+)\)", line)]
+        running = [line for line in said.splitlines() if "JobState=RUNNING" in line and "(IDX:" in line]
+        devices = [device for line in running for device in re.findall(r"GRES=gpu\S*\(IDX:(\d+)\)", line)]
         self.most = max(self.most, len(running))
         if len(set(devices)) < len(devices):
             self.shared.append(devices)
