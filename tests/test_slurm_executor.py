@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,3 +93,12 @@ def test_accounting_that_does_not_work_is_found_out() -> None:
     assert plugin._works("true")
     assert not plugin._works("false")
     assert not plugin._works("no-such-program-of-slurm")
+
+
+def test_snakemake_finds_the_plugin_where_kd_is_installed(tmp_path: Path) -> None:
+    """It looks through the folders of the path: a finder, which editable installs may use, is not seen."""
+    program = "import pkgutil; print([each.name for each in pkgutil.iter_modules() if each.name.endswith('kd_slurm')])"
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout
+    assert found == "['snakemake_executor_plugin_kd_slurm']\n"
