@@ -236,7 +236,20 @@ def _show_study(store: Any, folder: Path, results: Path, later: str, say: Callab
     except Exception as error:
         say(f"{store.trouble(error)}; `{later}` sends tables and figures later")
         return
-    say(f"MLflow: {link}" + (f"\n  after `{store.command}`" if store.command else ""))
+    say(_where(store, link))
+
+
+def seen_in_mlflow(study: Study) -> str | None:
+    """Say where a study is in a local MLflow store, without opening MLflow; None where that is not known."""
+    from kd.integrations.store import Store
+
+    store = Store(study.tracking, study.root)
+    number = store.number(study.name) if study.tracking["enabled"] else None
+    return _where(store, store.link(number)) if number else None
+
+
+def _where(store: Any, link: str) -> str:
+    return f"MLflow: {link}" + (f"\n  after `{store.command}`" if store.command else "")
 
 
 def _tracked_runs(study: Study) -> Iterator[tuple[str, Run]]:

@@ -82,6 +82,14 @@ class Store:
                     (new, len(old) + 1, number, len(old) + 1, f"{old}/"),
                 )
 
+    def number(self, experiment: str) -> str | None:
+        """Return the id of an experiment in an SQLite store that is there; None where it is not, or of a server."""
+        if not self._has_tables():
+            return None
+        with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
+            found = database.execute("SELECT experiment_id FROM experiments WHERE name = ?", (experiment,)).fetchone()
+        return str(found[0]) if found else None
+
     def runs(self, experiments: set[str]) -> set[str]:
         """Return the ids of all runs of some experiments, deleted ones included: a store may have been set up again."""
         if self.file is None:

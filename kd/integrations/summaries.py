@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 
 from kd.studies.claims import CONFIDENCE, markdown_row
-from kd.studies.expansion import FULL
+from kd.studies.labels import in_full, variant
 
 SUMMARY = {  # column of tables/<experiment>.csv -> metric of the experiment's run, a value per row of the table
     "n": "n",
@@ -42,7 +43,7 @@ def span(records: Iterable[dict[str, Any]]) -> tuple[int | None, int | None]:
 
 def row_name(row: dict[str, Any], table: pd.DataFrame, with_seed: bool = True) -> str:
     """Return what MLflow calls a row: `ssdkd (full), 10 %, seed 0`; with pair and data set if the study has several."""
-    parts = [f"{row['method']} ({row['ablation']})", f"{100 * float(row['scale']):.4g} %"]
+    parts = [in_full(SimpleNamespace(**row))]
     parts += [f"seed {row['seed']}"] if with_seed else []
     if table[["teacher", "student"]].drop_duplicates().shape[0] > 1:
         parts.append(f"{row['teacher']} → {row['student']}")
@@ -56,7 +57,7 @@ def labels(summary: pd.DataFrame) -> list[str]:
     pairs = [f"{row.teacher} - {row.student}" for row in summary.itertuples()]
     names = []
     for row, pair in zip(summary.itertuples(), pairs, strict=True):
-        parts = [row.method] + ([row.ablation] if row.ablation != FULL else [])
+        parts = [variant(row, " ")]
         parts += [f"{row.scale:g}"] if summary["scale"].nunique() > 1 else []
         names.append(" ".join(parts + ([pair] if len(set(pairs)) > 1 else [])))
     return names
@@ -75,7 +76,7 @@ def compared(summary: pd.DataFrame) -> str:
     """Return what an experiment compares, in one line: differences to its first row, else the means."""
     names, rows = labels(summary), list(summary.itertuples())
     if "difference" in summary:
-        first = _without_scale(rows[0])
+        first = variant(rows[0], " ")
         said = [f"{name} - {first}: {_difference(row)}" for name, row in zip(names, rows, strict=True) if _differs(row)]
     else:
         said = [
@@ -88,7 +89,7 @@ def note(summary: pd.DataFrame) -> str:
     """Return an experiment's description, in Markdown: its table of means, differences, intervals and seconds."""
     interval = f"{100 * CONFIDENCE:.0f} % interval"
     head = ["", "accuracy %", "n"]
-    head += [f"difference to {_without_scale(summary.iloc[0])} ({interval})", "p"] if "difference" in summary else []
+    head += [f"difference to {variant(summary.iloc[0], ' ')} ({interval})", "p"] if "difference" in summary else []
     lines = [markdown_row([*head, "seconds"]), "|---" * (len(head) + 1) + "|"]
     for name, row in zip(labels(summary), summary.itertuples(), strict=True):
         cells = [name, _mean(row.accuracy, row.accuracy_std), str(row.n)]
@@ -102,10 +103,6 @@ def note(summary: pd.DataFrame) -> str:
 
 def _differs(row: Any) -> bool:
     return pd.notna(row.difference)
-
-
-def _without_scale(row: Any) -> str:
-    return row.method if row.ablation == FULL else f"{row.method} {row.ablation}"
 
 
 def _mean(mean: float, std: float) -> str:

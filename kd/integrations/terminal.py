@@ -239,7 +239,7 @@ class Terminal(logging.Handler):
 
     def _label(self, job: Job) -> str:
         if job.path:
-            return f"{self._labels[job.path]} seed {self.study.runs[job.path].seed}"
+            return f"{self._labels[job.path]}, seed {self.study.runs[job.path].seed}"
         return " ".join([job.rule, *job.wildcards.values()])
 
     # ----------------------------------------------------------------------------------------- warnings and errors

@@ -9,9 +9,9 @@ import pandas as pd
 
 from kd.reports.compare import compare, side
 from kd.reports.results import finished, typed
-from kd.reports.tables import GROUP, differences, plus_minus, score_of
+from kd.reports.tables import plus_minus, score_of, summarise
 from kd.runtime.messages import ConfigError
-from kd.studies.claims import interval, judge
+from kd.studies.claims import judge
 from kd.studies.command_line import command_for
 from kd.studies.labels import fitted, row_labels, widest
 from kd.studies.study import Study
@@ -49,16 +49,14 @@ _HEAD = "difference, 95 % interval"
 
 def _cells(rows: pd.DataFrame) -> list[Cells]:
     """Return the cells of each group of an experiment; the first one has no difference."""
-    names, cells = ["method", "ablation"], []
-    first = (rows[names] == rows[names].iloc[0]).all(axis=1)
-    for _, group in rows.assign(label=row_labels(rows)).groupby(GROUP, sort=False, dropna=False):
-        score, difference = group["accuracy"], ""
-        if not first[group.index[0]]:
-            found = interval(differences(group, rows[first]).dropna())
-            spread = f" ({found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
-            difference = f"{found.mean:+.2f}{spread}" if found.n else ""
-        mean, seconds = plus_minus(score.mean(), score.std()), f"{group['seconds_total'].mean():,.1f}"
-        cells.append((group["label"].iloc[0], mean, str(len(group)), difference, seconds))
+    summary, cells = summarise(rows), []
+    for label, row in zip(row_labels(summary), summary.itertuples(), strict=True):
+        difference, gap = "", getattr(row, "difference", None)
+        if pd.notna(gap):
+            spread = f" ({row.difference_low:+.2f} to {row.difference_high:+.2f})" if row.difference_n > 1 else ""
+            difference = f"{gap:+.2f}{spread}"
+        score = plus_minus(row.accuracy, row.accuracy_std)
+        cells.append((label, score, str(row.n), difference, f"{row.seconds:,.1f}"))
     return cells
 
 
@@ -92,8 +90,6 @@ def links(study: Study, results: pd.DataFrame) -> list[str]:
     found = {name: str(path) for name, path in named.items() if path.exists()}
     if question := obvious_question(study, results):
         found["compare"] = question
-    if study.tracking["enabled"] and not study.tracking["uri"] and (study.root / "mlflow.db").exists():
-        found["MLflow"] = f"mlflow ui --backend-store-uri sqlite:///{study.root}/mlflow.db"
     return [f"{name:<9} {text}" for name, text in found.items()]
 
 

@@ -17,6 +17,7 @@ from kd.runs.provenance import report_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.settings.run import digest
+from kd.studies.labels import in_full
 from kd.studies.study import Study
 
 ANSWERS = "answers.html"  # next to table.md: what a study found, in words
@@ -155,7 +156,7 @@ def _named(rows: pd.DataFrame) -> tuple[dict[str, str], str]:
         rows["seed"].map("seed {}".format),
     ):
         (differing if texts.nunique() > 1 else common).append(texts)
-    names = [f"{row.method} ({row.ablation}), {100 * row.scale:.4g} %" for row in rows.itertuples()]
+    names = [in_full(row) for row in rows.itertuples()]
     names = [", ".join(parts) for parts in zip(names, *differing, strict=True)]
     note = ", ".join(texts.iloc[0] for texts in common)
     return dict(zip(names, rows["path"], strict=True)), f"{note}." if note else ""

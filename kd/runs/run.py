@@ -9,7 +9,6 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,7 @@ def run_step(
     SIGTERM, TakenOver when another process has the run; ended.json says what went wrong until the next start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not KINDS[run.kind].shared:
-        compute = replace(compute, gpu=min(compute.gpu, 1))
+    compute = compute.for_kind(run.kind)
     with (
         closing(Progress(run.path, log)) as progress,
         RunLock(folder, progress.say, lambda: progress.position, wait) as lock,

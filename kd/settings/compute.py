@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from kd.registry.kinds import KINDS
 from kd.settings.fields import setting
 
 
@@ -43,6 +44,10 @@ class Compute:
     def gpus(self) -> int:
         """GPU slots that a training job asks for; none where it runs on the CPU."""
         return 0 if self.device == "cpu" else self.gpu
+
+    def for_kind(self, kind: str) -> Compute:
+        """Return the settings of a run of this kind: one whose steps cannot be shared asks for one GPU at most."""
+        return self if KINDS[kind].shared else replace(self, gpu=min(self.gpu, 1))
 
     @property
     def processes(self) -> int:

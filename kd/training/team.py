@@ -30,7 +30,7 @@ class Team:
     def share(self, network: Callable[..., Any]) -> Callable[..., Any]:
         """Return a network that computes its part of a batch and returns the outputs of the whole batch.
 
-        Gradients flow to the own part only; `sums_gradients` adds those of the others.
+        Gradients flow to the own part only; `synchronise` lets the optimiser add those of the others.
         """
         if self.size == 1:
             return network
@@ -70,11 +70,6 @@ class Team:
         for module in student.modules():
             if isinstance(module.__dict__.get("forward"), _Normalisation):
                 del module.forward
-
-    def meet(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
 
     def told(self, value: Any) -> Any:
         """Return the leader's value in every process."""

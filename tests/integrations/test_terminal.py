@@ -80,7 +80,7 @@ def test_a_line_per_finished_run_says_what_it_is_its_accuracy_seconds_and_time_l
         job = shown.begin_run(run, "datafree")
         fake_finished(study, run, {"distillation": 1200.4})
         line = shown("job_finished", job_id=job)
-        assert line == f"{run.seed + 1}/2  ssdkd 50 %       seed {run.seed}   50.00 %   1,200 s{left}\n"
+        assert line == f"{run.seed + 1}/2  ssdkd, 50 %      seed {run.seed}   50.00 %   1,200 s{left}\n"
     assert "\ntime     about 20 min, 2 runs at a time\n" in Shown(study, runs).text
 
 
@@ -126,7 +126,7 @@ def test_a_failed_run_shows_its_error_in_full_and_its_log(study: Study, tmp_path
     fake_end(study, run, "FloatingPointError: loss is nan")
     said = fail(shown, shown.begin_run(run), log, "Command 'x' returned non-zero exit status 1.")
     head, *text, last = said.splitlines()
-    assert head == "FAILED   scratch 100 % seed 0"
+    assert head == "FAILED   scratch, 100 %, seed 0"
     assert " ".join(" ".join(text).split()) == words.strip()
     assert max(map(len, text)) <= 80
     assert last == f"  log: {log}", "whole, to be copied"
@@ -145,7 +145,7 @@ def test_a_run_that_was_killed_shows_what_snakemake_knows(study: Study, tmp_path
     job = shown.begin_run(find(study, "scratch"))
     (tmp_path / "log.txt").write_text("12:00:00 epoch 1\n")
     assert "SIGKILL" in fail(shown, job, tmp_path / "log.txt", "Command 'x' died with <Signals.SIGKILL: 9>.")
-    assert shown(None, f"Trying to restart job {job}.") == "  again: scratch 100 % seed 0\n"
+    assert shown(None, f"Trying to restart job {job}.") == "  again: scratch, 100 %, seed 0\n"
 
 
 def test_a_wish_to_stop_is_no_failure(study: Study, tmp_path: Path) -> None:

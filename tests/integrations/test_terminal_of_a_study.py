@@ -43,7 +43,7 @@ def test_a_start_shows_a_header_a_line_per_run_and_failures_with_their_log(study
     assert [line[:4] for line in made] == [f"{number}/5 " for number in range(1, 5)]
     assert all(re.search(r" seed [01] +\d+\.\d\d % +\d+ s", line) for line in made)
     assert {line.split()[1] for line in made} == {"scratch", "slow"}
-    assert "\nFAILED   broken seed 0\n" in failed.stderr
+    assert "\nFAILED   broken, seed 0\n" in failed.stderr
     assert failed.stderr.count("error: epoch 1: loss is nan; ") == 1
     for log in re.findall(r"^  log: (\S+)$", failed.stderr, re.M):
         assert "error: epoch 1: loss is nan; " in (project / log).read_text("utf-8")

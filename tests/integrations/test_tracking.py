@@ -192,6 +192,13 @@ def test_who_writes_to_the_store_keeps_others_waiting_and_a_running_job_goes_on(
     assert store.curve(store.the_run("waits"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
 
 
+def test_an_experiment_is_found_in_a_local_store_without_mlflow(store, monkeypatch):
+    monkeypatch.setattr(KdStore, "client", lambda self: pytest.fail("a link needs no client"))
+    assert store.store.number("first") == "1"
+    assert store.store.number("never") is None
+    assert KdStore({"uri": AWAY}, store.results).number("first") is None
+
+
 def test_which_store(tmp_path, monkeypatch):
     assert KdStore({"uri": None}, tmp_path).uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert KdStore({"uri": None}, tmp_path).name == "sqlite:mlflow.db", "also where the folder is moved to"

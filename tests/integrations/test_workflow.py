@@ -110,6 +110,15 @@ def test_a_study_on_the_cpu_asks_for_no_gpu(dry: DryRuns) -> None:
         assert set(re.findall(r"\bgpu=(\d+)", said)) == asked
 
 
+def test_several_gpus_are_asked_for_where_steps_are_shared(dry: DryRuns) -> None:
+    write_study(dry.project)
+    given = ["study=tiny", "results=nothing-there", "compute={device: auto, gpu: 2, threads: 3}"]
+    [(code, said)] = dry(["-n", *JOB_BY_JOB, "--cores", "8", "--config", *given])
+    assert code == 0, said
+    asked = set(re.findall(r"^(?:rule )(\w+):(?:\n .*)*\n    threads: (\d+)\n    resources: .*\bgpu=(\d)", said, re.M))
+    assert asked == {("train", "6", "2"), ("distill", "6", "2"), ("datafree", "3", "1")}
+
+
 def test_lint(dry: DryRuns) -> None:
     write_study(dry.project)
     [(code, said)] = dry(["--lint", "--config", "study=tiny"])

@@ -58,7 +58,7 @@ def test_a_row_has_mean_std_n_difference_with_interval_and_seconds(
     assert [" ".join(row.split()) for row in rows] == [
         "fast 72.00 ± 2.65 3 6.0",
         f"ssdkd 73.50 ± 1.32 3 {difference} 6.0",
-        "ssdkd no-priority 60.00 1 -10.00 5.0",
+        "ssdkd, no-priority 60.00 1 -10.00 5.0",
     ]
     assert {len(line) for line in [head, *rows]} == {len(head)}, "seconds stand below each other"
     assert "claims: ssdkd-is-better: not decided" in lines
@@ -79,7 +79,7 @@ def test_no_line_is_wider_than_asked_and_no_row_is_lost_unsaid(
 def test_where_nothing_is_compared_there_is_no_such_column(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, study, made(accuracy={("ssdkd", "full", 0.5): [50.0], ("ssdkd", "full", 1.0): [60.0]}))
     assert lines[0].split() == ["accuracy", "%", "n", "seconds"]
-    assert [line.split()[:3] for line in lines[2:4]] == [["ssdkd", "50", "%"], ["ssdkd", "100", "%"]]
+    assert [line.split()[:3] for line in lines[2:4]] == [["ssdkd,", "50", "%"], ["ssdkd,", "100", "%"]]
     assert "mean ± std over n seeds" in lines
 
 
@@ -103,10 +103,9 @@ def test_links_name_what_is_there(study: Study) -> None:
     assert [line.split()[0] for line in links(study, made())] == ["compare"]
     (folder / "table.md").touch()
     (folder / "report.html").touch()
-    (study.root / "mlflow.db").touch()
     found = dict(line.split(maxsplit=1) for line in links(study, made()))
     assert found["table"] == str(folder / "table.md")
-    assert list(found) == ["table", "report", "compare", "MLflow"]
+    assert list(found) == ["table", "report", "compare"]
 
 
 def test_without_a_finished_run_it_says_so(study: Study) -> None:

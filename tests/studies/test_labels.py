@@ -15,18 +15,18 @@ def test_a_run_is_called_by_what_differs_in_its_study(tmp_path: Path) -> None:
     study = loaded(tmp_path)
     labels = run_labels(study)
     assert labels[find(study, "teacher").path] == f"teacher {PAIR[0]}"
-    assert labels[find(study, "scratch").path] == "scratch 100 %"
-    assert labels[find(study, "ssdkd", 1).path] == "ssdkd 50 %"
+    assert labels[find(study, "scratch").path] == "scratch, 100 %"
+    assert labels[find(study, "ssdkd", 1).path] == "ssdkd, 50 %"
     pairs = {"data": {"pairs": [PAIR, ["wrn_16_1", "resnet8"]]}}
     study = loaded(tmp_path, experiments=pairs)
-    assert run_labels(study)[find(study, "kd").path] == "kd resnet8 → wrn_10_1 100 %"
+    assert run_labels(study)[find(study, "kd").path] == "kd, resnet8 → wrn_10_1, 100 %"
 
 
 def test_a_run_of_several_rows_has_their_names(tmp_path: Path) -> None:
     nothing = {"modulation": {"diversity": 0.0, "gamma": 0.0}, "replay": {"alpha": 0.0, "beta": 0.0}}
     free = {"ablations": ["full", "neither"], "methods": ["fast", "ssdkd"], "seeds": [1]}
     study = loaded(tmp_path, ablations={"neither": nothing}, experiments={"free": free})
-    assert run_labels(study)[find(study, "fast", 1).path] == "fast 50 % (= fast neither, ssdkd neither)"
+    assert run_labels(study)[find(study, "fast", 1).path] == "fast, 50 % (= fast, neither; ssdkd, neither)"
 
 
 @pytest.mark.parametrize(

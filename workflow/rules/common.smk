@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from kd.integrations.jobs import close_study, open_study, search_lines, searches_of, without_secret
+from kd.integrations.jobs import close_study, open_study, search_lines, searches_of, seen_in_mlflow, without_secret
 from kd.integrations.stopped_jobs import LINES_OF_STUDY
 from kd.integrations.terminal import attach
 from kd.reports.closing import closing
@@ -63,9 +63,10 @@ def slots():
     if not workflow.local_exec:
         return min(workflow.nodes or 1, len(RUNS))
     cores, limit = workflow.cores or 1, workflow.global_resources.get("gpu")
-    most = [cores // min(STUDY.compute.threads, cores), len(RUNS)]
+    computes = [STUDY.compute.for_kind(run.kind) for run in RUNS.values()]
+    most = [cores // min(min(each.threads * each.processes for each in computes), cores), len(RUNS)]
     if limit is not None and limit.value and STUDY.compute.gpus:
-        most.append(limit.value // STUDY.compute.gpus)
+        most.append(limit.value // min(each.gpus for each in computes))
     return max(min(most), 1)
 
 
@@ -205,6 +206,11 @@ def worker_files(wildcards):
     return [f"{folder}/workers/{number}.json" for number in range(tuning.workers)]
 
 
+def compute_of_search(wildcards):
+    """Return how the trials of a search are computed: by the kind of run that they are."""
+    return STUDY.compute.for_kind(tuning_at(wildcards).settings["kind"])
+
+
 def worker_inputs(wildcards):
     """Return the data and the teacher, if the method has one; neither depends on what is searched."""
     tuning, folder = tuning_at(wildcards), f"{FOLDER}/tune/{wildcards.tuning}"
@@ -231,8 +237,15 @@ def show_results():
         say(str(error))
 
 
+def show_again():
+    """Show what the study has ended with, where nothing is to be done."""
+    show_results()
+    if where := seen_in_mlflow(STUDY):
+        say(where)
+
+
 if TERMINAL:
-    TERMINAL.when_nothing_is_to_be_done = show_results
+    TERMINAL.when_nothing_is_to_be_done = show_again
 
 
 # No rule: a file that every run needs as `ancient` input would hide changes of whatever that file depends on.

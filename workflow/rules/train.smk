@@ -6,6 +6,9 @@ RUN_KIND = {
     "datafree": r"[^/]+/[^/]+--[^/]+/datafree-[0-9a-f]{10}/seed[0-9]+",
 }
 
+# How they are computed: the steps of some may be shared by several GPUs.
+SHARED, SINGLE = STUDY.compute.for_kind("train"), STUDY.compute.for_kind("datafree")
+
 
 rule train:
     """Train on labels only: a teacher, or a student from scratch."""
@@ -19,9 +22,9 @@ rule train:
         run=RUN_KIND["train"],
     conda:
         "../../environment.yml"
-    threads: STUDY.compute.threads * STUDY.compute.processes
+    threads: SHARED.threads * SHARED.processes
     resources:
-        gpu=STUDY.compute.gpus,
+        gpu=SHARED.gpus,
         mem_mb=STUDY.compute.mem_mb,
         runtime=runtime,
     params:
@@ -42,9 +45,9 @@ use rule distill as datafree with:
         files_of_run("datafree"),
     wildcard_constraints:
         run=RUN_KIND["datafree"],
-    threads: STUDY.compute.threads
+    threads: SINGLE.threads
     resources:
-        gpu=min(1, STUDY.compute.gpus),
+        gpu=SINGLE.gpus,
         mem_mb=STUDY.compute.mem_mb,
         runtime=runtime,
 
@@ -54,8 +57,8 @@ use rule train as given with:
         files_of_run("given"),
     wildcard_constraints:
         run=RUN_KIND["given"],
-    threads: STUDY.compute.threads
+    threads: SINGLE.threads
     resources:
-        gpu=min(1, STUDY.compute.gpus),
+        gpu=SINGLE.gpus,
         mem_mb=STUDY.compute.mem_mb,
         runtime=runtime,

@@ -12,9 +12,9 @@ rule worker:
     retries: 2  # the trial of a worker that died goes on from its checkpoint
     conda:
         "../../environment.yml"
-    threads: STUDY.compute.threads
+    threads: lambda wildcards: compute_of_search(wildcards).threads * compute_of_search(wildcards).processes
     resources:
-        gpu=STUDY.compute.gpus,
+        gpu=lambda wildcards: compute_of_search(wildcards).gpus,
         mem_mb=STUDY.compute.mem_mb,
         runtime=runtime,
     params:

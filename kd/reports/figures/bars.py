@@ -15,11 +15,11 @@ from kd.reports.figures.drawing import (
     in_common,
     over_seeds,
     pyplot,
-    row_labels,
     short,
     side_by_side,
 )
 from kd.reports.tables import GROUP, plus_minus
+from kd.studies.labels import row_labels
 
 CAPTION = (
     "The student's score (left) and its computing time (right), a row per method. Circles are seeds, the upright bar "
@@ -30,7 +30,7 @@ CAPTION = (
 def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     """Return a figure of every seed's score with mean and standard deviation, and of seconds, a row per method and
     ablation."""
-    labels = row_labels(summary, scale=summary["scale"].nunique() > 1)
+    labels = row_labels(summary)
     height = 0.8 + 0.32 * len(summary)
     figure, (left, right) = pyplot().subplots(
         1, 2, figsize=(10, height), layout="constrained", sharey=True, width_ratios=[2, 1]

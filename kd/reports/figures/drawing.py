@@ -97,18 +97,6 @@ def class_ticks(axis: Any, names: list[str], room: int = 30) -> float:
     return 0.07 * max(map(len, shown)) if turned or axis.axis_name == "y" else 0.1
 
 
-def row_labels(summary: pd.DataFrame, scale: bool = False) -> list[str]:
-    """Return a label per row: the method, the ablation unless full, the pair and scale where they differ."""
-    pairs = summary[["teacher", "student"]].drop_duplicates()
-    labels = []
-    for row in summary.itertuples():
-        parts = [row.method if row.ablation == "full" else f"{row.method}, {row.ablation}"]
-        parts += [f"{row.teacher} → {row.student}"] if len(pairs) > 1 else []
-        parts += [f"{100 * row.scale:.4g} %"] if scale else []
-        labels.append(", ".join(parts))
-    return labels
-
-
 def counted(numbers: Iterable[int]) -> str:
     """Return numbers of seeds in words, each where a few differ: "n = 3", "n = 3, 3, 2", "n = 2 to 5"."""
     numbers = list(map(int, numbers))

@@ -13,12 +13,12 @@ from kd.reports.figures.drawing import (
     in_common,
     over_seeds,
     pyplot,
-    row_labels,
     series,
     short,
     side_by_side,
 )
 from kd.reports.tables import plus_minus
+from kd.studies.labels import row_labels
 
 CAPTION = (
     "How far each method is from the first one, a point per pair of networks. Differences are paired by seed, error "
@@ -30,7 +30,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
     """Return a figure of each method's paired difference to the first: a point per pair of networks, a bar for the
     mean."""
     rest = summary[summary["difference"].notna()] if "difference" in summary else summary.iloc[:0]
-    rest = rest.assign(label=row_labels(rest.assign(teacher="", student="")))
+    rest = rest.assign(label=row_labels(rest.assign(teacher="", student=""), scale=False))
     methods = list(dict.fromkeys(rest["label"]))
     pairs = list(dict.fromkeys(zip(rest["teacher"], rest["student"], strict=True)))
     row = max(0.36, 0.11 * len(pairs))  # inches

@@ -14,11 +14,11 @@ from kd.reports.figures.drawing import (
     in_common,
     over_seeds,
     pyplot,
-    row_labels,
     series,
     side_by_side,
 )
 from kd.reports.tables import plus_minus
+from kd.studies.labels import row_labels
 
 CAPTION = (
     "The student's score and its computing time against the data scale, a line per method. Points are means over "
@@ -65,7 +65,7 @@ def draw(summary: pd.DataFrame, results: pd.DataFrame, title: str) -> Any:
 
 def _draw_curves(summary: pd.DataFrame, axes: np.ndarray, width: float) -> dict[str, Any]:
     """Draw a line per row label into each panel, their points side by side on the logarithmic axis; return them."""
-    curves = list(summary.assign(label=row_labels(summary)).groupby("label", sort=False))
+    curves = list(summary.assign(label=row_labels(summary, scale=False)).groupby("label", sort=False))
     named = summary["n"].nunique() > 1
     shown = {}
     for style, shift, (label, curve) in zip(series(len(curves)), side_by_side(len(curves), width), curves, strict=True):

@@ -10,6 +10,7 @@ import pandas as pd
 from kd.reports.page.markup import Html, anchor, folded, table, tag
 from kd.reports.tables import differences, plus_minus, score_of
 from kd.studies.claims import FAILS, HOLDS, OPEN, RULE, Interval, interval, judge, paired_p, tests_grid
+from kd.studies.labels import in_percent, variant
 
 MOST = 6  # comparisons of an experiment that are spelled out; the others are folded
 ABOVE, BELOW, UNDECIDED = "above", "below", "no difference shown"
@@ -59,8 +60,7 @@ def comparisons(rows: pd.DataFrame) -> list[Comparison]:
 
 def label(row: Any, with_scale: bool) -> str:
     """Return what a method with its ablation, and its scale if wanted, is called."""
-    parts = [row.method, *([] if row.ablation == "full" else [row.ablation])]
-    return ", ".join([*parts, *([f"{100 * row.scale:.4g} %"] if with_scale else [])])
+    return f"{variant(row)}, {in_percent(row.scale)}" if with_scale else variant(row)
 
 
 def statistics(found: Interval, p: float) -> str:
