@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd.batch import Batch
+from kd.batch import UNLABELLED, Batch
 from kd.data.augment import Augment
+from kd.data.raw import IGNORED
 from kd.registry.datasets import SYNTHETIC
 from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Dataset
@@ -22,7 +23,7 @@ VALIDATION_SEED = 0  # the validation split belongs to the data set, not to a ru
 
 @dataclass(frozen=True)
 class Split:
-    """Images [N, C, S, S] uint8 and labels [N] int64 on one device."""
+    """Images [N, C, S, S] uint8 and labels [N] int64 on one device; of segmentation maps [N, S, S] uint8."""
 
     images: Tensor
     labels: Tensor
@@ -30,7 +31,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, index: Tensor) -> Split:
+    @property
+    def dense(self) -> bool:
+        """Whether each pixel has a label."""
+        return self.labels.dim() > 1
+
+    def targets(self) -> Tensor:
+        """Return the labels as losses take them."""
+        return targets(self.labels)
+
+    def subset(self, index: Tensor | slice) -> Split:
         """Return the images and labels at these positions."""
         return Split(self.images[index], self.labels[index])
 
@@ -48,6 +58,7 @@ class Data:
     full_size: int  # images in the whole training set, before any split
     classes: list[str]
     augment: Augment
+    palette: Tensor | None = None  # [K, 3] uint8, colours of the classes in figures, where the data set has them
 
     @property
     def channels(self) -> int:
@@ -76,7 +87,8 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
         held_out = stratified(train.labels, dataset.validation, VALIDATION_SEED)
         rest = torch.ones(full_size, dtype=torch.bool)
         rest[held_out] = False
-        _require_every_class(train.labels[rest], train.labels, content["classes"], dataset.validation)
+        if not train.dense:
+            _require_every_class(train.labels[rest], train.labels, content["classes"], dataset.validation)
         score, train = train.subset(held_out), train.subset(rest.nonzero()[:, 0])
     else:
         score = Split(content["test_images"], content["test_labels"])
@@ -87,7 +99,7 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
     augment = Augment(mean.to(device), std.to(device), dataset.pad, dataset.flip)
     on_device = (Split(split.images.to(device), split.labels.to(device)) for split in (train, score))
     scored = SYNTHETIC if described else "validation" if dataset.validation else "test"
-    return Data(*on_device, scored, full_size, content["classes"], augment)
+    return Data(*on_device, scored, full_size, content["classes"], augment, content.get("palette"))
 
 
 def _per_channel(name: str, values: tuple[float, ...], channels: int) -> Tensor:
@@ -111,15 +123,21 @@ def _require_every_class(left: Tensor, labels: Tensor, classes: list[str], valid
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Return the sorted positions [m] of a stratified random subset; with one seed, larger fractions contain smaller.
 
-    Every class keeps its share, rounded, and at least one sample.
+    Every class keeps its share, rounded, and at least one sample. Of label maps [N, S, S] it is any random subset: an
+    image has no class.
     """
     rng = np.random.default_rng(seed)
-    labels_array = labels.cpu().numpy()
+    labels_array = np.zeros(len(labels)) if labels.dim() > 1 else labels.cpu().numpy()
     kept = []
     for label in np.unique(labels_array):
         positions = rng.permutation(np.flatnonzero(labels_array == label))
         kept.append(positions[: max(1, round(fraction * len(positions)))])
     return torch.from_numpy(np.sort(np.concatenate(kept)))
+
+
+def targets(labels: Tensor) -> Tensor:
+    """Return labels as losses take them: int64, in maps UNLABELLED instead of IGNORED."""
+    return labels if labels.dim() < 2 else labels.long().masked_fill_(labels == IGNORED, UNLABELLED)
 
 
 class Loader:
@@ -156,9 +174,12 @@ class Loader:
         """Return a batch, augmented and normalised; to be called once after each `advance`. Only tensors change."""
         index = self._order[self._start + self._batch]
         self._start += self.batch_size
-        images = self.augment(self.split.images[index], self.generator)
-        labels = self.split.labels[index]
-        return Batch(images, labels, index, torch.ones_like(labels, dtype=torch.float32))
+        images, labels = self.split.images[index], self.split.labels[index]
+        if self.split.dense:
+            images, labels = self.augment.pair(images, labels, self.generator)
+        else:
+            images = self.augment(images, self.generator)
+        return Batch(images, targets(labels), index, torch.ones_like(index, dtype=torch.float32))
 
     @property
     def place(self) -> tuple[int, int, bytes]:

@@ -8,6 +8,8 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -80,11 +82,21 @@ def _serve() -> None:
 
 
 def _square(file: Path, size: int) -> Image.Image:
+    with opened(file) as image:
+        upright = _rgb(image)
+    return upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size), Image.BILINEAR)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image. Raises ConfigError, a line with the path, where it cannot be read or decoded, also in the block."""
     place = bearable(str(file))
     with readable(file):
         try:
             with Image.open(file, formats=FORMATS) as image:
-                upright = _rgb(image)
+                yield image
+        except ConfigError:
+            raise
         except UnidentifiedImageError:
             raise ConfigError(f"dataset.root: {place} is no {', '.join(FORMATS)} image; remove it") from None
         except OSError:  # of the disk, or a file that is cut off
@@ -92,7 +104,6 @@ def _square(file: Path, size: int) -> Image.Image:
         except Exception as error:  # Pillow's readers raise anything for a broken file
             why = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(f"dataset.root: {place} cannot be decoded ({why}); mend or remove it") from None
-    return upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size), Image.BILINEAR)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -24,6 +24,8 @@ from kd.settings.shapes import Dataset
 def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], Any] = inform) -> dict[str, Any]:
     """Load the data set, resize it, and write images [N, C, S, S] uint8, labels, class names, mean and std to `path`.
 
+    Label maps come in the size that is asked for, and may bring a palette, [K, 3] uint8.
+
     Mean and std are per channel over the training images, in units of the full range [0, 1]; the std of a channel that
     never changes is 1; without images they are 0 and 1. Returns what was read, as JSON holds it: `train` and `test`,
     each with its images (`used`) and how many of them repeat another (`duplicates`); `test_in_train`, the test images
@@ -48,6 +50,8 @@ def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], A
         "mean": mean.float(),
         "std": std.where(std > 0, 1).float(),
     }
+    if raw.palette is not None:
+        content["palette"] = torch.from_numpy(raw.palette)
     record = found(dataset.label, len(raw.classes), train, test, std, raw.tree)
     for line in record["lines"]:
         say(line)

@@ -22,8 +22,14 @@ class Tree(NamedTuple):
     listing: str  # as kd.data.listing.listing returned it before the files were read
 
 
+IGNORED = 255  # in a label map: the pixel is neither learned nor scored
+
+
 class RawData(NamedTuple):
-    """Images [N, H, W, C] uint8 and labels [N] int64 of both splits; a label is the position of its name."""
+    """Images [N, H, W, C] uint8 and labels of both splits; a label is the position of its name.
+
+    Labels are [N] int64, or, for segmentation, maps [N, H, W] uint8 in which IGNORED marks pixels without a class.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -31,6 +37,7 @@ class RawData(NamedTuple):
     test_labels: np.ndarray
     classes: list[str]
     tree: Tree | None = None  # where each image is a file of the user's
+    palette: np.ndarray | None = None  # [K, 3] uint8, colours of the classes in figures
 
 
 class Source(NamedTuple):
@@ -65,9 +72,21 @@ def subset(raw: RawData, classes: int | tuple[str, ...] | None) -> RawData:
     kept = chosen(raw.classes, classes)
     if kept == raw.classes:
         return raw
+    if raw.train_labels.ndim > 1:
+        return _fewer_in_maps(raw, kept)
     new_label = np.array([kept.index(name) if name in kept else -1 for name in raw.classes])
     train, test = (new_label[labels] for labels in (raw.train_labels, raw.test_labels))
     return RawData(raw.train_images[train >= 0], train[train >= 0], raw.test_images[test >= 0], test[test >= 0], kept)
+
+
+def _fewer_in_maps(raw: RawData, kept: list[str]) -> RawData:
+    """Return all images, the pixels of other classes IGNORED."""
+    table = np.full(256, IGNORED, np.uint8)
+    for label, name in enumerate(kept):
+        table[raw.classes.index(name)] = label
+    palette = None if raw.palette is None else raw.palette[[raw.classes.index(name) for name in kept]]
+    maps = {"train_labels": table[raw.train_labels], "test_labels": table[raw.test_labels]}
+    return raw._replace(**maps, classes=kept, palette=palette)
 
 
 def in_canonical_order(raw: RawData) -> RawData:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from kd.batch import per_sample
 from kd.losses.kd import kl_divergence
 from kd.runtime.messages import ConfigError
 
@@ -104,11 +105,17 @@ def batchnorm_loss(layers: list[nn.BatchNorm2d], statistics: Statistics) -> Tens
 
 
 def class_loss(teacher_logits: Tensor, targets: Tensor) -> Tensor:
-    """Return L_Task: cross entropy of the teacher's logits [B, K] against the classes asked for [B], per sample [B]."""
-    return F.cross_entropy(teacher_logits.float(), targets, reduction="none")
+    """Return L_Task: cross entropy of the teacher's logits [B, K] against the classes asked for [B], per sample [B].
+
+    Of segmentation, [B, K, H, W] against [B, H, W], it is the mean over an image's pixels.
+    """
+    return per_sample(F.cross_entropy(teacher_logits.float(), targets, reduction="none"))
 
 
 def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Return L_adv = -KL(teacher || student) at temperature 1 where both agree on the class, else 0, per sample [B]."""
+    """Return L_adv = -KL(teacher || student) at temperature 1 where both agree on the class, else 0, per sample [B].
+
+    Of segmentation (logits [B, K, H, W]) it is the mean over an image's pixels.
+    """
     agree = teacher_logits.argmax(1) == student_logits.argmax(1)
-    return -kl_divergence(teacher_logits, student_logits, 1.0) * agree
+    return per_sample(-kl_divergence(teacher_logits, student_logits, 1.0) * agree)

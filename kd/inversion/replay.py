@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kd.batch import per_sample
 from kd.settings.shapes import Replay
 
 
@@ -27,11 +28,20 @@ class ReplayBuffer:
     """Holds up to `capacity` synthetic images [C, S, S]; new ones replace old ones once it is full."""
 
     def __init__(
-        self, capacity: int, image_shape: tuple[int, int, int], num_classes: int, settings: Replay, device: torch.device
+        self,
+        capacity: int,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        settings: Replay,
+        device: torch.device,
+        dense: bool = False,
     ):
+        """dense: of segmentation, a sample's classes are a map [S, S]."""
         self.capacity, self.settings = capacity, settings
         self.images = torch.zeros((capacity, *image_shape), dtype=torch.uint8, device=device)
-        self.classes = torch.zeros(capacity, dtype=torch.int64, device=device)
+        of_image, kind = (image_shape[1:], torch.uint8) if dense else ((), torch.int64)
+        self.classes = torch.zeros((capacity, *of_image), dtype=kind, device=device)
+        self.labels_each = self.classes[0].numel()  # of a sample
         self.priority = torch.zeros(capacity, device=device)  # |delta|
         self.seen = torch.zeros(capacity, dtype=torch.bool, device=device)  # has had its priority from the student
         self.class_counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
@@ -44,11 +54,14 @@ class ReplayBuffer:
         self._place = torch.zeros((), dtype=torch.int64, device=device)  # in that order
 
     def class_share(self, classes: Tensor) -> Tensor:
-        """Return the share of each given class [B] among the stored samples, [B]; 0 while the buffer is empty."""
-        return self.class_counts[classes] / self._used.clamp_min(1)
+        """Return the share of each given class [B] among the stored samples, [B]; 0 while the buffer is empty.
+
+        Of segmentation, [B, S, S], it is the share among the stored pixels, mean over an image's.
+        """
+        return per_sample(self.class_counts[classes] / (self._used * self.labels_each).clamp_min(1))
 
     def add(self, images: Tensor, classes: Tensor, phi: Tensor, generator: torch.Generator) -> None:
-        """Store uint8 images [B, C, S, S], their classes [B] and modulation values [B].
+        """Store uint8 images [B, C, S, S], their classes [B], or [B, S, S], and modulation values [B].
 
         Free slots are filled first; then the oldest, the lowest-priority or random samples are replaced (setting
         `replacement`). Only the first `capacity` samples of a batch larger than the buffer are stored, and of a batch
@@ -64,18 +77,23 @@ class ReplayBuffer:
         else:
             priority = phi
         slots = self._slots(len(classes), generator)
-        ones = torch.ones_like(classes)
+        ones = torch.ones_like(classes, dtype=torch.int64)
         if self.size == self.capacity:
-            self.class_counts.index_add_(0, self.classes[slots], ones, alpha=-1)
+            self._count(self.classes[slots], -ones)
         else:  # only the reused slots held a sample
-            held = slots < self.size
-            self.class_counts.index_add_(0, self.classes[slots], -held.long())
-        self.class_counts.index_add_(0, classes, ones)
+            held = (slots < self.size).view(-1, *(1 for _ in classes.shape[1:]))
+            self._count(self.classes[slots], -held.long() * ones)
+        self._count(classes, ones)
         self.images[slots] = images
-        self.classes[slots] = classes
+        self.classes[slots] = classes.to(self.classes.dtype)
         self.priority[slots] = priority.to(self.priority.dtype)
         self.seen.index_fill_(0, slots, False)  # a number put by index would be copied to the device, with a wait
         self._resize(min(self.capacity, self.size + len(classes)))
+
+    def _count(self, classes: Tensor, by: Tensor) -> None:
+        """Change the counts of classes by a number each, both of one shape; IGNORED pixels are of no class."""
+        known = classes < len(self.class_counts)
+        self.class_counts.index_add_(0, torch.where(known, classes, 0).flatten().long(), (by * known).flatten())
 
     def _resize(self, size: int) -> None:
         self.size = size

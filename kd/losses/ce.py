@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
+from kd.losses.dense import labelled
 
 
 def ce(student: Output, teacher: Output | None, batch: Batch) -> Tensor:
     """Return the cross entropy of the student's logits [B, K] against the labels [B], per sample: [B].
 
-    The teacher is not used. Half-precision logits are raised to float32 first.
+    Of segmentation, [B, K, H, W] against [B, H, W], it is [B, H, W], and only labelled pixels count. The teacher is not
+    used. Half-precision logits are raised to float32 first.
     """
-    logits = student.logits
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels, reduction="none")
+    logits = student.logits.to(torch.promote_types(student.logits.dtype, torch.float32))
+    return labelled(F.cross_entropy(logits, batch.labels, reduction="none"), batch.labels)

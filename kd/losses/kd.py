@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.batch import Batch, Output
+from kd.losses.dense import labelled
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """Return KL(softmax(t/T) || softmax(s/T)), summed over the K classes, per sample: [B, K], [B, K] -> [B].
+
+    Logits [B, K, H, W] give a value per pixel, [B, H, W].
 
     It is computed in log space, so values and gradients (the teacher's too) stay finite at huge logits.
     """
@@ -23,8 +26,11 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
 
 
 def kd(student: Output, teacher: Output, batch: Batch, *, temperature: float = 4.0) -> Tensor:
-    """Return T² KL(softmax(t/T) || softmax(s/T)) per sample, [B]; T² makes the gradient equally large at every T."""
-    return temperature**2 * kl_divergence(teacher.logits, student.logits, temperature)
+    """Return T² KL(softmax(t/T) || softmax(s/T)) per sample, [B]; T² makes the gradient equally large at every T.
+
+    Of segmentation it is per pixel, [B, H, W], and only labelled pixels count.
+    """
+    return labelled(temperature**2 * kl_divergence(teacher.logits, student.logits, temperature), batch.labels)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

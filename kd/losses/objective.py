@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kd.batch import Batch, LossContext, Output
+from kd.batch import Batch, LossContext, Output, per_sample
 from kd.losses.base import FunctionLoss, Loss
 from kd.registry.losses import LOSSES, OF_TERMS, require_pair, require_settings
 from kd.runtime.messages import ConfigError
@@ -80,7 +80,7 @@ class Objective(nn.Module):
         total = torch.zeros(len(batch.index), device=batch.index.device)
         for name, loss in self.losses.items():
             if not self.first:
-                found = loss(student, teacher, batch)
+                found = per_sample(loss(student, teacher, batch))
                 total = total + self.weight(name).to(found.dtype) * found
             elif loss.first_epochs:
                 total = total + loss.first_stage(student, teacher, batch)

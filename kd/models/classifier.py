@@ -33,6 +33,7 @@ class Classifier(nn.Module):
 
     head: nn.Linear  # penultimate feature [B, D] -> logits [B, K]
     maps_are_signed = False  # True: SimKD lets the projected last map keep negative values
+    dense = False  # True: logits are [B, K, H, W], a class for every pixel
 
     def __init__(self, *, in_channels: int, image_size: int) -> None:
         super().__init__()
@@ -139,6 +140,7 @@ class Ensemble(nn.Module):
     def __init__(self, members: list[Classifier]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.dense = members[0].dense
 
     def forward(self, images: Tensor) -> Output:
         return self.together(self.each(images))

@@ -32,35 +32,38 @@ class UpsampledConv(nn.Conv2d):
         return torch.stack(rows, dim=2).view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
+def _doubled(in_channels: int, out_channels: int) -> list[nn.Module]:
+    return [UpsampledConv(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.2)]
+
+
 class Generator(nn.Module):
     """Noise [B, noise_dim] -> images [B, channels, image_size, image_size] in [0, 1].
 
     The network of Fang et al., Up to 100x Faster Data-free Knowledge Distillation, AAAI 2022, which SSD-KD follows:
     a linear layer to maps a quarter of the image's size, then two steps that double it. By default it has 2,328,899
-    parameters.
+    parameters. Larger images need more `doublings`: the linear layer shrinks by four with each.
 
-    Raises ValueError unless `image_size` is a positive multiple of 4.
+    Raises ValueError unless `image_size` is a positive multiple of 2^doublings.
     """
 
-    def __init__(self, noise_dim: int = 256, width: int = 64, image_size: int = 32, channels: int = 3) -> None:
+    def __init__(
+        self, noise_dim: int = 256, width: int = 64, image_size: int = 32, channels: int = 3, doublings: int = 2
+    ) -> None:
         super().__init__()
-        if image_size < 4 or image_size % 4:
+        factor = 2**doublings
+        if image_size < factor or image_size % factor:
             raise ValueError(
-                f"the generator doubles its maps twice, so image_size must be a multiple of 4, not {image_size}; "
-                f"resize or pad the images to {max(4, -(-image_size // 4) * 4)}"
+                f"the generator doubles its maps {doublings} times, so image_size must be a multiple of {factor}, not "
+                f"{image_size}; resize or pad the images to {max(factor, -(-image_size // factor) * factor)}"
             )
         self.noise_dim = noise_dim
-        start = image_size // 4
+        start = image_size // factor
         self.first = nn.Linear(noise_dim, 2 * width * start * start)
         self.body = nn.Sequential(
             nn.Unflatten(1, (2 * width, start, start)),
             nn.BatchNorm2d(2 * width),
-            UpsampledConv(2 * width, 2 * width),
-            nn.BatchNorm2d(2 * width),
-            nn.LeakyReLU(0.2),
-            UpsampledConv(2 * width, width),
-            nn.BatchNorm2d(width),
-            nn.LeakyReLU(0.2),
+            *(layer for _ in range(doublings - 1) for layer in _doubled(2 * width, 2 * width)),
+            *_doubled(2 * width, width),
             nn.Conv2d(width, channels, 3, padding=1),
         )
 

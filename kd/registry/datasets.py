@@ -12,6 +12,9 @@ DATASETS: dict[str, str] = {
     "cifar100": "kd.data.cifar:load",
     "fashion_mnist": "kd.data.fashion_mnist:load",
     "folder": "kd.data.folder:load",
+    "rooms": "kd.data.rooms:load",
+    "nyuv2": "kd.data.nyuv2:load",
+    "pairs": "kd.data.pairs:load",
     "none": "kd.data.none:load",
 }
 SIZES: dict[str, tuple[int, int]] = {  # training images and classes, for estimates; unknown where it is not here
@@ -19,7 +22,15 @@ SIZES: dict[str, tuple[int, int]] = {  # training images and classes, for estima
     "cifar10": (50_000, 10),
     "cifar100": (50_000, 100),
     "fashion_mnist": (60_000, 10),
+    "rooms": (1_600, 13),
+    "nyuv2": (795, 13),
 }
+OWN_FOLDER = {  # data sets that are a folder of the user's -> what is in it
+    "folder": "train/<class>/ and test/<class>/",
+    "pairs": "classes.yaml, train/ and test/, each with images/ and labels/",
+}
+SEGMENTATION = ("rooms", "nyuv2", "pairs")  # whose labels are maps; the others have a class per image
+CLASSES_FILE = "classes.yaml"  # in the root of pairs
 SYNTHETIC = "synthetic"  # what students are scored on where the data set has no images (none)
 GREY = ("digits", "fashion_mnist")  # their images have no colours, so the only view of them is rgb
 
@@ -30,6 +41,12 @@ CONTENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cifar100": (("train", "test"), ("cifar-100-python",)),
     "fashion_mnist": (("train-images-idx3-ubyte.gz",), ("FashionMNIST/raw",)),
     "folder": (("train", "test"),),
+    "nyuv2": (("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"),),
+    "pairs": (("train", "test", CLASSES_FILE),),
 }
+NYU_13 = (  # the classes of NYUv2 in their usual order
+    *("bed", "books", "ceiling", "chair", "floor", "furniture", "objects"),
+    *("picture", "sofa", "table", "tv", "wall", "window"),
+)
 INSTALLED = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}  # where a package of the system puts it
 DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist")

@@ -36,6 +36,7 @@ class Model:
     # map_shapes(image_size, **settings) returns what Classifier.map_shapes() of the built network returns.
     # Without it, losses on maps are checked only when the network is built.
     map_shapes: Callable[..., maps.Shapes] | None = None
+    dense: bool = False  # a class for every pixel
     has_batchnorm: bool = True  # whether it has a BatchNorm2d, as teachers of data-free methods need
     multiply_adds: float | None = None  # in millions, of a 32x32 image, about; without it plans know no GPU-hours
 
@@ -74,6 +75,10 @@ def _mobilenetv2(cost: float, **settings: Any) -> Model:
     return Model("kd.models.mobilenetv2:MobileNetV2", settings, maps.mobilenetv2, multiply_adds=cost)
 
 
+def _deeplabv3(**settings: Any) -> Model:
+    return Model("kd.models.deeplabv3:DeepLabV3", settings, dense=True)
+
+
 MODELS: dict[str, Model] = {
     # residual networks of ImageNet's kind, with a 3x3 stem and no max pool
     "resnet18": _resnet(18),
@@ -105,6 +110,12 @@ MODELS: dict[str, Model] = {
     "mobilenetv2_half": _mobilenetv2(6.4, width=0.5, strides=(2, 1, 1, 2, 2, 1, 2, 1), widen_first=True, relu6=False),
     "shufflenetv1": Model("kd.models.shufflenetv1:ShuffleNetV1", {}, maps.shufflenetv1, multiply_adds=38.6),
     "shufflenetv2": Model("kd.models.shufflenetv2:ShuffleNetV2", {}, maps.shufflenetv2, multiply_adds=44.4),
+    # segmentation; the first two are torchvision's, the last two are for small images on a CPU
+    "deeplabv3_resnet50": _deeplabv3(backbone="resnet50"),
+    "deeplabv3_mobilenetv3": _deeplabv3(backbone="mobilenet_v3_large"),
+    "deeplabv3_mobilenetv2": _deeplabv3(backbone="mobilenetv2"),
+    "deeplabv3_small": _deeplabv3(backbone="resnet8", width=64, rates=(1, 2, 3)),
+    "deeplabv3_tiny": _deeplabv3(backbone="resnet8", width=32, rates=(1, 2, 3), stem=8, widths=(8, 16, 32)),
 }
 
 FORMS = (
@@ -206,6 +217,12 @@ def has_batchnorm(name: str) -> bool | None:
         return False if builder.startswith(WITHOUT_BATCHNORM) else None
     found = entry(name)
     return None if found is None else found.has_batchnorm
+
+
+def is_dense(name: str) -> bool:
+    """Return whether the network says a class for every pixel; a library's and the user's own do not."""
+    found = entry(name)
+    return found is not None and found.dense
 
 
 def _check_of_library(library: str, builder: str) -> None:

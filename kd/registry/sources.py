@@ -61,6 +61,17 @@ SOURCES: dict[str, SourceEntry] = {
             "reset_epoch": Setting("student epoch before which the generator's first layer is drawn again", at_least=1),
             "noise_dim": Setting("numbers in the generator's input", at_least=1),
             "width": Setting("channels of the generator's last maps", at_least=1),
+            "doublings": Setting(
+                "how often the generator doubles its maps up to the image's size; more for larger images",
+                neutral=2,
+                at_least=1,
+                at_most=6,
+            ),
+            "targets": Setting(
+                "classes that the task term asks for: drawn at random (of segmentation, maps of them), or the teacher's "
+                "own prediction",
+                neutral="drawn",
+            ),
             "precision": Setting("of the inversion; bf16 is autocast, which only GPUs gain from", neutral="float32"),
         },
         size_multiple=4,

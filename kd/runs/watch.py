@@ -17,7 +17,7 @@ from kd.runtime.files import write_atomically
 from kd.runtime.journal import Journal, Look
 from kd.runtime.weights import fill, read_state
 from kd.settings.run import Run
-from kd.training.evaluate import evaluate, predict
+from kd.training.evaluate import evaluate, predict_classes
 from kd.training.networks import network
 
 SCORES = {"accuracy": "validation_accuracy", "agreement": "held_out_agreement"}  # objective -> column of history.csv
@@ -89,7 +89,7 @@ class HeldOut:
         if seen.epoch == seen.epochs:
             buffer = seen.parts["buffer"]
             images = buffer.images[: buffer.size]
-            classes = predict(self._teacher(seen.data, images.device), images, seen.data.augment).argmax(1)
+            classes, _ = predict_classes(self._teacher(seen.data, images.device), images, seen.data.augment)
             arrays = {"images": images.cpu().numpy(), "classes": classes.cpu().numpy()}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, lambda file: np.savez_compressed(file, **arrays))

@@ -6,6 +6,7 @@ import json
 from functools import cache
 from typing import Any
 
+from kd.registry.datasets import OWN_FOLDER
 from kd.registry.kinds import KINDS
 from kd.runtime.files import whole_path
 from kd.settings.given_file import GivenFile
@@ -40,7 +41,7 @@ def run_of(settings: dict[str, Any], seed: int) -> Run:
     kind, model = settings["kind"], settings["student"]["model"]
     view = settings["student"]["view"]
     common = {key: settings[key] for key in ("dataset", "scale", "precision")}
-    if settings["dataset"]["name"] != "folder":
+    if settings["dataset"]["name"] not in OWN_FOLDER:
         common["dataset"] = {**settings["dataset"], "root": None}
     own = {key: settings[key] for key in (*KINDS[kind].uses, *KINDS[kind].may_use) if key in settings}
     if "objective" in own:

@@ -33,7 +33,8 @@ class Dataset:
     name: str = setting(
         "digits",
         "digits (scikit-learn's 1,797 images), cifar10, cifar100, fashion_mnist, folder (your images) or none "
-        "(no images; classes, channels, mean and std say what your own teacher was trained on)",
+        "(no images; classes, channels, mean and std say what your own teacher was trained on); for segmentation rooms "
+        "(2,000 synthetic scenes), nyuv2 or pairs (your images and label maps)",
     )
     root: str | None = setting(
         None,
@@ -55,7 +56,10 @@ class Dataset:
     pad: int = setting(2, "augmentation: random crop after padding by this many pixels", at_least=0)
     flip: bool = setting(False, "augmentation: random horizontal flip")
     channels: int | None = setting(
-        None, "null: as the images are; 3: grey images are repeated; of none: 1 or 3", neutral=None, at_least=1
+        None,
+        "null: as the images are; 3: grey images are repeated; of none: 1 or 3; 4: colours and depth, of rooms and nyuv2",
+        neutral=None,
+        at_least=1,
     )
     mean: tuple[float, ...] | None = setting(
         None,
@@ -101,19 +105,19 @@ class Training:
     epochs: int = setting(240, "passes over the data (data-free: epochs after the warm-up)", at_least=1)
     batch_size: int = setting(64, "samples per step", at_least=2)
     lr: float = setting(0.05, "SGD's learning rate", above=0)
-    schedule: Literal["steps", "cosine"] = setting(
-        "steps", "steps: lr x gamma at each milestone; cosine: down to final_lr"
+    schedule: Literal["steps", "cosine", "poly"] = setting(
+        "steps", "steps: lr x gamma at each milestone; cosine, poly: down to final_lr; poly is segmentation's, power 0.9"
     )
     milestones: tuple[int, ...] = setting((150, 180, 210), "epochs, for steps", neutral=(), at_least=1)
     gamma: float = setting(0.1, "factor at each milestone, for steps", neutral=1.0, above=0, at_most=1)
-    final_lr: float = setting(0.0, "learning rate at the end, for cosine", neutral=0.0, at_least=0)
+    final_lr: float = setting(0.0, "learning rate at the end, for cosine and poly", neutral=0.0, at_least=0)
     momentum: float = setting(0.9, "of SGD", at_least=0, below=1)
     nesterov: bool = setting(False, "of SGD")
     weight_decay: float = setting(0.0005, "of SGD", at_least=0)
 
     def effective(self) -> Training:
         """Return the same schedule; what its kind does not use is at its neutral value."""
-        if self.schedule == "cosine":
+        if self.schedule != "steps":
             return replace(self, milestones=(), gamma=1.0)
         return replace(self, final_lr=0.0, gamma=self.gamma if self.milestones else 1.0)
 

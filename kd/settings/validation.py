@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.registry import models
-from kd.registry.datasets import DATASETS, GREY
+from kd.registry.datasets import DATASETS, GREY, OWN_FOLDER, SEGMENTATION
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
 from kd.registry.sources import SOURCES, source_defaults
@@ -130,8 +130,8 @@ def _place_faults(folder: str) -> Iterator[str]:
 def _dataset_faults(dataset: dict[str, Any]) -> Iterator[str]:
     if (name := dataset["name"]) not in DATASETS:
         yield f"dataset.name: got {shown(name)}; {suggest(name, list(DATASETS))}"
-    if name == "folder" and dataset["root"] is None:
-        yield "dataset.root: got null; needed by dataset.name folder: the path of train/<class>/ and test/<class>/"
+    if name in OWN_FOLDER and dataset["root"] is None:
+        yield f"dataset.root: got null; needed by dataset.name {name}: the path of {OWN_FOLDER[name]}"
 
     channels = dataset.get("channels")
     for key in ("mean", "std"):
@@ -175,10 +175,25 @@ def _network_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[s
             models.check(name)
         except ValueError as error:
             yield f"{who}.model: {error}"
+    named = [] if settings["kind"] == "train" else [("teacher", name) for name in teachers]
+    yield from _output_faults(settings["dataset"]["name"], [*named, ("student", settings["student"]["model"])])
     for who in ("student",) if settings["kind"] == "train" else ("student", "teacher"):
         view, name = settings[who]["view"], settings["dataset"]["name"]
         if view != "rgb" and name in GREY:
             yield f"{who}.view: got {view!r}; the images of dataset.name {name} have no colours: take view: rgb"
+
+
+def _output_faults(dataset: str, networks: list[tuple[str, str]]) -> Iterator[str]:
+    """Yield networks that say one class per image where labels are maps, and the reverse."""
+    maps = dataset in SEGMENTATION
+    for who, name in networks:
+        if dataset == "none" or models.is_dense(name) == maps:
+            continue
+        if maps:
+            dense = ", ".join(known for known, entry in models.MODELS.items() if entry.dense)
+            yield f"{who}.model: got {name}; the labels of dataset.name {dataset} are maps; take one of {dense}"
+        else:
+            yield f"{who}.model: got {name}, which labels every pixel; the images of {dataset} have one class each"
 
 
 def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[str]:
@@ -216,8 +231,8 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
             f"teacher.model: {teachers[0]} has no batch normalisation, whose statistics guide inversion.source {name}; "
             "take another teacher"
         )
-    if size % source.size_multiple:
-        yield f"dataset.image_size: got {size}; the {name} needs a multiple of {source.size_multiple}"
+    if size % (multiple := 2 ** own["doublings"] if "doublings" in own else source.size_multiple):
+        yield f"dataset.image_size: got {size}; the {name} needs a multiple of {multiple}"
 
 
 def _has_batchnorm(name: str, files: list[str]) -> bool | None:

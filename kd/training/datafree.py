@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd.batch import Batch
-from kd.data.dataset import Data, Split
+from kd.batch import Batch, per_sample
+from kd.data.dataset import Data, Split, targets
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import Images, SourceContext, build_source
 from kd.losses.kd import kl_divergence
@@ -22,7 +22,7 @@ from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
 from kd.training import compiled
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss, require_varied_images
-from kd.training.evaluate import Result, evaluate, predict
+from kd.training.evaluate import Result, divergences, evaluate, predict_classes
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.step import Sums, asked_of, train_step
@@ -61,7 +61,7 @@ def score(student: nn.Module, teacher: nn.Module, data: Data, held_out: Tensor |
     """
     metrics = evaluate(student, data.score, data.augment, teacher)[0] if len(data.score) else {}
     if held_out is not None:
-        split = Split(held_out, predict(teacher, held_out, data.augment).argmax(1))
+        split = Split(held_out, predict_classes(teacher, held_out, data.augment)[0])
         found, _ = evaluate(student, split, data.augment)
         metrics = (metrics or found) | {"agreement_synthetic": found["accuracy"]}
     return metrics
@@ -143,7 +143,7 @@ class _Distillation:
         )
         self.source = build_source(run.inversion, context)
         shape = (data.channels, data.image_size, data.image_size)
-        self.buffer = ReplayBuffer(full, shape, len(data.classes), run.replay, self.device)
+        self.buffer = ReplayBuffer(full, shape, len(data.classes), run.replay, self.device, student.dense)
         terms = {"kd": {"weight": 1.0, "temperature": run.distillation.temperature}}
         self.objective = Objective(terms, None).to(self.device)
         self.optimizer = sgd([student], self.training)
@@ -217,9 +217,9 @@ class _Distillation:
         """Draw a batch, update the student on it, and set the priorities of what was drawn."""
         drawn = self.buffer.sample(self.training.batch_size, self.generator)
         images = self.data.augment(self.buffer.images[drawn.index], self.generator)
-        batch = Batch(images, self.buffer.classes[drawn.index], drawn.index, drawn.weight)
+        batch = Batch(images, targets(self.buffer.classes[drawn.index]), drawn.index, drawn.weight)
         step = train_step(*self.networks, self.objective, batch, self.optimizer, self.run.precision)
-        divergence = kl_divergence(step.teacher.logits.float(), step.student.logits.float(), 1.0)
+        divergence = per_sample(kl_divergence(step.teacher.logits.float(), step.student.logits.float(), 1.0))
         self.buffer.update_priority(drawn, divergence)
         agree = step.teacher.logits.argmax(1) == step.student.logits.argmax(1)
         self.sums.add(step.loss.mean(), agree.float().mean(), batch.weight.mean(), divergence.mean())
@@ -269,5 +269,4 @@ class _Distillation:
 def refresh(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module) -> None:
     """Set the priority of every stored sample from its divergence, not augmented, the student in eval mode."""
     images = buffer.images[: buffer.size]
-    logits = (predict(network, images, data.augment) for network in (teacher, student))
-    buffer.update_priority(buffer.everything(), kl_divergence(*logits, 1.0))
+    buffer.update_priority(buffer.everything(), divergences(teacher, student, images, data.augment))

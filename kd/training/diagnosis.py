@@ -13,6 +13,7 @@ from kd.runtime.messages import ConfigError
 from kd.runtime.weights import not_finite
 from kd.settings.run import Run
 from kd.training.evaluate import predict
+from kd.training.segmentation import at_once
 
 PATIENCE = 10  # epochs before a student must be better than chance, or a fifth of the schedule if that is more
 ENOUGH = 5_000  # samples that it must have seen by then: few steps on a small buffer prove nothing
@@ -76,7 +77,8 @@ class Suspects(NamedTuple):
         return "" if self._answers(self.student) else f"the student's logits are not finite; {self.remedy}"
 
     def _answers(self, network: nn.Module) -> bool:
-        return bool(predict(network, self.images, self.augment).isfinite().all())
+        images = self.images[: at_once(self.images.shape[-1])] if network.dense else self.images
+        return bool(predict(network, images, self.augment).isfinite().all())
 
 
 def require_varied_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd.batch import Output
+from kd.batch import Output, per_sample
 from kd.data.augment import Augment
 from kd.data.dataset import Split
+from kd.losses.kd import kl_divergence
 from kd.models.classifier import Ensemble, evaluating
+from kd.training.segmentation import at_once, evaluate_maps
 
 BATCH = 512
 
@@ -36,7 +39,14 @@ def evaluate(
     Correlations [K, K], float64: the `student`'s; the `teacher`'s and `difference`, student's minus teacher's (Tian et
     al., CRD, ICLR 2020, figure 3). An ensemble's are the mean of its members', because the log of a mean probability
     correlates otherwise than the logits behind it. A class whose logit never changes correlates with none.
+
+    Of segmentation, see `kd.training.segmentation.evaluate_maps`: `accuracy` is then the mIoU.
     """
+    if split.dense:
+        metrics, correlations = evaluate_maps(student, split, augment, student.num_classes, teacher)
+        if teacher is not None:
+            metrics["correlation_gap"] = correlations["difference"].abs().mean().item()
+        return metrics, correlations
     logits = predict(student, split.images, augment)
     classes = logits.argmax(1)
     metrics = {
@@ -69,7 +79,38 @@ def _correlation(logits: Tensor) -> Tensor:
 def predict(model: nn.Module, images: Tensor, augment: Augment) -> Tensor:
     """Return logits [N, K], float32, of uint8 images [N, C, S, S], not augmented, the model in eval mode."""
     with evaluating(model):
-        return torch.cat([model(augment.normalise(part)).logits.float() for part in images.split(BATCH)])
+        return torch.cat([model(part).logits.float() for part in _parts(model, images, augment)])
+
+
+def predict_classes(model: nn.Module, images: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+    """Return the classes that a network says of images [N, C, S, S], [N] int64, and its confidence in them, [N].
+
+    Of segmentation classes are maps [N, S, S] uint8, and the confidence is the mean over pixels.
+    """
+    kind, found = torch.uint8 if model.dense else torch.int64, []
+    with evaluating(model):
+        for part in _parts(model, images, augment):
+            confidence, classes = model(part).logits.float().softmax(1).max(1)
+            found.append((classes.to(kind), per_sample(confidence)))
+    classes, confidence = zip(*found, strict=True)
+    return torch.cat(classes), torch.cat(confidence)
+
+
+def divergences(teacher: nn.Module, student: nn.Module, images: Tensor, augment: Augment) -> Tensor:
+    """Return KL(teacher || student) of images [N, C, S, S], not augmented, [N]; of segmentation the mean over pixels."""
+    with evaluating(teacher), evaluating(student):
+        return torch.cat(
+            [
+                per_sample(kl_divergence(*(model(part).logits.float() for model in (teacher, student)), 1.0))
+                for part in _parts(student, images, augment)
+            ]
+        )
+
+
+def _parts(model: nn.Module, images: Tensor, augment: Augment) -> Iterator[Tensor]:
+    """Yield normalised images in parts: of a segmenting network's logits [b, K, S, S] only few fit."""
+    for part in images.split(at_once(images.shape[-1]) if model.dense else BATCH):
+        yield augment.normalise(part)
 
 
 def _percent(hits: Tensor) -> float:

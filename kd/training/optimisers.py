@@ -25,8 +25,9 @@ def learning_rate(training: Training, epoch: int) -> float:
     """Return the learning rate of an epoch (from 0): a function of the epoch only, so that no checkpoint needs it."""
     if training.schedule == "steps":
         return training.lr * training.gamma ** sum(epoch >= milestone for milestone in training.milestones)
-    cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-    return training.final_lr + (training.lr - training.final_lr) * cosine
+    done = epoch / training.epochs
+    left = (1 - done) ** 0.9 if training.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
+    return training.final_lr + (training.lr - training.final_lr) * left
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

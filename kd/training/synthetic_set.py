@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from kd.data.dataset import Data
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import Images
-from kd.losses.kd import kl_divergence
-from kd.training.evaluate import predict
+from kd.training.evaluate import divergences, predict_classes
 
 CONFIDENCE_BINS = 20
 
@@ -70,8 +69,7 @@ def gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module
     Estimated from `samples` images spread over the buffer, not augmented, the student in eval mode.
     """
     index = torch.linspace(0, buffer.size - 1, min(samples, buffer.size), device=buffer.priority.device).long()
-    logits = (predict(network, buffer.images[index], data.augment) for network in (teacher, student))
-    divergence = kl_divergence(*logits, 1.0).double()
+    divergence = divergences(teacher, student, buffer.images[index], data.augment).double()
     drawn = buffer.probabilities()[index]
     return {"gap_stored": divergence.mean(), "gap_drawn": (drawn * divergence).sum() / drawn.sum()}
 
@@ -79,16 +77,16 @@ def gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module
 def describe(buffer: ReplayBuffer, data: Data, teacher: nn.Module, shown: int = 64) -> dict[str, np.ndarray]:
     """Return the synthetic set for figures: `shown` images [n, C, S, S], class counts [K], confidence counts [bins].
 
-    Class and confidence are the teacher's on the stored, unaugmented images.
+    Class and confidence are the teacher's on the stored, unaugmented images. Of segmentation `image_classes` are maps
+    [n, S, S], and class counts are of pixels.
     """
-    logits = predict(teacher, buffer.images[: buffer.size], data.augment)
-    confidence, classes = logits.softmax(1).max(1)
+    classes, confidence = predict_classes(teacher, buffer.images[: buffer.size], data.augment)
     spread = torch.linspace(0, buffer.size - 1, min(shown, buffer.size), device=classes.device).long()
-    order = spread[classes[spread].sort(stable=True).indices]
+    order = spread if teacher.dense else spread[classes[spread].sort(stable=True).indices]
     return {
         "images": buffer.images[order].cpu().numpy(),
         "image_classes": classes[order].cpu().numpy(),
-        "class_counts": np.bincount(classes.cpu().numpy(), minlength=len(data.classes)),
+        "class_counts": np.bincount(classes.cpu().numpy().ravel(), minlength=len(data.classes)),
         "confidence_counts": np.histogram(confidence.cpu().numpy(), bins=CONFIDENCE_BINS, range=(0, 1))[0],
         "priority": buffer.priority[: buffer.size].cpu().numpy(),
     }

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kd.batch import LossContext
-from kd.data.dataset import Data, Loader, stratified
+from kd.data.dataset import Data, Loader, Split, stratified
+from kd.losses.dense import labelled
 from kd.losses.objective import EnsembleObjective, Objective
 from kd.models.classifier import Ensemble, frozen
 from kd.runtime.checkpoint import Checkpoint, RandomState
@@ -67,7 +68,7 @@ def train(
         else data.train.subset(stratified(data.train.labels, run.scale, run.seed).to(device))
     )
     loader = Loader(split, data.augment, run.training.batch_size, generator)
-    objective = _objective(run, student, teacher, data, split.labels, generator).to(device)
+    objective = _objective(run, student, teacher, data, split, generator).to(device)
     stepper.watch(objective)
     optimizer = sgd([student, objective], run.training)
     suspects = Suspects(run, student, teacher, objective, split.images, data.augment, REMEDY)
@@ -103,7 +104,7 @@ def train(
         learns = first_learner if objective.first else learner
         seen = train_step(learns, answering, objective, batch, optimizer, run.precision)
         hits = objective.answers(seen.student).argmax(1) == batch.labels
-        sums.add(seen.loss.mean(), hits.float().mean(), *objective.logged().values())
+        sums.add(seen.loss.mean(), labelled(hits.float(), batch.labels).mean(), *objective.logged().values())
 
     while journal.counts["student_steps"] < epochs * per_epoch:
         epoch = journal.counts["student_steps"] // per_epoch
@@ -130,11 +131,15 @@ def train(
 
 
 def _objective(
-    run: Run, student: nn.Module, teacher: nn.Module | None, data: Data, labels: Tensor, generator: torch.Generator
+    run: Run, student: nn.Module, teacher: nn.Module | None, data: Data, split: Split, generator: torch.Generator
 ) -> Objective | EnsembleObjective:
-    """Build the run's weighted sum of losses; with several teachers, the mean of one sum per teacher."""
+    """Build the run's weighted sum of losses; with several teachers, the mean of one sum per teacher.
+
+    An image with a label map is of a class of its own: all others are its negatives.
+    """
     if teacher is None:
         return Objective(run.objective, None)
+    labels = torch.arange(len(split), device=split.labels.device) if split.dense else split.labels
     members = [
         Objective(
             run.objective,
@@ -142,7 +147,7 @@ def _objective(
                 student_dim=student.feature_dim,
                 teacher_dim=member.feature_dim,
                 labels=labels,
-                num_classes=len(data.classes),
+                num_classes=len(split) if split.dense else len(data.classes),
                 generator=generator,
                 student_maps=student.map_shapes(),
                 teacher_maps=member.map_shapes(),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import kd.runtime.quick_optimisers  # noqa: F401
+from kd.batch import per_sample
+from kd.inversion.layouts import draw_layouts
 from kd.inversion.modulation import modulation
 from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, blend, class_loss
 from kd.inversion.replay import ReplayBuffer
@@ -41,7 +43,9 @@ class Descent(Source):
         self.bn, self.oh, self.adv = bn, oh, adv
         self.adv_weight: float | Tensor = adv  # in this batch
         self.work = {"generator_steps": steps, "images": batch_size}
-        self.targets = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        maps = 2 * (context.data.image_size,) if context.teacher.dense else ()  # [S, S], a class for every pixel
+        self.targets = torch.zeros(batch_size, *maps, dtype=torch.int64, device=self.device)
+        self.targets_from = "drawn"  # or own: what the teacher predicts itself
         self.best: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
 
     def batch(
@@ -85,6 +89,14 @@ class Descent(Source):
         """Restore what `_changeable` returned."""
         self.load_state_dict(before)
 
+    def _draw_targets(self) -> None:
+        """Ask for a random class each, or, of segmentation, for a random map of classes."""
+        if self.targets.dim() > 1:
+            drawn = draw_layouts(*self.targets.shape[:2], self.num_classes, self.random)
+        else:
+            drawn = torch.randint(self.num_classes, self.targets.shape, generator=self.random, device=self.device)
+        self.targets.copy_(drawn)
+
     def _draw_balanced_targets(self) -> None:
         """Ask for every class equally often, in rounds of all classes; the last round may be a random part of them."""
         classes = torch.randperm(self.num_classes, generator=self.random, device=self.device)
@@ -95,19 +107,19 @@ class Descent(Source):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Show normalised images [B, C, S, S] to the teacher and, where there is one, the adversary.
 
-        Return the loss and its terms, [] each, with each sample's class, phi and confidence, [B] each; and the
-        teacher's penultimate feature [B, D].
+        Return the loss and its terms, [] each, with each sample's class (of segmentation its map [B, S, S]), phi and
+        confidence, [B] each; and the teacher's penultimate feature [B, D].
         """
         lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with self.statistics, lower:
             output = self.teacher(seen)
         logits = output.logits.float()
         classes = self.targets if self.modulating.class_of == "target" else logits.argmax(1)
-        confidence = logits.softmax(1).gather(1, classes[:, None])[:, 0]
+        confidence = per_sample(logits.softmax(1).gather(1, classes[:, None])[:, 0])
         phi = modulation(confidence, buffer.class_share(classes), self.modulating)
         terms = {
             "bn": batchnorm_loss(self.statistics.layers, self._compared(self.statistics.collect())),
-            "oh": (phi * class_loss(logits, self.targets)).mean(),
+            "oh": (phi * class_loss(logits, self.targets if self.targets_from == "drawn" else logits.argmax(1))).mean(),
         }
         loss = self.bn * terms["bn"] + self.oh * terms["oh"]
         if adversary is not None:

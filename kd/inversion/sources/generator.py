@@ -58,15 +58,18 @@ class MetaGenerator(RememberingDescent):
         reset_epoch: int | None = 120,
         noise_dim: int = 256,
         width: int = 64,
+        doublings: int = 2,
+        targets: Literal["drawn", "own"] = "drawn",
         precision: Literal["float32", "bf16"] = "float32",
     ):
         super().__init__(context, batch_size, warmup, steps, bn, oh, adv, bn_momentum=bn_momentum)
         data = context.data
+        self.targets_from = targets
         self.precision, self.meta, self.reset_epoch, self.was_reset = precision, meta, reset_epoch, False
         self.adv_epochs, self.epochs = round(adv_until * context.epochs), round(until * context.epochs)
         self.relative_lr = context.relative_lr if adv_with_lr else lambda learned: 1.0
         self.adv_weight = torch.zeros((), device=self.device)
-        generator = Generator(noise_dim, width, data.image_size, data.channels)
+        generator = Generator(noise_dim, width, data.image_size, data.channels, doublings)
         self.generator = generator.to(self.device, memory_format=torch.channels_last)
         self.inner = copy.deepcopy(self.generator)
         self.noise = torch.zeros(batch_size, noise_dim, device=self.device, requires_grad=True)
@@ -101,8 +104,7 @@ class MetaGenerator(RememberingDescent):
     def _begin(self, learned: int) -> None:
         """Start the inner copy, on fresh noise and classes, as the common generator is now."""
         self.noise.detach().copy_(torch.randn(self.noise.shape, generator=self.random, device=self.device))
-        classes = torch.randint(self.num_classes, self.targets.shape, generator=self.random, device=self.device)
-        self.targets.copy_(classes)
+        self._draw_targets()
         self.inner.load_state_dict(self.generator.state_dict())
         restart(self.inner_optimizer)
         torch._foreach_zero_([parameter.grad for parameter in self.generator.parameters()])

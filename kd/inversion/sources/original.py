@@ -28,4 +28,4 @@ class Original(Source):
         train = self.data.train
         chosen = stratified(train.labels, self.capacity / len(train), self.seed)[: self.capacity]
         real = train.subset(chosen.to(train.labels.device))
-        return Images(real.images, real.labels, torch.ones_like(real.labels, dtype=torch.float32))
+        return Images(real.images, real.labels, torch.ones(len(real), device=real.images.device))

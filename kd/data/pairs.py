@@ -1,0 +1,135 @@
+"""A folder of images and label maps: root/{train,test}/images/NAME.jpg with root/{train,test}/labels/NAME.png.
+
+`root/classes.yaml` names the classes:
+
+    names: {0: sky, 1: building, 4: road}   # the value in a label map -> its class; or a list, from 0 on
+    ignore: [11]                            # values of pixels that are neither learned nor scored
+    palette: {sky: [128, 128, 128]}         # colours of figures; of all classes where label maps are RGB images
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kd.data.decoding import decode, opened
+from kd.data.listing import ENDINGS, SPLITS, Skipped, image_files, listing, note_others
+from kd.data.raw import IGNORED, RawData, Source, Tree
+from kd.registry.datasets import CLASSES_FILE
+from kd.runtime.messages import ConfigError, bearable, kind_of, shown
+from kd.runtime.yaml_files import read_yaml
+from kd.settings.shapes import Dataset
+
+PARTS = ("images", "labels")
+MOST = 255  # classes: a label is a byte, and 255 is ignored
+
+
+class Classes(NamedTuple):
+    """What classes.yaml says."""
+
+    names: list[str]  # in the order of their values; a label is the position of its name
+    table: np.ndarray  # [256] int64: value in a label map -> label, IGNORED, or -1 where it is not named
+    palette: np.ndarray | None  # [K, 3] uint8
+
+
+def load(dataset: Dataset, source: Source) -> RawData:
+    """Return all images as RGB and their label maps [N, S, S] uint8, both cut to a square around their centre.
+
+    Images are resized bilinearly, label maps to the nearest pixel. Raises ConfigError for a folder of another shape, a
+    file that cannot be decoded, an image without its label map, and a label that classes.yaml does not name.
+    """
+    root = source.root or Path(os.path.expanduser(dataset.root))
+    before, skipped, arrays, listed = listing(root), Skipped(), [], []  # what is added from here on is a change
+    classes = read_classes(root / CLASSES_FILE)
+    note_others(root, skipped)
+    for split in SPLITS:
+        files = _pairs(root / split, skipped)
+        arrays.append(decode([image for image, _ in files], dataset.image_size, source.cores))
+        arrays.append(np.stack([label_map(labels, image, classes, dataset.image_size) for image, labels in files]))
+        listed.append([image for image, _ in files])
+    return RawData(*arrays, classes.names, Tree(root, *listed, skipped, before), classes.palette)
+
+
+def read_classes(file: Path) -> Classes:
+    """Read classes.yaml. Raises ConfigError, with what is wrong in which key."""
+    content = read_yaml(file)
+    if unknown := sorted(set(content) - {"names", "ignore", "palette"}, key=str):
+        raise ConfigError(f"{file}: unknown key {shown(unknown[0])}; allowed: names, ignore, palette")
+    names = content.get("names")
+    by_value = dict(enumerate(names)) if isinstance(names, list) else names
+    fits = isinstance(by_value, dict) and all(_is_byte(value) for value in by_value)
+    if not fits or not 2 <= len(by_value) <= MOST or not all(isinstance(name, str) for name in by_value.values()):
+        raise ConfigError(f"{file}: names: got {kind_of(names)}; needed: 2 to 255 names by their values, 0 to 255")
+    by_value = dict(sorted(by_value.items()))
+    if len(set(by_value.values())) < len(by_value):
+        raise ConfigError(f"{file}: names: a class is named twice; give each value a name of its own")
+    ignore = content.get("ignore", [])
+    ignore = ignore if isinstance(ignore, list) else [ignore]
+    if wrong := [value for value in ignore if not _is_byte(value) or value in by_value]:
+        raise ConfigError(f"{file}: ignore: got {shown(wrong[0])}; needed: values from 0 to 255 that `names` lacks")
+    table = np.full(256, -1)
+    table[list(by_value)] = np.arange(len(by_value))
+    table[ignore] = IGNORED
+    listed = list(by_value.values())
+    return Classes(listed, table, _palette(file, content.get("palette"), listed))
+
+
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _palette(file: Path, palette: Any, names: list[str]) -> np.ndarray | None:
+    """Return the colours of all classes, [K, 3]."""
+    if palette is None:
+        return None
+    if not isinstance(palette, dict) or set(palette) != set(names):
+        raise ConfigError(f"{file}: palette: got {kind_of(palette)}; needed: a colour [red, green, blue] of every class")
+    for name, colour in palette.items():
+        if not isinstance(colour, list) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
+            raise ConfigError(f"{file}: palette: {name}: got {kind_of(colour)}; needed: three integers from 0 to 255")
+    return np.array([palette[name] for name in names], np.uint8)
+
+
+def _pairs(split: Path, skipped: Skipped) -> list[tuple[Path, Path]]:
+    """Return each image with its label map, by name. Raises ConfigError where one of them is missing."""
+    images, labels = ({Path(name).stem: name for name in image_files(split / part, skipped)} for part in PARTS)
+    if not images:
+        raise ConfigError(f"dataset.root: {split / 'images'} holds no image; needed: files ending in {', '.join(ENDINGS)}")
+    if lonely := sorted(set(images) ^ set(labels)):
+        there, lacking = PARTS if lonely[0] in images else PARTS[::-1]
+        raise ConfigError(
+            f"dataset.root: {bearable(lonely[0])} is in {split / there} and not in {split / lacking} "
+            f"({len(lonely)} such in all); image and label map have the same name before the ending"
+        )
+    return [(split / "images" / name, split / "labels" / labels[stem]) for stem, name in images.items()]
+
+
+def label_map(file: Path, image: Path, classes: Classes, size: int) -> np.ndarray:
+    """Return a label map [size, size] uint8. Raises ConfigError for a value or colour that no class has."""
+    with opened(image) as shown_image, opened(file) as labels:
+        if labels.size != shown_image.size:
+            raise ConfigError(f"dataset.root: {file} is {labels.size} pixels large and its image {shown_image.size}")
+        square = ImageOps.fit(labels, (size, size), Image.NEAREST)
+        values = np.asarray(square.convert("RGB") if square.mode in ("RGBA", "RGB") else square)
+    found = _of_colours(values, file, classes) if values.ndim == 3 else _of_values(values, file, classes)
+    return found.astype(np.uint8)
+
+
+def _of_values(values: np.ndarray, file: Path, classes: Classes) -> np.ndarray:
+    odd = values[values > 255] if values.dtype != np.uint8 else values[classes.table[values] < 0]
+    if odd.size:
+        raise ConfigError(f"{file}: value {odd[0]} is neither in `names` nor in `ignore` of {CLASSES_FILE}; add it")
+    return classes.table[values.astype(np.uint8)]
+
+
+def _of_colours(values: np.ndarray, file: Path, classes: Classes) -> np.ndarray:
+    if classes.palette is None:
+        raise ConfigError(f"{file}: is a colour image; give `palette` in {CLASSES_FILE}, or save the values themselves")
+    same = (values[:, :, None] == classes.palette).all(-1)  # [S, S, K]
+    if (odd := values[~same.any(-1)]).size:
+        raise ConfigError(f"{file}: colour {odd[0].tolist()} is of no class in `palette` of {CLASSES_FILE}; add it")
+    return same.argmax(-1)
