@@ -4,7 +4,8 @@
 
     names: {0: sky, 1: building, 4: road}   # the value in a label map -> its class; or a list, from 0 on
     ignore: [11]                            # values of pixels that are neither learned nor scored
-    palette: {sky: [128, 128, 128]}         # colours of figures; of all classes where label maps are RGB images
+    palette: {sky: [128, 128, 128], ...}    # colours of all classes, for figures and for label maps that are RGB images;
+                                            # in these, every other colour is an error unless `ignore` has it: [[0, 0, 0]]
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Classes(NamedTuple):
     names: list[str]  # in the order of their values; a label is the position of its name
     table: np.ndarray  # [256] int64: value in a label map -> label, IGNORED, or -1 where it is not named
     palette: np.ndarray | None  # [K, 3] uint8
+    ignored: np.ndarray  # [n, 3] uint8, colours without a class
 
 
 def load(dataset: Dataset, source: Source) -> RawData:
@@ -69,17 +71,27 @@ def read_classes(file: Path) -> Classes:
         raise ConfigError(f"{file}: names: a class is named twice; give each value a name of its own")
     ignore = content.get("ignore", [])
     ignore = ignore if isinstance(ignore, list) else [ignore]
-    if wrong := [value for value in ignore if not _is_byte(value) or value in by_value]:
-        raise ConfigError(f"{file}: ignore: got {shown(wrong[0])}; needed: values from 0 to 255 that `names` lacks")
+    colours = [value for value in ignore if _is_colour(value)]
+    values = [value for value in ignore if value not in colours]
+    if wrong := [value for value in values if not _is_byte(value) or value in by_value]:
+        raise ConfigError(
+            f"{file}: ignore: got {shown(wrong[0])}; needed: values from 0 to 255 that `names` lacks, or colours "
+            "[red, green, blue]"
+        )
     table = np.full(256, -1)
     table[list(by_value)] = np.arange(len(by_value))
-    table[ignore] = IGNORED
+    table[values] = IGNORED
     listed = list(by_value.values())
-    return Classes(listed, table, _palette(file, content.get("palette"), listed))
+    palette = _palette(file, content.get("palette"), listed)
+    return Classes(listed, table, palette, np.array(colours, np.uint8).reshape(-1, 3))
 
 
 def _is_byte(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_byte(part) for part in value)
 
 
 def _palette(file: Path, palette: Any, names: list[str]) -> np.ndarray | None:
@@ -87,9 +99,11 @@ def _palette(file: Path, palette: Any, names: list[str]) -> np.ndarray | None:
     if palette is None:
         return None
     if not isinstance(palette, dict) or set(palette) != set(names):
-        raise ConfigError(f"{file}: palette: got {kind_of(palette)}; needed: a colour [red, green, blue] of every class")
+        raise ConfigError(
+            f"{file}: palette: got {kind_of(palette)}; needed: a colour [red, green, blue] of every class"
+        )
     for name, colour in palette.items():
-        if not isinstance(colour, list) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
+        if not _is_colour(colour):
             raise ConfigError(f"{file}: palette: {name}: got {kind_of(colour)}; needed: three integers from 0 to 255")
     return np.array([palette[name] for name in names], np.uint8)
 
@@ -98,7 +112,9 @@ def _pairs(split: Path, skipped: Skipped) -> list[tuple[Path, Path]]:
     """Return each image with its label map, by name. Raises ConfigError where one of them is missing."""
     images, labels = ({Path(name).stem: name for name in image_files(split / part, skipped)} for part in PARTS)
     if not images:
-        raise ConfigError(f"dataset.root: {split / 'images'} holds no image; needed: files ending in {', '.join(ENDINGS)}")
+        raise ConfigError(
+            f"dataset.root: {split / 'images'} holds no image; needed: files ending in {', '.join(ENDINGS)}"
+        )
     if lonely := sorted(set(images) ^ set(labels)):
         there, lacking = PARTS if lonely[0] in images else PARTS[::-1]
         raise ConfigError(
@@ -129,7 +145,9 @@ def _of_values(values: np.ndarray, file: Path, classes: Classes) -> np.ndarray:
 def _of_colours(values: np.ndarray, file: Path, classes: Classes) -> np.ndarray:
     if classes.palette is None:
         raise ConfigError(f"{file}: is a colour image; give `palette` in {CLASSES_FILE}, or save the values themselves")
-    same = (values[:, :, None] == classes.palette).all(-1)  # [S, S, K]
-    if (odd := values[~same.any(-1)]).size:
-        raise ConfigError(f"{file}: colour {odd[0].tolist()} is of no class in `palette` of {CLASSES_FILE}; add it")
-    return same.argmax(-1)
+    same, ignored = ((values[:, :, None] == known).all(-1) for known in (classes.palette, classes.ignored))  # [S, S, K]
+    if (odd := values[~(same.any(-1) | ignored.any(-1))]).size:
+        raise ConfigError(
+            f"{file}: colour {odd[0].tolist()} is neither in `palette` nor in `ignore` of {CLASSES_FILE}; add it"
+        )
+    return np.where(ignored.any(-1), IGNORED, same.argmax(-1))

@@ -107,9 +107,7 @@ def _seen(place: np.ndarray, hit: np.ndarray, boxes: Boxes, room: np.ndarray) ->
     return boxes.label[which], boxes.colour[which] * np.where(odd, 1 - darker, 1.0)[:, None]
 
 
-def _light(
-    place: np.ndarray, hit: np.ndarray, boxes: Boxes, room: np.ndarray, lamp: np.ndarray
-) -> np.ndarray:
+def _light(place: np.ndarray, hit: np.ndarray, boxes: Boxes, room: np.ndarray, lamp: np.ndarray) -> np.ndarray:
     """Return how bright each point is, [P]: surfaces that face the lamp and are near it are brighter."""
     inside = hit < len(boxes.label) - 3
     which = np.where(inside, hit, 0)

@@ -84,9 +84,7 @@ class DeepLabV3(Classifier):
         stages = self.stages(images)
         dense = self._dense(stages[-1])
         logits = F.interpolate(self.head(dense), size=images.shape[-2:], mode="bilinear", align_corners=False)
-        return Output(
-            logits, dense.mean(dim=(2, 3)), tuple(stages) if maps else (), tuple(stages) if signed else ()
-        )
+        return Output(logits, dense.mean(dim=(2, 3)), tuple(stages) if maps else (), tuple(stages) if signed else ())
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict without torchvision's auxiliary head, which only its own training uses."""

@@ -106,7 +106,8 @@ class Training:
     batch_size: int = setting(64, "samples per step", at_least=2)
     lr: float = setting(0.05, "SGD's learning rate", above=0)
     schedule: Literal["steps", "cosine", "poly"] = setting(
-        "steps", "steps: lr x gamma at each milestone; cosine, poly: down to final_lr; poly is segmentation's, power 0.9"
+        "steps",
+        "steps: lr x gamma at each milestone; cosine, poly: down to final_lr; poly is segmentation's, power 0.9",
     )
     milestones: tuple[int, ...] = setting((150, 180, 210), "epochs, for steps", neutral=(), at_least=1)
     gamma: float = setting(0.1, "factor at each milestone, for steps", neutral=1.0, above=0, at_most=1)

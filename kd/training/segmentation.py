@@ -105,7 +105,9 @@ class _Moments:
         mean = self.sums / self.count
         covariance = self.products / self.count - mean[:, None] * mean
         spread = covariance.diagonal().clamp_min(0).sqrt()
-        return torch.where(spread * spread[:, None] > 1e-12, covariance / (spread * spread[:, None]).clamp_min(1e-12), 0)
+        return torch.where(
+            spread * spread[:, None] > 1e-12, covariance / (spread * spread[:, None]).clamp_min(1e-12), 0
+        )
 
 
 def _correlations(moments: list[_Moments]) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ AUGMENT = Augment(torch.zeros(1), torch.ones(1), 2, True)  # scoring must not cr
 class Table(nn.Module):
     """Answers image number n with row n of a table; every pixel of an image says its number."""
 
+    dense = False
+
     def __init__(self, logits):
         super().__init__()
         self.logits = nn.Parameter(torch.as_tensor(logits))

@@ -35,6 +35,8 @@ TRAINING = Training(
 class Net(nn.Module):
     """One hidden layer without BatchNorm, so that no sample touches another; dropout and BatchNorm on request."""
 
+    dense = False
+
     def __init__(self, seed, normalised=False):
         super().__init__()
         self.hidden, self.last = nn.Linear(12, 6), nn.Linear(6, CLASSES)

@@ -1,0 +1,270 @@
+"""Images with a class for every pixel: folders of pairs, NYUv2's files, rooms; what is cut, resized, moved, ignored."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from kd.batch import UNLABELLED
+from kd.data import nyuv2, pairs, rooms
+from kd.data.augment import random_crop_flip
+from kd.data.dataset import Loader, load, stratified
+from kd.data.prepare import prepare
+from kd.data.raw import IGNORED, Source
+from kd.registry.datasets import NYU_13
+from kd.runtime.messages import ConfigError
+from kd.settings.shapes import Dataset
+
+CLASSES = {"names": {0: "sky", 3: "road", 7: "car"}, "ignore": [11], "palette": None}
+COLOURS = {"sky": [10, 20, 30], "road": [40, 50, 60], "car": [70, 80, 90]}
+
+
+def described(name: str, **changes) -> Dataset:
+    given = {"root": None, "classes": None, "image_size": 16, "validation": 0.0, "pad": 2, "flip": True, **changes}
+    return Dataset(name=name, **given)
+
+
+PAIRS = described("pairs", root="nowhere", image_size=8)
+
+
+def source(root):
+    return Source(root, root / "downloads", download=False, cores=1)
+
+
+def write_classes(root: Path, **changes) -> Path:
+    content = {key: value for key, value in {**CLASSES, **changes}.items() if value is not None}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "classes.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    return root
+
+
+def write_pair(root: Path, split: str, name: str, labels: np.ndarray, mode: str | None = None) -> None:
+    """Write an image whose red channel is ten times the label, and its label map."""
+    for part in pairs.PARTS:
+        (root / split / part).mkdir(parents=True, exist_ok=True)
+    image = np.zeros((*labels.shape[:2], 3), np.uint8)
+    image[..., 0] = 10 * (labels if labels.ndim == 2 else labels[..., 0])
+    Image.fromarray(image).save(root / split / "images" / f"{name}.png")
+    Image.fromarray(labels.astype(np.uint8), mode).save(root / split / "labels" / f"{name}.png")
+
+
+def a_folder(root: Path, labels: np.ndarray, **changes) -> Path:
+    write_classes(root, **changes)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            write_pair(root, split, name, labels)
+    return root
+
+
+def values(height=8, width=8):
+    """A label map with all three classes and the ignored value."""
+    found = np.zeros((height, width), np.uint8)
+    found[:, width // 4 :], found[height // 2 :, width // 2 :], found[-1, -1] = 3, 7, 11
+    return found
+
+
+def test_values_with_gaps_become_labels_and_the_ignored_value_counts_nowhere(tmp_path):
+    raw = pairs.load(PAIRS, source(a_folder(tmp_path, values())))
+    assert raw.classes == ["sky", "road", "car"]
+    assert raw.train_images.shape == (2, 8, 8, 3)
+    expected = np.select([values() == 0, values() == 3, values() == 7], [0, 1, 2], IGNORED)
+    assert (raw.train_labels == expected).all() and raw.train_labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(9, 13), (31, 8), (8, 31)])
+def test_images_of_odd_sizes_and_their_maps_are_cut_alike(tmp_path, shape):
+    raw = pairs.load(replace(PAIRS, image_size=5), source(a_folder(tmp_path, np.full(shape, 7, np.uint8))))
+    assert raw.train_images.shape == (2, 5, 5, 3) and (raw.train_labels == 2).all()
+    assert (raw.train_images[..., 0] == 70).all()
+
+
+def test_maps_are_never_mixed_of_two_classes(tmp_path):
+    raw = pairs.load(replace(PAIRS, image_size=5), source(a_folder(tmp_path, values(12, 12))))
+    assert set(np.unique(raw.train_labels)) <= {0, 1, 2, IGNORED}
+
+
+def test_colours_are_classes_by_the_palette(tmp_path):
+    table = np.array([*COLOURS.values(), [0, 0, 0]], np.uint8)
+    labels = np.array([[0, 1], [2, 3]]).repeat(4, 0).repeat(4, 1)
+    root = a_folder(tmp_path, table[labels], palette=COLOURS, ignore=[[0, 0, 0]])
+    raw = pairs.load(PAIRS, source(root))
+    assert (raw.train_labels[0] == np.where(labels == 3, IGNORED, labels)).all()
+    assert raw.palette.tolist() == list(COLOURS.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"names": {0: "sky"}}, "names: got a mapping; needed: 2 to 255 names"),
+        ({"names": {0: "sky", 300: "road"}}, "names: got a mapping; needed: 2 to 255 names"),
+        ({"names": ["sky", "sky"]}, "named twice"),
+        ({"ignore": [3]}, "ignore: got 3"),
+        ({"ignore": [[0, 0]]}, "ignore: got [0, 0]"),
+        ({"palette": {"sky": [1, 2, 3]}}, "palette: got a mapping; needed: a colour"),
+        ({"palette": {**COLOURS, "car": [1, 2, 300]}}, "palette: car: got a list; needed: three integers"),
+        ({"classes": 3}, "unknown key 'classes'"),
+        ({"names": {0: "sky", 3: "road"}}, "value 7 is neither in `names` nor in `ignore`"),
+    ],
+)
+def test_what_classes_yaml_lacks_is_said(tmp_path, changes, said):
+    with pytest.raises(ConfigError) as error:
+        pairs.load(PAIRS, source(a_folder(tmp_path, values(), **changes)))
+    assert said in str(error.value) and "classes.yaml" in str(error.value) or "labels" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_without_its_map_is_named(tmp_path):
+    root = a_folder(tmp_path, values())
+    (root / "test/labels/b.png").unlink()
+    with pytest.raises(ConfigError, match=r"b is in .*images and not in .*labels \(1 such in all\)"):
+        pairs.load(PAIRS, source(root))
+
+
+def test_a_map_of_another_size_than_its_image_is_named(tmp_path):
+    root = a_folder(tmp_path, values())
+    Image.fromarray(values(9, 9)).save(root / "test/labels/b.png")
+    with pytest.raises(ConfigError, match=r"b.png is \(9, 9\) pixels large and its image \(8, 8\)"):
+        pairs.load(PAIRS, source(root))
+
+
+def test_of_fewer_classes_the_others_pixels_are_ignored(tmp_path):
+    root, path = a_folder(tmp_path, values(), palette=COLOURS), tmp_path / "prepared.pt"
+    prepare(replace(PAIRS, classes=("car", "sky")), path, source(root), lambda line: None)
+    content = torch.load(path, weights_only=True)
+    assert content["classes"] == ["sky", "car"] and content["palette"].tolist() == [COLOURS["sky"], COLOURS["car"]]
+    expected = np.select([values() == 0, values() == 7], [0, 1], IGNORED)
+    assert (content["train_labels"].numpy() == expected).all()
+
+
+def test_batches_move_images_and_maps_alike_and_padding_is_ignored(tmp_path):
+    path = tmp_path / "prepared.pt"
+    prepare(PAIRS, path, source(a_folder(tmp_path, values())), lambda line: None)
+    data = load(path, replace(PAIRS, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3), torch.device("cpu"))
+    loader = Loader(data.train, data.augment, 2, torch.Generator().manual_seed(0))
+    seen = set()
+    for _ in range(20):
+        loader.advance()
+        batch = loader.batch()
+        red = batch.images[:, 0].round().long()
+        assert batch.labels.dtype == torch.int64 and batch.labels.shape == (2, 8, 8)
+        for label, value in enumerate((0, 30, 70)):
+            assert (red[batch.labels == label] == value).all()
+        assert set(red[batch.labels == UNLABELLED].tolist()) <= {0, 110}  # padding, and the value 11
+        seen.add(tuple(batch.labels.flatten().tolist()))
+    assert len(seen) > 15
+
+
+def test_a_map_is_augmented_as_an_image_of_its_values_is():
+    labels = torch.randint(0, 5, (6, 9, 9), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    draw = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    moved, maps = random_crop_flip(labels[:, None], 3, True, draw(), labels)
+    alone = random_crop_flip(labels[:, None], 3, True, draw())
+    assert (moved == alone).all()
+    inside = maps != IGNORED
+    assert (maps[inside] == moved[:, 0][inside]).all() and (moved[:, 0][~inside] == 0).all()
+    assert random_crop_flip(labels[:, None], 0, False, draw(), labels)[1] is labels
+
+
+def test_a_fraction_of_maps_is_any_fraction_nested():
+    labels = torch.zeros(50, 4, 4, dtype=torch.uint8)
+    small, large = (stratified(labels, fraction, 0).tolist() for fraction in (0.1, 0.5))
+    assert (len(small), len(large)) == (5, 25) and set(small) <= set(large)
+
+
+# --- rooms ---
+
+
+def test_rooms_are_the_same_on_every_call_and_have_all_classes():
+    scenes = [rooms.scene(np.random.default_rng([0, 0, number]), 24) for number in range(40)]
+    again = [rooms.scene(np.random.default_rng([0, 0, number]), 24) for number in range(40)]
+    assert all((one[0] == two[0]).all() and (one[1] == two[1]).all() for one, two in zip(scenes, again, strict=True))
+    labels = np.stack([labels for _, labels in scenes])
+    assert set(np.unique(labels)) == set(range(len(NYU_13)))
+    assert len({labels.tobytes() for _, labels in scenes}) == 40
+
+
+def test_floors_are_below_ceilings_and_far_walls_deeper_than_what_stands_before_them():
+    images, labels = zip(*[rooms.scene(np.random.default_rng([0, 1, number]), 32) for number in range(30)], strict=True)
+    images, labels = np.stack(images), np.stack(labels)
+    row = np.arange(32)[None, :, None] * np.ones_like(labels)
+    height = {name: row[labels == NYU_13.index(name)].mean() for name in ("ceiling", "wall", "floor")}
+    assert height["ceiling"] < height["wall"] < height["floor"]
+    depth = images[..., 3]
+    assert (
+        depth.min() > 0 and depth[labels == NYU_13.index("wall")].mean() > depth[labels == NYU_13.index("bed")].mean()
+    )
+
+
+def test_rooms_have_depth_as_a_fourth_channel_where_asked_for(monkeypatch):
+    monkeypatch.setattr(rooms, "TRAIN", 3)
+    monkeypatch.setattr(rooms, "TEST", 2)
+    raws = [rooms.load(described("rooms", image_size=12, channels=channels), None) for channels in (None, 4)]
+    assert [raw.train_images.shape for raw in raws] == [(3, 12, 12, 3), (3, 12, 12, 4)]
+    assert (raws[0].test_images == raws[1].test_images[..., :3]).all()
+    assert raws[0].test_labels.shape == (2, 12, 12)
+
+
+# --- NYUv2 ---
+
+
+def write_nyuv2(root: Path, scenes=6, height=48, width=64) -> dict[str, np.ndarray]:
+    """Write the three files in their own layout, columns first, with few small scenes."""
+    h5py, rng = pytest.importorskip("h5py"), np.random.default_rng(0)
+    from scipy.io import savemat
+
+    root.mkdir(parents=True, exist_ok=True)
+    images = rng.integers(0, 256, (scenes, 3, width, height), dtype=np.uint8)
+    labels = rng.integers(0, 895, (scenes, width, height)).astype(np.uint16)
+    depths = rng.uniform(0.5, 9.9, (scenes, width, height)).astype(np.float32)
+    with h5py.File(root / nyuv2.LABELLED, "w") as file:
+        for name, content in (("images", images), ("labels", labels), ("depths", depths)):
+            file.create_dataset(name, data=content, chunks=(1, *content.shape[1:]))
+    of_raw = rng.integers(1, 41, (1, 894)).astype(np.uint8)
+    savemat(root / nyuv2.CLASSES_40, {"mapClass": of_raw})
+    train = np.arange(1, scenes, 2)
+    savemat(root / nyuv2.SPLIT, {"trainNdxs": train[:, None], "testNdxs": np.arange(2, scenes + 1, 2)[:, None]})
+    return {"images": images, "labels": labels, "depths": depths, "of_raw": of_raw[0], "train": train}
+
+
+def test_nyuv2_scenes_have_their_13_classes_and_depth(tmp_path):
+    world = write_nyuv2(tmp_path)
+    raw = nyuv2.load(described("nyuv2", image_size=48, channels=4), source(tmp_path))
+    assert raw.classes == list(NYU_13) and raw.train_images.shape == (3, 48, 48, 4)
+    for place, number in enumerate(world["train"]):
+        cut = slice(8, 56)  # the square in the middle
+        assert (raw.train_images[place, ..., :3] == world["images"][number - 1].transpose(2, 1, 0)[:, cut]).all()
+        metres = world["depths"][number - 1].T[:, cut]
+        assert np.abs(raw.train_images[place, ..., 3] - 25.5 * metres).max() <= 0.51
+        labels = world["labels"][number - 1].T[:, cut]
+        for y, x in np.random.default_rng(place).integers(0, 48, (50, 2)):
+            raw_class = labels[y, x]
+            expected = IGNORED if raw_class == 0 else nyuv2.OF_40[world["of_raw"][raw_class - 1] - 1] - 1
+            assert raw.train_labels[place, y, x] == expected
+
+
+def test_the_13_classes_of_the_40_are_those_of_the_published_table():
+    of_40 = {"wall": 1, "floor": 2, "cabinet": 3, "bed": 4, "chair": 5, "sofa": 6, "table": 7, "door": 8, "window": 9}
+    of_13 = {name: NYU_13[nyuv2.OF_40[number - 1] - 1] for name, number in of_40.items()}
+    assert of_13 == {name: {"cabinet": "furniture", "door": "wall"}.get(name, name) for name in of_40}
+    assert len(nyuv2.OF_40) == 40 and set(nyuv2.OF_40) == set(range(1, 14))
+
+
+@pytest.mark.parametrize("name", list(nyuv2.WHERE))
+def test_a_missing_file_of_nyuv2_is_named_with_its_place(tmp_path, name):
+    write_nyuv2(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=rf"{name} is missing; it is .*https.*: put it there|{name} is missing"):
+        nyuv2.load(described("nyuv2"), source(tmp_path))
+
+
+@pytest.mark.parametrize("name", list(nyuv2.WHERE))
+def test_a_damaged_file_of_nyuv2_is_named(tmp_path, name):
+    write_nyuv2(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ConfigError, match=name):
+        nyuv2.load(described("nyuv2"), source(tmp_path))
