@@ -22,8 +22,8 @@ class Batch(NamedTuple):
     """What a training step learns from; all tensors on one device, B samples."""
 
     images: Tensor  # [B, C, H, W] float, augmented and normalised
-    # [B] int64, the class (data-free: the teacher's prediction when the image was made); of segmentation [B, H, W], with
-    # UNLABELLED where a pixel counts for nothing
+    # [B] int64, the class (data-free: the teacher's prediction when the image was made); of segmentation [B, H, W],
+    # with UNLABELLED where a pixel counts for nothing
     labels: Tensor
     index: Tensor  # [B] int64, position in the training subset or slot of the replay buffer
     weight: Tensor  # [B] float, importance-sampling weight; 1 for real data

@@ -89,7 +89,7 @@ def _square(file: Path, size: int) -> Image.Image:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """Open an image. Raises ConfigError, a line with the path, where it cannot be read or decoded, also in the block."""
+    """Open an image. Raises ConfigError, a line with the path, where it cannot be read or decoded in the block."""
     place = bearable(str(file))
     with readable(file):
         try:

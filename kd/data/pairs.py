@@ -4,8 +4,8 @@
 
     names: {0: sky, 1: building, 4: road}   # the value in a label map -> its class; or a list, from 0 on
     ignore: [11]                            # values of pixels that are neither learned nor scored
-    palette: {sky: [128, 128, 128], ...}    # colours of all classes, for figures and for label maps that are RGB images;
-                                            # in these, every other colour is an error unless `ignore` has it: [[0, 0, 0]]
+    palette: {sky: [128, 128, 128], ...}    # colours of all classes, for figures and for label maps that are RGB
+                                            # images; other colours of these may be ignored: [[0, 0, 0]]
 """
 
 from __future__ import annotations

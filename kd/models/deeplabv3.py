@@ -1,4 +1,4 @@
-"""DeepLabv3, Chen et al. 2017 (arXiv 1706.05587): a class for every pixel, from maps that atrous convolutions keep large.
+"""DeepLabv3, Chen et al. 2017 (arXiv 1706.05587): a class for every pixel; atrous convolutions keep maps large.
 
 The head is torchvision's, and so are two of the backbones, under torchvision's names: its weights can be taken over.
 """

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from kd.registry.datasets import SEGMENTATION
 from kd.reports.figures import OF_RUNS, VIEW_CAPTIONS
 from kd.runs.folder import RECORD, Records
 from kd.runs.provenance import report_code
@@ -102,7 +103,9 @@ def plan_figures(study: Study, finished: set[str] | None = None) -> list[Planned
         if name in with_runs
     ]
     for name, entry in OF_RUNS.items():
-        rows = example_runs(study, entry.kind, finished)
+        rows = example_runs(study, entry.kinds, finished)
+        if entry.of_maps:
+            rows = rows.loc[[study.runs[path].dataset.name in SEGMENTATION for path in rows["path"]]]
         if finished is not None:
             rows = rows.loc[[_has(study, path, entry.files) for path in rows["path"]]]
         if rows.empty:
@@ -124,12 +127,12 @@ def _has(study: Study, path: str, files: tuple[str, ...]) -> bool:
     return all((study.root / path / file).exists() for file in files)
 
 
-def example_runs(study: Study, kind: str, among: set[str] | None = None) -> pd.DataFrame:
-    """Return the rows of the first run of each method and ablation of a kind, at most PANELS.
+def example_runs(study: Study, kinds: tuple[str, ...], among: set[str] | None = None) -> pd.DataFrame:
+    """Return the rows of the first run of each method and ablation of these kinds, at most PANELS.
 
     `among` are the paths that may be chosen, such as those of finished runs; all by default.
     """
-    rows = study.table[study.table["kind"] == kind]
+    rows = study.table[study.table["kind"].isin(kinds)]
     rows = rows if among is None else rows[rows["path"].isin(among)]
     return rows.drop_duplicates(["method", "ablation"]).drop_duplicates("path").head(PANELS)
 

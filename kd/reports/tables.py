@@ -128,8 +128,13 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_of(results: pd.DataFrame) -> str:
-    """Return what the column `accuracy` means for these runs: of synthetic images it is agreement with the teacher."""
-    return "agreement" if set(results.get("scored", [])) == {SYNTHETIC} else "accuracy"
+    """Return what the column `accuracy` means for these runs.
+
+    Of synthetic images it is agreement with the teacher, of segmentation the mean IoU.
+    """
+    if set(results.get("scored", [])) == {SYNTHETIC}:
+        return "agreement"
+    return "mean IoU" if results.get("pixel_accuracy", pd.Series(dtype=float)).notna().any() else "accuracy"
 
 
 def differences(runs: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
@@ -197,7 +202,10 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
         lines += ["Agreement with the teacher, in %, on synthetic images that the student never saw; there are no"]
         lines += ["others to score it on. After the last epoch, mean ± standard deviation over"]
     else:
-        lines += [f"Accuracy in % of {images} after the last epoch, mean ± standard deviation over"]
+        score = score_of(results)
+        lines += [
+            f"{score[0].upper()}{score[1:]} in % of {images} after the last epoch, mean ± standard deviation over"
+        ]
     lines += ["n seeds of the student. Seconds are computing time only, without start-up and the teacher's training;"]
     lines += ["runs made together share them. Differences are paired by seed, ± standard error.", ""]
     for row in known.itertuples():

@@ -57,7 +57,7 @@ class Dataset:
     flip: bool = setting(False, "augmentation: random horizontal flip")
     channels: int | None = setting(
         None,
-        "null: as the images are; 3: grey images are repeated; of none: 1 or 3; 4: colours and depth, of rooms and nyuv2",
+        "null: as the images are; 3: grey images are repeated; of none: 1 or 3; of rooms, nyuv2 4: colours and depth",
         neutral=None,
         at_least=1,
     )

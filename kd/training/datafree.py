@@ -25,6 +25,7 @@ from kd.training.diagnosis import Suspects, require_learning, require_sound_loss
 from kd.training.evaluate import Result, divergences, evaluate, predict_classes
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
+from kd.training.segmentation import shown
 from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 from kd.training.synthetic_set import Course, describe, followed, gap
@@ -50,7 +51,10 @@ def compute(
     images = data.score.images if len(data.score) else held_out
     suspects = Suspects(run, student, teacher, None, images, data.augment, "lower distillation.training.lr")
     suspects.require_finite(metrics)
-    return Result(student, metrics, {"synthetic": drawn})
+    arrays = {"synthetic": drawn}
+    if data.score.dense and len(data.score):
+        arrays["predictions"] = shown(student, data.score, data.augment, data.palette, teacher)
+    return Result(student, metrics, arrays)
 
 
 def score(student: nn.Module, teacher: nn.Module, data: Data, held_out: Tensor | None) -> dict[str, float]:

@@ -97,7 +97,7 @@ def predict_classes(model: nn.Module, images: Tensor, augment: Augment) -> tuple
 
 
 def divergences(teacher: nn.Module, student: nn.Module, images: Tensor, augment: Augment) -> Tensor:
-    """Return KL(teacher || student) of images [N, C, S, S], not augmented, [N]; of segmentation the mean over pixels."""
+    """Return KL(teacher || student) of images [N, C, S, S], not augmented, [N]; of segmentation means over pixels."""
     with evaluating(teacher), evaluating(student):
         return torch.cat(
             [

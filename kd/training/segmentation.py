@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from kd.data.dataset import Split
 from kd.models.classifier import Ensemble, evaluating
 
 PIXELS = 2**19  # whose logits are held at once
+SHOWN = 6  # images in a figure
 
 
 def at_once(image_size: int) -> int:
@@ -69,6 +71,23 @@ def evaluate_maps(
             agree += (answers == predicted).sum()
             pixels += answers.numel()
     return _metrics(found, loss, agree / pixels, bool(members)), _correlations(moments)
+
+
+def shown(
+    student: nn.Module, split: Split, augment: Augment, palette: Tensor | None, teacher: nn.Module | None = None
+) -> dict[str, np.ndarray]:
+    """Return arrays for a figure: SHOWN images spread over the split, their label maps, and what networks say.
+
+    images [n, C, S, S]; labels, predicted and, with a teacher, taught [n, S, S], all uint8; `palette` [K, 3] if any.
+    """
+    part = split.subset(torch.linspace(0, len(split) - 1, min(SHOWN, len(split))).long().to(split.labels.device))
+    arrays = {"images": part.images, "labels": part.labels}
+    for name, network in (("predicted", student), ("taught", teacher)):
+        if network is not None:
+            with evaluating(network):
+                arrays[name] = network(augment.normalise(part.images)).logits.argmax(1).to(torch.uint8)
+    arrays |= {} if palette is None else {"palette": palette}
+    return {name: values.cpu().numpy() for name, values in arrays.items()}
 
 
 def _metrics(found: Tensor, loss: Tensor, agreement: Tensor, taught: bool) -> dict[str, float]:

@@ -21,6 +21,7 @@ from kd.training.diagnosis import Suspects, require_learning, require_sound_loss
 from kd.training.evaluate import Result, evaluate
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
+from kd.training.segmentation import shown
 from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 
@@ -42,7 +43,10 @@ def compute(
         metrics, correlations = evaluate(student, data.score, data.augment, teacher)
     Suspects(run, student, teacher, None, data.score.images, data.augment, REMEDY).require_finite(metrics)
     small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
-    return Result(student, metrics, {"correlations": small})
+    arrays = {"correlations": small}
+    if data.score.dense:
+        arrays["predictions"] = shown(student, data.score, data.augment, data.palette, teacher)
+    return Result(student, metrics, arrays)
 
 
 def train(

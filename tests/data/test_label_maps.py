@@ -72,13 +72,15 @@ def test_values_with_gaps_become_labels_and_the_ignored_value_counts_nowhere(tmp
     assert raw.classes == ["sky", "road", "car"]
     assert raw.train_images.shape == (2, 8, 8, 3)
     expected = np.select([values() == 0, values() == 3, values() == 7], [0, 1, 2], IGNORED)
-    assert (raw.train_labels == expected).all() and raw.train_labels.dtype == np.uint8
+    assert (raw.train_labels == expected).all()
+    assert raw.train_labels.dtype == np.uint8
 
 
 @pytest.mark.parametrize("shape", [(9, 13), (31, 8), (8, 31)])
 def test_images_of_odd_sizes_and_their_maps_are_cut_alike(tmp_path, shape):
     raw = pairs.load(replace(PAIRS, image_size=5), source(a_folder(tmp_path, np.full(shape, 7, np.uint8))))
-    assert raw.train_images.shape == (2, 5, 5, 3) and (raw.train_labels == 2).all()
+    assert raw.train_images.shape == (2, 5, 5, 3)
+    assert (raw.train_labels == 2).all()
     assert (raw.train_images[..., 0] == 70).all()
 
 
@@ -113,7 +115,7 @@ def test_colours_are_classes_by_the_palette(tmp_path):
 def test_what_classes_yaml_lacks_is_said(tmp_path, changes, said):
     with pytest.raises(ConfigError) as error:
         pairs.load(PAIRS, source(a_folder(tmp_path, values(), **changes)))
-    assert said in str(error.value) and "classes.yaml" in str(error.value) or "labels" in str(error.value)
+    assert (said in str(error.value) and "classes.yaml" in str(error.value)) or "labels" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -135,7 +137,8 @@ def test_of_fewer_classes_the_others_pixels_are_ignored(tmp_path):
     root, path = a_folder(tmp_path, values(), palette=COLOURS), tmp_path / "prepared.pt"
     prepare(replace(PAIRS, classes=("car", "sky")), path, source(root), lambda line: None)
     content = torch.load(path, weights_only=True)
-    assert content["classes"] == ["sky", "car"] and content["palette"].tolist() == [COLOURS["sky"], COLOURS["car"]]
+    assert content["classes"] == ["sky", "car"]
+    assert content["palette"].tolist() == [COLOURS["sky"], COLOURS["car"]]
     expected = np.select([values() == 0, values() == 7], [0, 1], IGNORED)
     assert (content["train_labels"].numpy() == expected).all()
 
@@ -150,7 +153,8 @@ def test_batches_move_images_and_maps_alike_and_padding_is_ignored(tmp_path):
         loader.advance()
         batch = loader.batch()
         red = batch.images[:, 0].round().long()
-        assert batch.labels.dtype == torch.int64 and batch.labels.shape == (2, 8, 8)
+        assert batch.labels.dtype == torch.int64
+        assert batch.labels.shape == (2, 8, 8)
         for label, value in enumerate((0, 30, 70)):
             assert (red[batch.labels == label] == value).all()
         assert set(red[batch.labels == UNLABELLED].tolist()) <= {0, 110}  # padding, and the value 11
@@ -165,14 +169,16 @@ def test_a_map_is_augmented_as_an_image_of_its_values_is():
     alone = random_crop_flip(labels[:, None], 3, True, draw())
     assert (moved == alone).all()
     inside = maps != IGNORED
-    assert (maps[inside] == moved[:, 0][inside]).all() and (moved[:, 0][~inside] == 0).all()
+    assert (maps[inside] == moved[:, 0][inside]).all()
+    assert (moved[:, 0][~inside] == 0).all()
     assert random_crop_flip(labels[:, None], 0, False, draw(), labels)[1] is labels
 
 
 def test_a_fraction_of_maps_is_any_fraction_nested():
     labels = torch.zeros(50, 4, 4, dtype=torch.uint8)
     small, large = (stratified(labels, fraction, 0).tolist() for fraction in (0.1, 0.5))
-    assert (len(small), len(large)) == (5, 25) and set(small) <= set(large)
+    assert (len(small), len(large)) == (5, 25)
+    assert set(small) <= set(large)
 
 
 # --- rooms ---
@@ -194,9 +200,8 @@ def test_floors_are_below_ceilings_and_far_walls_deeper_than_what_stands_before_
     height = {name: row[labels == NYU_13.index(name)].mean() for name in ("ceiling", "wall", "floor")}
     assert height["ceiling"] < height["wall"] < height["floor"]
     depth = images[..., 3]
-    assert (
-        depth.min() > 0 and depth[labels == NYU_13.index("wall")].mean() > depth[labels == NYU_13.index("bed")].mean()
-    )
+    assert depth.min() > 0
+    assert depth[labels == NYU_13.index("wall")].mean() > depth[labels == NYU_13.index("bed")].mean()
 
 
 def test_rooms_have_depth_as_a_fourth_channel_where_asked_for(monkeypatch):
@@ -233,7 +238,8 @@ def write_nyuv2(root: Path, scenes=6, height=48, width=64) -> dict[str, np.ndarr
 def test_nyuv2_scenes_have_their_13_classes_and_depth(tmp_path):
     world = write_nyuv2(tmp_path)
     raw = nyuv2.load(described("nyuv2", image_size=48, channels=4), source(tmp_path))
-    assert raw.classes == list(NYU_13) and raw.train_images.shape == (3, 48, 48, 4)
+    assert raw.classes == list(NYU_13)
+    assert raw.train_images.shape == (3, 48, 48, 4)
     for place, number in enumerate(world["train"]):
         cut = slice(8, 56)  # the square in the middle
         assert (raw.train_images[place, ..., :3] == world["images"][number - 1].transpose(2, 1, 0)[:, cut]).all()
@@ -250,7 +256,8 @@ def test_the_13_classes_of_the_40_are_those_of_the_published_table():
     of_40 = {"wall": 1, "floor": 2, "cabinet": 3, "bed": 4, "chair": 5, "sofa": 6, "table": 7, "door": 8, "window": 9}
     of_13 = {name: NYU_13[nyuv2.OF_40[number - 1] - 1] for name, number in of_40.items()}
     assert of_13 == {name: {"cabinet": "furniture", "door": "wall"}.get(name, name) for name in of_40}
-    assert len(nyuv2.OF_40) == 40 and set(nyuv2.OF_40) == set(range(1, 14))
+    assert len(nyuv2.OF_40) == 40
+    assert set(nyuv2.OF_40) == set(range(1, 14))
 
 
 @pytest.mark.parametrize("name", list(nyuv2.WHERE))

@@ -80,13 +80,15 @@ def test_miou_is_what_counting_gives(classes, there):
 
 def test_labels_that_are_all_ignored_have_no_score():
     found = confusion(torch.zeros(2, 4, 4, dtype=torch.int64), torch.full((2, 4, 4), UNLABELLED), 3)
-    assert found.sum() == 0 and iou_by_class(found).isnan().all()
+    assert found.sum() == 0
+    assert iou_by_class(found).isnan().all()
 
 
 def test_a_perfect_network_has_100_percent():
     labels = labels_of(4, 6, 6).long()
     iou = iou_by_class(confusion(labels, labels.masked_fill(labels == IGNORED, UNLABELLED), 256))
-    assert (iou[iou.isfinite()] == 1).all() and iou.isfinite().sum() == K
+    assert (iou[iou.isfinite()] == 1).all()
+    assert iou.isfinite().sum() == K
 
 
 def a_network(seed=0, name="deeplabv3_tiny"):
@@ -126,7 +128,8 @@ def test_classes_and_divergences_are_those_of_all_logits_at_once(monkeypatch):
     classes, confidence = predict_classes(teacher, images, PLAIN)
     with torch.no_grad():
         said, answers = (net.eval()(PLAIN.normalise(images)).logits.log_softmax(1) for net in (student, teacher))
-    assert classes.dtype == torch.uint8 and (classes == answers.argmax(1)).all()
+    assert classes.dtype == torch.uint8
+    assert (classes == answers.argmax(1)).all()
     torch.testing.assert_close(confidence, answers.exp().amax(1).mean((1, 2)))
     kl = (answers.exp() * (answers - said)).sum(1).mean((1, 2))
     torch.testing.assert_close(divergences(teacher, student, images, PLAIN), kl)
@@ -158,7 +161,8 @@ def test_pixels_without_a_class_give_no_gradient_and_a_batch_of_them_no_loss():
         + kd(Output(student, None), Output(randn(3, K, 5, 4, seed=1), None), batch)
     ).sum().backward()
     ignored = (batch.labels == UNLABELLED)[:, None].expand_as(student)
-    assert (student.grad[ignored] == 0).all() and (student.grad[~ignored] != 0).all()
+    assert (student.grad[ignored] == 0).all()
+    assert (student.grad[~ignored] != 0).all()
     nothing = batch._replace(labels=torch.full_like(batch.labels, UNLABELLED))
     assert ce(Output(student, None), None, nothing).sum() == 0
 
@@ -172,7 +176,8 @@ def test_terms_of_the_inversion_are_means_over_an_images_pixels():
 
 def test_values_per_sample_stay_as_they_are():
     values = randn(4)
-    assert per_sample(values) is values and per_sample(values.sum()).shape == ()
+    assert per_sample(values) is values
+    assert per_sample(values.sum()).shape == ()
 
 
 # --- the buffer, layouts, schedule ---
@@ -197,7 +202,8 @@ def test_layouts_have_few_regions_and_over_many_all_classes_alike():
     shares = np.bincount(maps.flatten(), minlength=K) / maps.numel()
     assert abs(shares - 1 / K).max() < 0.03
     each = [len(layout.unique()) for layout in maps]
-    assert 1 <= min(each) and 3 < np.mean(each) < 10
+    assert min(each) >= 1
+    assert 3 < np.mean(each) < 10
     changes = (maps[:, :, 1:] != maps[:, :, :-1]).float().mean()
     assert changes < 0.15, "regions, not noise"
 
@@ -269,7 +275,8 @@ def test_captured_and_stopped_runs_end_with_the_bytes_of_plain_ones(method, chan
     root, results = world
     run = a_run(root, method, **changes)
     metrics = execute(run, results, tmp_path / "plain")
-    assert 0 <= metrics["accuracy"] <= 100 and "pixel_accuracy" in metrics
+    assert 0 <= metrics["accuracy"] <= 100
+    assert "pixel_accuracy" in metrics
     plain, calls = numbers(tmp_path / "plain"), 0
 
     def stop(self: Checkpoint, parts: dict) -> None:
@@ -289,5 +296,6 @@ def test_captured_and_stopped_runs_end_with_the_bytes_of_plain_ones(method, chan
 
     steppers = play_on_cpu(monkeypatch)
     execute(run, results, tmp_path / "replayed")
-    assert steppers[-1].computed["not_captured"] == {} and steppers[-1].computed["captured"]
+    assert steppers[-1].computed["not_captured"] == {}
+    assert steppers[-1].computed["captured"]
     assert numbers(tmp_path / "replayed") == plain

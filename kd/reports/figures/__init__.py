@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd.reports.figures import agreement, bars, correlations, course, pairs, scale, synthetic
+from kd.reports.figures import agreement, bars, correlations, course, pairs, scale, segmentation, synthetic
 from kd.runs.folder import HISTORY, METRICS, RECORD, array_file
 
 # An experiment's `view` -> draw(summary, results, title): one figure per experiment, from results.csv.
@@ -28,18 +28,19 @@ VIEW_CAPTIONS = {"scale": scale.CAPTION, "modules": bars.CAPTION, "methods": bar
 class OfRuns:
     """A figure of one run per method and ablation, drawn from the files of these runs; one per study."""
 
-    kind: str  # of the runs: train, distill or datafree
+    kinds: tuple[str, ...]  # of the runs: train, distill, datafree
     files: tuple[str, ...]  # in a run's folder, read by `draw`
     draw: Callable[[dict[str, Path], str, str], Any]  # label -> folder of the run; title; what the runs share
     title: str
     caption: str  # plain sentences
+    of_maps: bool = False  # only where each pixel has a label
     with_scratch: bool = False  # also shows the student without a teacher; its files may be missing
 
 
 # name of the figure's file -> what it shows
 OF_RUNS: dict[str, OfRuns] = {
     "correlations": OfRuns(
-        "distill",
+        ("distill",),
         (array_file("correlations"), METRICS, RECORD),
         correlations.draw,
         "How logits correlate across classes, student minus teacher",
@@ -49,7 +50,7 @@ OF_RUNS: dict[str, OfRuns] = {
         with_scratch=True,
     ),
     "synthetic-images": OfRuns(
-        "datafree",
+        ("datafree",),
         (array_file("synthetic"), RECORD),
         synthetic.draw_images,
         "Synthetic images at the end of a run",
@@ -57,15 +58,33 @@ OF_RUNS: dict[str, OfRuns] = {
         "teacher's class. No real image was used to make them.",
     ),
     "synthetic-histograms": OfRuns(
-        "datafree",
+        ("datafree",),
         (array_file("synthetic"), RECORD),
         synthetic.draw_histograms,
         "Classes and the teacher's confidence in the synthetic set at the end of a run",
         "Bars count the teacher's class and confidence for the images as they are stored at the end; dashes count "
         "classes when the images were made, as the figure of the course does. Dotted line: all classes equally often.",
     ),
+    "predictions": OfRuns(
+        ("train", "distill", "datafree"),
+        (RECORD,),
+        segmentation.draw_predictions,
+        "What the networks say of test images",
+        "From top to bottom: images, their label maps, the teacher's classes, and those of one run of each method and "
+        "ablation. Black: pixels without a label. Above each row its mean IoU over all scored images.",
+        of_maps=True,
+    ),
+    "iou": OfRuns(
+        ("train", "distill", "datafree"),
+        (METRICS, RECORD),
+        segmentation.draw_iou,
+        "Intersection over union of each class",
+        "One run of each method and ablation, in percent of pixels, over all scored images; the last column is their "
+        "mean. Empty: a class that is neither there nor predicted.",
+        of_maps=True,
+    ),
     "agreement": OfRuns(
-        "datafree",
+        ("datafree",),
         (HISTORY,),
         agreement.draw,
         "How often the student agrees with the teacher on what it is shown",
@@ -74,7 +93,7 @@ OF_RUNS: dict[str, OfRuns] = {
         "that falls: the student cannot follow what the buffer brings.",
     ),
     "synthetic-course": OfRuns(
-        "datafree",
+        ("datafree",),
         (array_file("synthetic"), HISTORY, RECORD),
         course.draw,
         "How the synthetic set changes over the epochs",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kd.reports.figures.drawing import COLOURS, GREY, SMALL, class_ticks, finish, panels, pyplot, short
+from kd.reports.figures.segmentation import colours, painted, strips_of
 from kd.runs.folder import RECORD, array_file
 from kd.runtime.files import read_json
 
@@ -17,7 +18,10 @@ Arrays = dict[str, np.ndarray]  # of a run's synthetic.npz
 
 def draw_images(folders: dict[str, Path], title: str, note: str) -> Any:
     """Return the figure of stored images, label -> folder of a data-free run."""
-    return image_grid(read_arrays(folders), classes_of(folders), title, note)
+    sets, classes = read_arrays(folders), classes_of(folders)
+    if next(iter(sets.values()))["image_classes"].ndim > 1:
+        return images_and_maps(sets, classes, title, note)
+    return image_grid(sets, classes, title, note)
 
 
 def draw_histograms(folders: dict[str, Path], title: str, note: str) -> Any:
@@ -53,6 +57,16 @@ def image_grid(sets: dict[str, Arrays], classes: list[str], title: str, note: st
     order = "Spread over the buffer, sorted by the teacher's class of the image as stored, which stands left of a row."
     finish(figure, title, f"{note} {order}")
     return figure
+
+
+def images_and_maps(sets: dict[str, Arrays], classes: list[str], title: str, note: str) -> Any:
+    """Return a figure of stored images with the teacher's map of each below it, two strips per run."""
+    table, strips = colours(len(classes)), {}
+    for label, arrays in sets.items():
+        chosen = np.linspace(0, len(arrays["images"]) - 1, min(ACROSS, len(arrays["images"]))).round().astype(int)
+        strips[short(label, 24)] = arrays["images"][chosen, :3].transpose(0, 2, 3, 1)
+        strips[f"teacher's map\n({short(label, 20)})"] = painted(arrays["image_classes"][chosen], table)
+    return strips_of(strips, classes, table, title, f"{note} Below each image is what the teacher sees in it.")
 
 
 def _rows(image_classes: np.ndarray, classes: list[str]) -> list[str]:

@@ -1,0 +1,105 @@
+"""What segmenting networks say of images, and how well of each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd.reports.figures.drawing import SMALL, finish, pyplot, short
+from kd.runs.folder import METRICS, RECORD, array_file
+from kd.runtime.files import read_json
+
+PREDICTIONS = array_file("predictions")
+
+
+def colours(count: int, palette: np.ndarray | None = None) -> np.ndarray:
+    """Return a colour of each of `count` classes and, last, black for pixels without one, [count + 1, 3] uint8."""
+    if palette is None:
+        hues = np.arange(count) * 0.381966  # of the golden angle: neighbours differ, and it never repeats
+        light = np.where(np.arange(count) % 2, 0.95, 0.65)
+        hsv = np.stack([hues % 1, np.full(count, 0.75), light], axis=1)
+        palette = (255 * pyplot().matplotlib.colors.hsv_to_rgb(hsv)).round().astype(np.uint8)
+    return np.concatenate([palette, np.zeros((1, 3), np.uint8)])
+
+
+def painted(maps: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return label maps [n, S, S] in the colours of `colours`, [n, S, S, 3]."""
+    return table[np.minimum(maps, len(table) - 1)]
+
+
+def draw_predictions(folders: dict[str, Path], title: str, note: str) -> Any:
+    """Return the figure of images, label maps and what each run's network says, label -> folder of the run.
+
+    Runs without the file (kept teachers) are left out.
+    """
+    found = {label: dict(np.load(file)) for label, file in _files(folders) if file.exists()}
+    if not found:
+        return _nothing(title)
+    first = next(iter(found.values()))
+    classes = read_json(folders[next(iter(found))] / RECORD)["classes"]
+    table = colours(len(classes), first.get("palette"))
+    rows = {"image": first["images"][:, :3].transpose(0, 2, 3, 1), "labels": painted(first["labels"], table)}
+    taught = next((arrays["taught"] for arrays in found.values() if "taught" in arrays), None)
+    if taught is not None:
+        rows["teacher"] = painted(taught, table)
+    for label, arrays in found.items():
+        score = read_json(folders[label] / METRICS)["accuracy"]
+        rows[f"{short(label, 24)}\n{score:.1f} %"] = painted(arrays["predicted"], table)
+    return strips_of(rows, classes, table, title, note)
+
+
+def _files(folders: dict[str, Path]) -> list[tuple[str, Path]]:
+    return [(label, folder / PREDICTIONS) for label, folder in folders.items()]
+
+
+def _nothing(title: str) -> Any:
+    figure = pyplot().figure(figsize=(6, 1), layout="constrained")
+    finish(figure, title, "No run has kept its predictions.")
+    return figure
+
+
+def strips_of(rows: dict[str, np.ndarray], classes: list[str], table: np.ndarray, title: str, note: str) -> Any:
+    """Return a figure with a strip of pictures [n, S, S, 3] per row, its name at its left, and the classes' colours."""
+    figure, axes = pyplot().subplots(len(rows), 1, figsize=(9, 1.35 * len(rows)), layout="constrained", squeeze=False)
+    for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
+        shape = list(pictures[0].shape)
+        gap = np.full((shape[0], max(1, shape[1] // 24), 3), 255, np.uint8)
+        axis.imshow(np.concatenate([part for each in pictures for part in (each, gap)][:-1], axis=1))
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=SMALL)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    patches = {
+        name: pyplot().Rectangle((0, 0), 1, 1, color=colour / 255) for name, colour in zip(classes, table, strict=False)
+    }
+    finish(figure, title, note, patches if len(classes) <= 40 else None)
+    return figure
+
+
+def draw_iou(folders: dict[str, Path], title: str, note: str) -> Any:
+    """Return a table of intersection over union, rows: runs by label, columns: classes and their mean."""
+    classes = read_json(next(iter(folders.values())) / RECORD)["classes"]
+    numbers = {label: read_json(folder / METRICS) for label, folder in folders.items()}
+    values = np.array(
+        [
+            [own.get(f"iou_{number}", np.nan) for number in range(len(classes))] + [own["accuracy"]]
+            for own in numbers.values()
+        ]
+    )
+    size = (1.6 + 0.42 * values.shape[1], 0.5 + 0.34 * len(values))
+    figure, axes = pyplot().subplots(figsize=size, layout="constrained")
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    if len(classes) <= 40:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = "white" if value > 60 else "black"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=dark)
+    names = [short(name, 14) for name in classes]
+    axes.set_xticks(range(len(names) + 1), [*names, "mean"], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(numbers)), [short(label, 34) for label in numbers], fontsize=7)
+    axes.axvline(len(names) - 0.5, color="white", linewidth=3)
+    figure.set_figheight(figure.get_figheight() + 0.07 * max(map(len, names)))
+    finish(figure, title, note)
+    return figure
