@@ -62,7 +62,10 @@ def _nothing(title: str) -> Any:
 
 def strips_of(rows: dict[str, np.ndarray], classes: list[str], table: np.ndarray, title: str, note: str) -> Any:
     """Return a figure with a strip of pictures [n, S, S, 3] per row, its name at its left, and the classes' colours."""
-    figure, axes = pyplot().subplots(len(rows), 1, figsize=(9, 1.35 * len(rows)), layout="constrained", squeeze=False)
+    beside = 0.075 * max(len(part) for name in rows for part in name.split("\n"))  # inches
+    wide = (9 - beside) / len(next(iter(rows.values())))
+    size = (9.2, (wide + 0.08) * len(rows))
+    figure, axes = pyplot().subplots(len(rows), 1, figsize=size, layout="constrained", squeeze=False)
     for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
         shape = list(pictures[0].shape)
         gap = np.full((shape[0], max(1, shape[1] // 24), 3), 255, np.uint8)
@@ -71,6 +74,7 @@ def strips_of(rows: dict[str, np.ndarray], classes: list[str], table: np.ndarray
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
+        axis.set_anchor("E")
     patches = {
         name: pyplot().Rectangle((0, 0), 1, 1, color=colour / 255) for name, colour in zip(classes, table, strict=False)
     }
