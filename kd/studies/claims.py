@@ -22,6 +22,8 @@ MEASURES = {  # name -> column of results
     "correlation_gap": "correlation_gap",
     "agreement_drawn": "agreement_drawn",  # data-free: see kd.training.synthetic_set.followed
     "agreement_fall": "agreement_fall",
+    "tv_distance": "tv_distance",  # of synthetic images from real ones: see kd.training.texture
+    "spectrum_distance": "spectrum_distance",
 }
 QUOTED = "quoted"  # instead of a side: the numbers of others that stand next to the runs
 KEYS = ("teacher", "student", "scale", "seed")  # compared runs have these in common, unless a side names one

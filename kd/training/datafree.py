@@ -29,6 +29,7 @@ from kd.training.segmentation import shown
 from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 from kd.training.synthetic_set import Course, describe, followed, gap
+from kd.training.texture import texture
 
 HELD_OUT_BATCHES = 4  # of the source, that the student is scored on and never sees
 GAPS, GAP_BATCHES = 10, 4  # how often per run, and on how many batches of images, the student's gap is measured
@@ -54,6 +55,8 @@ def compute(
     arrays = {"synthetic": drawn}
     if data.score.dense and len(data.score):
         arrays["predictions"] = shown(student, data.score, data.augment, data.palette, teacher)
+        if held_out is not None:
+            metrics |= texture(held_out, data.score.images)
     return Result(student, metrics, arrays)
 
 
