@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import kd.integrations.stopped_jobs as stopped_jobs
 from kd.data.raw import Source
 from kd.runs.folder import METRICS, files_of, finished
-from kd.runtime.files import stamp_now_if_later, write_atomically
+from kd.runtime.files import appended, stamp_now_if_later, write_atomically
 from kd.runtime.lines import Lines
 from kd.runtime.messages import ConfigError, disk_fault, masked
 from kd.runtime.progress import QUIETLY, inform
@@ -29,7 +29,7 @@ from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 from kd.studies.command_line import command_for
-from kd.studies.search import Tuning, figures_of, folder_of, tidy
+from kd.studies.search import Tuning, figures_of, flatten, folder_of, tidy
 from kd.studies.status import trials_done
 from kd.studies.study import Study
 from kd.studies.trials import BEST, TABLE, read_results, told
@@ -56,7 +56,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
         note(text)
 
     def note(text: str) -> bool:
-        with QUIETLY, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with QUIETLY, appended(path) as file:
             print(text, file=file)
             return True
         return False  # a disk that is full, read-only or away
@@ -80,7 +80,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
 
 def _beside_log(log: Path) -> Lines | None:
     """Send this process's stderr to its log from now on; return lines to where it went before. None if that fails."""
-    with QUIETLY, log.open("ab") as file:
+    with QUIETLY, appended(log) as file:
         terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(file.fileno(), 2)
         return Lines(terminal)
@@ -296,7 +296,6 @@ def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[st
     A run that serves several rows of the study gets an MLflow run in each at the study's end.
     """
     from kd.integrations.summaries import row_name
-    from kd.integrations.tracking import flatten
 
     rows = table[table["path"] == run.path].to_dict("records")
     if rows and path == run.path:

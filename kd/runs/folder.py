@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kd.registry.kinds import KINDS
+from kd.registry.models import find_spec, is_own
 from kd.runtime.files import read_json
+from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
 
 METRICS = "metrics.json"  # final numbers only: equal runs have equal bytes
@@ -65,9 +67,14 @@ def with_results(folder: Path) -> dict[str, Any] | None:
     try:
         record, numbers = read_json(folder / RECORD), metrics(folder)
         known = record["settings"]["kind"] in KINDS and "total" in record["seconds"]
-        return record if known and isinstance(numbers, dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        sound = _are_numbers(record["seconds"]) and _are_numbers(record.get("counts", {}))
+        return record if known and sound and isinstance(numbers, dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _are_numbers(values: dict[str, Any]) -> bool:
+    return all(type(value) in (int, float) for value in values.values())
 
 
 class Records(dict[str, dict[str, Any] | None]):
@@ -90,8 +97,8 @@ def ended(folder: Path) -> dict[str, Any] | None:
     """Return how a run ended that did not finish: `error` (None: it was stopped) and how far it came."""
     try:
         note = read_json(folder / ENDED)
-        return note if "error" in note else None
-    except (OSError, ValueError, TypeError):
+        return note | {"error": note["error"] and str(note["error"])}
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -106,3 +113,17 @@ def run_folders(root: Path, below: str = "runs", depth: int = 4) -> Iterator[str
             yield f"{below}/{name}"
         else:
             yield from run_folders(root, f"{below}/{name}", depth - 1)
+
+
+def refuse_code_of_results(run: Run, root: Path, source: Path) -> None:
+    """Raise ConfigError where settings from a file, `source`, name code in the results folder `root` as a network.
+
+    Whoever can write there may have put both. Results are data; code comes from elsewhere.
+    """
+    root = root.resolve()
+    for name in filter(is_own, (run.model, *(teacher.model for teacher in run.teachers or ()))):
+        spec = find_spec(name.split(":")[0].split(".")[0])
+        places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+        if any(place and Path(place).resolve().is_relative_to(root) for place in places):
+            hint = "its code lies in the results folder, where kd runs none; if you know it, move it elsewhere"
+            raise ConfigError(f"{source}: model {name}: {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -129,8 +130,9 @@ def share_done(folder: Path) -> float:
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
     """Return the state of a run that is partly done."""
-    done, total = position.get("done", 0), position.get("total", 0)
-    return State(name, position.get("seconds", 0.0), done / total if total else 0.0, note)
+    given = (position.get(key, 0) for key in ("done", "total", "seconds"))
+    done, total, seconds = (value if type(value) in (int, float) and math.isfinite(value) else 0 for value in given)
+    return State(name, float(seconds), min(max(done / total, 0.0), 1.0) if total else 0.0, note)
 
 
 # --------------------------------------------------------------------------------------------------------------- views
