@@ -8,6 +8,7 @@ only its *results*, which remain when weights and arrays have been removed or we
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,21 @@ def with_results(folder: Path) -> dict[str, Any] | None:
     try:
         record, numbers = read_json(folder / RECORD), metrics(folder)
         known = record["settings"]["kind"] in KINDS and "total" in record["seconds"]
-        sound = _are_numbers(record["seconds"]) and _are_numbers(record.get("counts", {}))
-        return record if known and sound and isinstance(numbers, dict) else None
+        return record if known and _is_sound(record, numbers) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _are_numbers(values: dict[str, Any]) -> bool:
-    return all(type(value) in (int, float) for value in values.values())
+def _is_sound(record: dict[str, Any], numbers: dict[str, Any]) -> bool:
+    """Whether what a record and its numbers hold is of its kind, so that nobody who reads it has to look again."""
+    git, computed = record.get("git", {"commit": ""}), record.get("computed") or {}
+    texts = [record.get("device") or "", numbers.get("scored", ""), git["commit"], *git.values()]
+    counted = [computed.get(key, 1) for key in ("together", "processes")] + [record.get("peak_memory_mb", 0.0)]
+    counted += [*record["seconds"].values(), *record.get("counts", {}).values()]
+    counted += [value for key, value in numbers.items() if key != "scored" and value is not None]
+    teachers = all(isinstance(teacher, dict) for teacher in record["settings"].get("teachers") or ())
+    sound = all(isinstance(text, str) for text in texts) and all(type(value) in (int, float) for value in counted)
+    return teachers and sound
 
 
 class Records(dict[str, dict[str, Any] | None]):
@@ -100,6 +108,18 @@ def ended(folder: Path) -> dict[str, Any] | None:
         return note | {"error": note["error"] and str(note["error"])}
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def arrays_in(file: Path) -> dict[str, Any]:
+    """Return the arrays in an .npz file. Raises ConfigError for one that is damaged, or holds anything but numbers."""
+    import numpy as np
+
+    try:
+        with np.load(file) as content:
+            return dict(content)
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        hint = "remove the folder, and it is made again"
+        raise ConfigError(f"{file}: holds no arrays of numbers ({type(error).__name__}); {hint}") from None
 
 
 def run_folders(root: Path, below: str = "runs", depth: int = 4) -> Iterator[str]:

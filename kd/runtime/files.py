@@ -125,13 +125,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file holds. Raises OSError, or ValueError for anything but JSON of a bearable depth and length.
+    """Return what a file holds. Raises OSError, or ValueError for anything but JSON of a bearable length and depth.
 
-    A pipe in its place is empty; to wait for somebody to write to it would take for ever.
+    NaN and infinity are refused, as `write_json` refuses them. A pipe in its place is empty: somebody who writes to it
+    could be waited for without end.
     """
     with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         text = file.read(LARGEST_JSON)
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("too many levels") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -131,7 +130,7 @@ def share_done(folder: Path) -> float:
 def _part(name: str, position: dict[str, Any], note: str) -> State:
     """Return the state of a run that is partly done."""
     given = (position.get(key, 0) for key in ("done", "total", "seconds"))
-    done, total, seconds = (value if type(value) in (int, float) and math.isfinite(value) else 0 for value in given)
+    done, total, seconds = (value if type(value) in (int, float) and abs(value) < 1e12 else 0 for value in given)
     return State(name, float(seconds), min(max(done / total, 0.0), 1.0) if total else 0.0, note)
 
 
