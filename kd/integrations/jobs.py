@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import kd.integrations.stopped_jobs as stopped_jobs
 from kd.data.raw import Source
 from kd.runs.folder import METRICS, files_of, finished
-from kd.runtime.files import appended, stamp_now_if_later, write_atomically
+from kd.runtime.files import appended, on_the_way, refuse_links_of_others, stamp_now_if_later, write_atomically
 from kd.runtime.lines import Lines
 from kd.runtime.messages import ConfigError, disk_fault, masked
 from kd.runtime.progress import QUIETLY, inform
@@ -150,9 +150,10 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
     Files that are stamped in the future (copied from a machine whose clock is wrong) are stamped now: Snakemake would
     throw away what is made of them.
     A store that cannot be made is reported; the study goes on without it. Raises ConfigError where the results folder
-    cannot be written.
+    cannot be written, or the study's is a link of another user's.
     """
     folder = study.root / "studies" / study.name
+    refuse_links_of_others(on_the_way(folder, study.root))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         logs = study.root / "logs"

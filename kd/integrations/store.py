@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from kd.runtime.files import appended
+from kd.runtime.files import appended, refuse_links_of_others
 from kd.runtime.messages import masked
 
 EXPERIMENT = re.compile(r"\w[\w-]*")  # a study's name; an SQLite store has a folder of this name
@@ -138,6 +138,7 @@ class Store:
 
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            refuse_links_of_others([self.file])
             with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
                 database.execute("PRAGMA schema_version")
         return MlflowClient(tracking_uri=self.uri)

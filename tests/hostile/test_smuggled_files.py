@@ -13,13 +13,17 @@ from conftest import COMPUTE, tiny_run
 from mlflow_store import described, write_files
 from PIL import Image
 from smuggled import link_of_somebody
+from watched_study import finish_all, study_of
 
 from kd.data.decoding import decode
 from kd.integrations.jobs import job
+from kd.integrations.optuna_journal import open_journal
 from kd.integrations.store import Store
 from kd.integrations.study_view import log_study, note_study, read_titles
 from kd.integrations.tracking import read_state, sync
 from kd.integrations.tuning import begin
+from kd.reports.figures.drawing import panels, save
+from kd.reports.publish import publish
 from kd.runs.folder import OF_ALL, with_results
 from kd.runs.run import run_step
 from kd.runtime.files import read_json, write_json
@@ -117,6 +121,33 @@ def test_a_search_removes_and_moves_nothing_outside_of_its_folder(
         (other / "trial0").mkdir()
     assert_unchanged(mine)
     assert {path.name.split("-")[0] for path in other.with_name("t.aside").iterdir()} == {"unknown"}
+
+
+def test_tables_and_figures_are_not_written_through_links(tmp_path: Path, mine: Path) -> None:
+    study = study_of(tmp_path)
+    finish_all(study)
+    folder = study.root / "studies/watched"
+    written = ["table.md", "results.csv", "tables/modules.csv", "tables/modules.html", "figure.png", "figure.svg"]
+    for file in (folder / name for name in written):
+        file.unlink(missing_ok=True)
+        file.symlink_to(mine / "notes.txt")
+    publish(study, folder, figures=False)
+    figure, _ = panels(1, 1.0, 1.0)
+    save(figure, folder / "figure.png")
+    assert not [name for name in written if (folder / name).is_symlink()]
+    assert_unchanged(mine)
+
+
+def test_a_journal_that_is_a_link_of_somebody_is_not_copied(
+    tmp_path: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is damaged in a journal is kept next to it, where everybody could read it."""
+    link = link_of_somebody(tmp_path / "shared/optuna.log", mine / "notes.txt", monkeypatch)
+    with pytest.raises(ConfigError) as refused:
+        open_journal(link, print)
+    assert str(refused.value) == f"{link}: {OF_SOMEBODY}"
+    assert [path.name for path in link.parent.iterdir()] == ["optuna.log"]
+    assert_unchanged(mine)
 
 
 # ------------------------------------------------------------------------------------------------------------- MLflow
