@@ -199,6 +199,8 @@ def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
 def test_json_that_nobody_can_use_is_as_none(tmp_path: Path, text: str) -> None:
     for name in ("run.json", "metrics.json"):
         (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError):  # noqa: PT011 (of json, or of kd)
+            read_json(tmp_path / name)
     assert with_results(tmp_path) is None
 
 
