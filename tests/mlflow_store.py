@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd.integrations import store as stores
-from kd.integrations.tracking import Tracker, flatten, sync
+from kd.integrations.tracking import Tracker, sync
 from kd.runtime.files import write_json
+from kd.studies.search import flatten
 
 AWAY = "http://127.0.0.1:9"
 ROWS = [{"epoch": 1.0, "loss": 2.5}, {"epoch": 2.0, "loss": 1.5, "accuracy": 50.0}, {"epoch": 3.0, "loss": 0.5}]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from kd.commands.arguments import add_results, device, path, positive
+from kd.runs.folder import refuse_code_of_results
 from kd.runtime.messages import ConfigError, kind_of
 from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
@@ -55,7 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def do(given: argparse.Namespace) -> int:
-    runs = [run for file in given.settings for run in runs_in(file)]
+    runs = [run for file in given.settings for run in runs_in(file, given.results)]
     if given.jobs > 1:
         return _share(given.arguments, given.jobs)
     from kd.data.raw import Source
@@ -80,8 +81,8 @@ def _share(arguments: list[str], jobs: int) -> int:
     return max(worker.wait() for worker in workers)
 
 
-def runs_in(file: Path) -> list[Run]:
-    """Return the runs of a settings file, checked. Raises ConfigError."""
+def runs_in(file: Path, results: Path) -> list[Run]:
+    """Return the runs of a settings file, checked; none may name code in the results folder. Raises ConfigError."""
     from kd.settings.validation import validate_run
 
     content = read_yaml(file)  # JSON is YAML
@@ -98,5 +99,6 @@ def runs_in(file: Path) -> list[Run]:
             runs.append(Run.from_dict(settings))
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
+        refuse_code_of_results(runs[-1], results, file)
         validate_run(runs[-1], project(), str(file))
     return runs

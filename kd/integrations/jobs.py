@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import kd.integrations.stopped_jobs as stopped_jobs
 from kd.data.raw import Source
 from kd.runs.folder import METRICS, files_of, finished
-from kd.runtime.files import stamp_now_if_later, write_atomically
+from kd.runtime.files import appended, on_the_way, refuse_links_of_others, stamp_now_if_later, write_atomically
 from kd.runtime.lines import Lines
 from kd.runtime.messages import ConfigError, disk_fault, masked
 from kd.runtime.progress import QUIETLY, inform
@@ -29,7 +29,7 @@ from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 from kd.studies.command_line import command_for
-from kd.studies.search import Tuning, figures_of, folder_of, tidy
+from kd.studies.search import Tuning, figures_of, flatten, folder_of, tidy
 from kd.studies.status import trials_done
 from kd.studies.study import Study
 from kd.studies.trials import BEST, TABLE, read_results, told
@@ -56,7 +56,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
         note(text)
 
     def note(text: str) -> bool:
-        with QUIETLY, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with QUIETLY, appended(path) as file:
             print(text, file=file)
             return True
         return False  # a disk that is full, read-only or away
@@ -80,7 +80,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
 
 def _beside_log(log: Path) -> Lines | None:
     """Send this process's stderr to its log from now on; return lines to where it went before. None if that fails."""
-    with QUIETLY, log.open("ab") as file:
+    with QUIETLY, appended(log) as file:
         terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(file.fileno(), 2)
         return Lines(terminal)
@@ -150,9 +150,10 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
     Files that are stamped in the future (copied from a machine whose clock is wrong) are stamped now: Snakemake would
     throw away what is made of them.
     A store that cannot be made is reported; the study goes on without it. Raises ConfigError where the results folder
-    cannot be written.
+    cannot be written, or the study's is a link of another user's.
     """
     folder = study.root / "studies" / study.name
+    refuse_links_of_others(on_the_way(folder, study.root))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         logs = study.root / "logs"
@@ -296,7 +297,6 @@ def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[st
     A run that serves several rows of the study gets an MLflow run in each at the study's end.
     """
     from kd.integrations.summaries import row_name
-    from kd.integrations.tracking import flatten
 
     rows = table[table["path"] == run.path].to_dict("records")
     if rows and path == run.path:

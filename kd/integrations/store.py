@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from kd.runtime.files import appended, refuse_links_of_others
 from kd.runtime.messages import masked
 
+EXPERIMENT = re.compile(r"\w[\w-]*")  # a study's name; an SQLite store has a folder of this name
 ARTIFACTS = "mlartifacts"  # next to the file of an SQLite store, a folder per experiment
 # Older MLflows open such an experiment at its runs. 3.17 asks the browser's local storage and the link only.
 SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
@@ -126,7 +128,7 @@ class Store:
         """
         lock = None
         if self.file is not None and self.file.parent.is_dir():
-            lock = (self.file.parent / f"{self.file.name}.lock").open("a", encoding="utf-8")
+            lock = appended(self.file.with_name(f"{self.file.name}.lock"))
         with contextlib.closing(lock) if lock else contextlib.nullcontext():
             yield lock is None or _locked(lock, seconds)
 
@@ -136,6 +138,7 @@ class Store:
 
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            refuse_links_of_others([self.file])
             with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
                 database.execute("PRAGMA schema_version")
         return MlflowClient(tracking_uri=self.uri)

@@ -17,13 +17,14 @@ from typing import Any
 import pandas as pd
 
 from kd.integrations import summaries
-from kd.integrations.store import VIEW, Store, quiet
+from kd.integrations.store import EXPERIMENT, VIEW, Store, quiet
 from kd.integrations.tracking import METRICS_PER_BATCH, arrived, curves, final_numbers, now, read_history, read_state
 from kd.runs.folder import RECORD
-from kd.runtime.files import read_json, write_json
+from kd.runtime.files import read_json, refuse_links_of_others, write_json
 
 NAMES = ("experiment", "method", "ablation")  # tags of a row that a run may have several of
 TITLES = "titles.json"  # in a study's folder: study, title, experiments (name -> title)
+FOLDERS = ("tables", "figures")
 COLUMNS = {  # of the saved view, with their width in pixels
     "metrics.`accuracy`": 80,
     "metrics.`seconds`": 70,
@@ -47,8 +48,8 @@ def read_titles(folder: Path) -> dict[str, Any]:
     """Return what `note_study` wrote; {} where it is missing or torn."""
     try:
         titles = read_json(folder / TITLES)
-        return titles if {"study", "title", "experiments"} <= set(titles) else {}
-    except (OSError, ValueError, TypeError):
+        return titles if {"title", "experiments"} <= set(titles) and EXPERIMENT.fullmatch(titles["study"]) else {}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
@@ -59,6 +60,8 @@ def log_study(store: Store, folder: Path, results: Path) -> str:
     not there.
     """
     titles = read_titles(folder)
+    shown = [*folder.glob("*.*"), *(path for name in FOLDERS for path in (folder / name, *folder.glob(f"{name}/*")))]
+    refuse_links_of_others(shown)  # a server would show what only this user may read
     with quiet():
         client = store.client()
         number = store.experiment(client, titles["study"])
@@ -193,7 +196,7 @@ class View:
         for name in ("table.md", "results.csv", "runs.csv", "claims.csv", "report.html"):
             if (self.folder / name).exists():
                 self.client.log_artifact(run, str(self.folder / name))
-        for name in ("tables", "figures"):
+        for name in FOLDERS:
             if (self.folder / name).is_dir():
                 self.client.log_artifacts(run, str(self.folder / name), name)
         self.client.set_terminated(run, end_time=last)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from kd.integrations.networks import Networks
-from kd.integrations.store import Store, quiet
+from kd.integrations.store import EXPERIMENT, Store, quiet
 from kd.integrations.summaries import milliseconds
 from kd.runs.folder import HISTORY, METRICS, OF_ALL, RECORD, TRACKED, WEIGHTS, ended, with_results
 from kd.runs.folder import metrics as run_metrics
-from kd.runtime.files import read_json, write_json
+from kd.runtime.files import read_json, refuse_links_of_others, write_json
 from kd.runtime.run_lock import peek
 
 OPEN_AFTER_SECONDS = 90.0  # shorter runs are sent at the end of the study: opening MLflow takes two seconds
@@ -101,8 +101,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Return what mlflow.json of a run says; {} where it is missing, torn or of another version."""
     try:
         state = read_json(folder / TRACKED)
-        return state if {*DESCRIBED, "sent"} <= set(state) else {}
-    except (OSError, ValueError, TypeError):
+        named = EXPERIMENT.fullmatch(state["experiment"])  # else its files could be sent to any folder
+        parts = [state[key] for key in ("tags", "params", "dataset", "sent")] + [*state["sent"].values()]
+        return state if named and "name" in state and all(isinstance(part, dict) for part in parts) else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
@@ -273,6 +275,7 @@ def _may_be_sent(folder: Path, say: Callable[[str], None]) -> bool:
     if ended(folder) is not None or peek(folder)[0] is not None:
         return False  # what is there is of an earlier training, and what was noted of the one that did not finish
     try:
+        refuse_links_of_others([folder, *(folder / name for name in OF_ALL)])
         if with_results(folder) is None:
             raise ValueError("record or numbers cannot be read")
         read_history(folder)
@@ -288,11 +291,3 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
     with (folder / HISTORY).open(encoding="utf-8") as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

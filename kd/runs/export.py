@@ -27,7 +27,7 @@ from kd.data.dataset import load
 from kd.losses.objective import Objective
 from kd.models.build import build
 from kd.models.classifier import LogitsOnly, Reusing, evaluating
-from kd.runs.folder import RECORD, WEIGHTS, finished, metrics
+from kd.runs.folder import RECORD, WEIGHTS, finished, metrics, refuse_code_of_results
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
 from kd.runtime.weights import fill, read_state
@@ -83,6 +83,7 @@ def read_run(folder: Path) -> Network:
             f"{folder}: mean, std and classes are in {data_file}, which is not there; bring it, or make it again: "
             f"python -m kd run --settings {folder / RECORD} --results {root}"
         )
+    refuse_code_of_results(run, root, folder / RECORD)
     data = load(data_file, run.dataset, torch.device("cpu"))
     built = network(run, data, torch.device("cpu"))
     try:

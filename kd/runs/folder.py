@@ -8,12 +8,15 @@ only its *results*, which remain when weights and arrays have been removed or we
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kd.registry.kinds import KINDS
+from kd.registry.models import find_spec, is_own
 from kd.runtime.files import read_json
+from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
 
 METRICS = "metrics.json"  # final numbers only: equal runs have equal bytes
@@ -65,9 +68,21 @@ def with_results(folder: Path) -> dict[str, Any] | None:
     try:
         record, numbers = read_json(folder / RECORD), metrics(folder)
         known = record["settings"]["kind"] in KINDS and "total" in record["seconds"]
-        return record if known and isinstance(numbers, dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return record if known and _is_sound(record, numbers) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_sound(record: dict[str, Any], numbers: dict[str, Any]) -> bool:
+    """Whether what a record and its numbers hold is of its kind, so that nobody who reads it has to look again."""
+    git, computed = record.get("git", {"commit": ""}), record.get("computed") or {}
+    texts = [record.get("device") or "", numbers.get("scored", ""), git["commit"], *git.values()]
+    counted = [computed.get(key, 1) for key in ("together", "processes")] + [record.get("peak_memory_mb", 0.0)]
+    counted += [*record["seconds"].values(), *record.get("counts", {}).values()]
+    counted += [value for key, value in numbers.items() if key != "scored" and value is not None]
+    teachers = all(isinstance(teacher, dict) for teacher in record["settings"].get("teachers") or ())
+    sound = all(isinstance(text, str) for text in texts) and all(type(value) in (int, float) for value in counted)
+    return teachers and sound
 
 
 class Records(dict[str, dict[str, Any] | None]):
@@ -90,9 +105,21 @@ def ended(folder: Path) -> dict[str, Any] | None:
     """Return how a run ended that did not finish: `error` (None: it was stopped) and how far it came."""
     try:
         note = read_json(folder / ENDED)
-        return note if "error" in note else None
-    except (OSError, ValueError, TypeError):
+        return note | {"error": note["error"] and str(note["error"])}
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def arrays_in(file: Path) -> dict[str, Any]:
+    """Return the arrays in an .npz file. Raises ConfigError for one that is damaged, or holds anything but numbers."""
+    import numpy as np
+
+    try:
+        with np.load(file) as content:
+            return dict(content)
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        hint = "remove the folder, and it is made again"
+        raise ConfigError(f"{file}: holds no arrays of numbers ({type(error).__name__}); {hint}") from None
 
 
 def run_folders(root: Path, below: str = "runs", depth: int = 4) -> Iterator[str]:
@@ -106,3 +133,17 @@ def run_folders(root: Path, below: str = "runs", depth: int = 4) -> Iterator[str
             yield f"{below}/{name}"
         else:
             yield from run_folders(root, f"{below}/{name}", depth - 1)
+
+
+def refuse_code_of_results(run: Run, root: Path, source: Path) -> None:
+    """Raise ConfigError where settings from a file, `source`, name code in the results folder `root` as a network.
+
+    Whoever can write there may have put both. Results are data; code comes from elsewhere.
+    """
+    root = root.resolve()
+    for name in filter(is_own, (run.model, *(teacher.model for teacher in run.teachers or ()))):
+        spec = find_spec(name.split(":")[0].split(".")[0])
+        places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+        if any(place and Path(place).resolve().is_relative_to(root) for place in places):
+            hint = "its code lies in the results folder, where kd runs none; if you know it, move it elsewhere"
+            raise ConfigError(f"{source}: model {name}: {hint}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd.data.listing import listing
 from kd.runs.provenance import data_code
-from kd.runtime.files import read_json, write_json
+from kd.runtime.files import read_json, refuse_links_of_others, write_json
 from kd.runtime.progress import inform
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 
 def prepare_step(dataset: Dataset, path: Path, source: Source, say: Callable[[str], Any] = inform) -> None:
-    """Prepare a data set into the file `path` and write its record. Raises as kd.data.prepare.prepare."""
+    """Prepare a data set into the file `path` and write its record. Raises as kd.data.prepare.prepare, and ConfigError
+    for a folder that is another user's link.
+    """
     from kd.data.prepare import prepare
 
+    refuse_links_of_others([path.parent])
     read = prepare(dataset, path, source, say)
     write_json(_record_file(path), {"code": data_code(dataset), "dataset": dataset.prepared, "read": read})
 

@@ -19,6 +19,7 @@ from kd.data.dataset import WHOLE, Data, load
 from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
 from kd.runs import devices
+from kd.runs.compiler_cache import compiler_cache
 from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.followers import leading
@@ -28,7 +29,7 @@ from kd.runs.provenance import environment, git_state, identity_of, outdated, ru
 from kd.runs.together import Stepping, alone
 from kd.runs.watch import Watch, looking
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import file_digest, write_atomically, write_json
+from kd.runtime.files import file_digest, on_the_way, refuse_links_of_others, write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import Progress
@@ -56,9 +57,11 @@ def run_step(
     another one waits (raises Busy with `wait=False`) and adopts what it then finds complete. `stepping` reserves the
     device and returns what runs the steps there. `watch` looks at the student after each epoch; it changes no number.
 
-    Raises ConfigError for a device that is not there, FloatingPointError when a loss is not finite, Stopped after
-    SIGTERM, TakenOver when another process has the run; ended.json says what went wrong until the next start.
+    Raises ConfigError for a device that is not there, or for a link that another user has put in the folder's way,
+    FloatingPointError when a loss is not finite, Stopped after SIGTERM, TakenOver when another process has the run;
+    ended.json says what went wrong until the next start.
     """
+    refuse_links_of_others(on_the_way(folder, data_file.parent.parent))
     folder.mkdir(parents=True, exist_ok=True)
     compute = compute.for_kind(run.kind)
     with (
@@ -142,7 +145,8 @@ def _make(
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
     if watch is not None:
         journal.look = looking(watch, data, checkpoint, journal)
-    stepper.cache = data_file.parent.parent / "cache"
+    if stepper.compile != "off":
+        stepper.cache = compiler_cache(data_file.parent.parent)
     compute = importlib.import_module(KINDS[run.kind].loop).compute
     student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}

@@ -129,8 +129,9 @@ def share_done(folder: Path) -> float:
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
     """Return the state of a run that is partly done."""
-    done, total = position.get("done", 0), position.get("total", 0)
-    return State(name, position.get("seconds", 0.0), done / total if total else 0.0, note)
+    given = (position.get(key, 0) for key in ("done", "total", "seconds"))
+    done, total, seconds = (value if type(value) in (int, float) and abs(value) < 1e12 else 0 for value in given)
+    return State(name, float(seconds), min(max(done / total, 0.0), 1.0) if total else 0.0, note)
 
 
 # --------------------------------------------------------------------------------------------------------------- views

@@ -10,7 +10,7 @@ import pytest
 from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, send_at_once, write_files
 
 from kd.integrations.store import Store as KdStore
-from kd.integrations.tracking import TRACKED, flatten, read_history
+from kd.integrations.tracking import TRACKED, read_history
 from kd.runtime.files import read_json
 
 NEW_YEAR = 1_767_225_600_000  # 2026, in milliseconds: when the runs of mlflow_store begin
@@ -222,8 +222,3 @@ def test_only_a_local_store_that_is_missing_is_made(store, monkeypatch):
 def test_history_is_read_without_its_gaps(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,loss,accuracy\n1.0,0.5,\n2.0,,7.0\n")
     assert read_history(tmp_path) == [{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "accuracy": 7.0}]
-
-
-def test_flat_names():
-    assert flatten({"a": {"b": {"c": 1}, "d": [1]}, "e": None}) == {"a.b.c": 1, "a.d": [1], "e": None}
-    assert flatten({}) == {}

@@ -222,7 +222,8 @@ def write_results(search: TinySearch, values: list[tuple[float | None, dict]]) -
         write_json(path, {"number": number, "state": state, "value": value, "params": params, **fields})
 
 
-def test_the_best_is_written_as_overrides_and_all_as_a_table_and_figures(search: TinySearch) -> None:
+def test_the_best_is_written_as_overrides_and_all_as_a_table_and_figures(tmp_path: Path) -> None:
+    search = TinySearch(tmp_path, SPACE | {"inversion.generator.bn": {"low": 1e-8, "high": 1e3, "integer": False}})
     first = {key: values.get("low", values.get("choices", [0])[0]) for key, values in SPACE.items()}
     params = first | {"inversion.generator.bn": 1e-07, "replay.beta": 0.1 + 0.2, "replay.refresh": "all"}
     write_results(search, [(1.0, first), (3.0, params), (2.0, first | {"replay.alpha": 0.5}), (None, first)])
