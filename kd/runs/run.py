@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd.data.dataset import WHOLE, Data, load
+from kd.data.dataset import WHOLE, Data
 from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
 from kd.runs import devices
@@ -23,12 +23,12 @@ from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file,
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
-from kd.runs.prepared_data import reads_training_images
+from kd.runs.prepared_data import reading, reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
 from kd.runs.together import Stepping, alone
 from kd.runs.watch import Watch, looking
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import file_digest, write_atomically, write_json
+from kd.runtime.files import write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import Progress
@@ -80,10 +80,14 @@ def run_step(
                 leading(run, data_file, teacher_weights, compute, stepper, checkpoint),
                 checkpoint,
                 tracker or nullcontext() as sink,
+                reading(
+                    *(run.dataset, data_file, stepper.device, compute.workers),
+                    *(stepper.team.part, stepper.graphs.common),
+                ) as data,
             ):
                 journal = Journal(progress, sink, stepper.clock)
-                given = (run, folder, data_file, teacher_weights)
-                metrics = _make(*given, stepper, checkpoint, journal, watch)
+                stepper.cache = data_file.parent.parent / "cache"
+                metrics = _make(run, folder, data, data_file, teacher_weights, stepper, checkpoint, journal, watch)
         checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
@@ -126,6 +130,7 @@ def _end_noted(folder: Path, progress: Progress) -> Iterator[None]:
 def _make(
     run: Run,
     folder: Path,
+    data: Data,
     data_file: Path,
     teacher_weights: list[Path],
     stepper: Stepper,
@@ -134,15 +139,12 @@ def _make(
     watch: Watch | None,
 ) -> dict[str, float]:
     """Compute a run's numbers and write its files, the record last of all."""
-    started, device = time.time(), stepper.device
-    progress = journal.progress
-    progress.title = f"{run.path} on {device}"
-    data = stepper.graphs.common((file_digest(data_file), run.dataset), lambda: load(data_file, run.dataset, device))
+    started, progress = time.time(), journal.progress
+    progress.title = f"{run.path} on {stepper.device}"
     if reads_training_images(run) and not len(data.train):
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
     if watch is not None:
         journal.look = looking(watch, data, checkpoint, journal)
-    stepper.cache = data_file.parent.parent / "cache"
     compute = importlib.import_module(KINDS[run.kind].loop).compute
     student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}

@@ -58,6 +58,7 @@ def _missing(dataset: Dataset, root: str | None, downloads: Path, download: bool
     wanted = " or ".join(" and ".join(part if "." in part else f"{part}/" for part in group) for group in groups)
     lacking = f"which lacks {wanted}" if _exists(folder) else f"which is not there; needed: a folder with {wanted}"
     hint = ", or allow the download with compute.download: true" if name in DOWNLOADED else ""
+    hint += " (docs/imagenet.md: where ImageNet's come from)" if dataset.stream else ""
     return f"dataset.root: got {str(folder)!r}, {lacking}; put the data of dataset.name {name} there{hint}"
 
 
