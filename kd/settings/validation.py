@@ -108,7 +108,7 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     yield from _dataset_faults(settings["dataset"])
     yield from _no_images_faults(settings)
     yield from _network_faults(settings, teachers)
-    yield from _weights_faults(settings["teacher"], teachers)
+    yield from _weights_faults(settings, teachers)
     if settings["kind"] == "datafree":
         yield from _datafree_faults(settings, teachers)
     yield from _objective_faults(settings, teachers)
@@ -173,15 +173,14 @@ def _no_images_faults(settings: dict[str, Any]) -> Iterator[str]:
         yield f"inversion.source: got {source}; it needs the images of a data set, and dataset.name is none"
 
 
-def _weights_faults(teacher: dict[str, Any], names: list[str]) -> Iterator[str]:
+def _weights_faults(settings: dict[str, Any], names: list[str]) -> Iterator[str]:
     """Yield files that are not there, or not as many as networks."""
-    files = weight_files(teacher)
+    files = weight_files(settings["teacher"])
     if files and len(files) != len(names):
         yield f"teacher.weights: got {len(files)} files for {len(names)} networks; give one for each, in their order"
     for file in files:
         if not is_file(Path(file)):
-            published = names[0].startswith("torchvision:")
-            hint = "; docs/imagenet.md says how to get torchvision's weights" if published else ""
+            hint = "; ImageNet's: docs/imagenet.md" if settings["dataset"].get("stream") else ""
             yield f"teacher.weights: no file {shown(file)}; {RELATIVE}{hint}"
 
 

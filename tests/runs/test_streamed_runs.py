@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -12,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import COMPUTE, tiny_run
-from forked_programs import ForkedPrograms
 from made_runs import at_boundary, until
 from photos import NORMALISED, on_photos, photo_tree
 
@@ -67,35 +67,27 @@ def test_a_stopped_run_goes_on_with_another_number_of_workers(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = crd(results / "photos")
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
+    with monkeypatch.context() as patched:
         at_boundary(7, lambda: os.kill(os.getpid(), signal.SIGTERM), patched)
-        make(results, run, tmp_path, replace(COMPUTE, workers=2))
+        with pytest.raises(Stopped):
+            make(results, run, tmp_path, replace(COMPUTE, workers=2))
     assert not psutil.Process().children()
     assert (tmp_path / "checkpoint.pt").exists()
     make(results, run, tmp_path, replace(COMPUTE, workers=0))
     assert same(tmp_path, results)
 
 
-KILLED = """
-import os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-from conftest import COMPUTE
-from made_runs import at_boundary
-from test_streamed_runs import crd, make
-import pytest, torch
-torch.set_num_threads(1)
-results, folder = map(Path, sys.argv[1:])
-at_boundary(10, lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch())
-make(results, crd(results / "photos"), folder, replace(COMPUTE, workers=2, checkpoint_seconds=1e-9))
-"""
+def killed_at(number: int, results: Path, folder: Path) -> None:
+    at_boundary(number, lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch())
+    make(results, crd(results / "photos"), folder, replace(COMPUTE, workers=2, checkpoint_seconds=1e-9))
 
 
 def test_a_killed_run_goes_on_and_its_workers_are_gone(results: Path, tmp_path: Path) -> None:
     before = decoders()
-    with ForkedPrograms() as programs:
-        killed = programs(KILLED, str(results), str(tmp_path))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = multiprocessing.get_context("fork").Process(target=killed_at, args=(10, results, tmp_path))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     assert until(lambda: decoders() <= before, 10)
     log = tmp_path / "log.txt"
     make(results, crd(results / "photos"), tmp_path, replace(COMPUTE, workers=3), log=log)
