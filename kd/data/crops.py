@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def pixels(wanted: Wanted, size: int, flip: bool) -> np.ndarray:
-    """Return an image as [3, size, size] uint8: cropped, and with `flip` mirrored, at random; or its middle.
+    """Return an image as [size, size, 3] uint8: cropped, and with `flip` mirrored, at random; or its middle.
 
     Nothing but `wanted` decides which pixels these are. Raises ConfigError, which names the file.
     """
@@ -44,7 +44,7 @@ def pixels(wanted: Wanted, size: int, flip: bool) -> np.ndarray:
         image = image.crop(random_box(*image.size, draws)).resize((size, size), Image.BILINEAR)
         if flip and draws.random() < 0.5:
             image = image.transpose(Image.FLIP_LEFT_RIGHT)
-    return np.asarray(image).transpose(2, 0, 1)
+    return np.asarray(image)
 
 
 def random_box(width: int, height: int, draws: random.Random) -> Box:
@@ -74,8 +74,8 @@ def middle(image: Image.Image, size: int) -> Image.Image:
 
 
 def shared_memory(file: int, slots: int, rows: int, size: int) -> np.ndarray:
-    """Return the images [slots, rows, 3, size, size] uint8 that processes share in an open file."""
-    shape = (slots, rows, 3, size, size)
+    """Return the images [slots, rows, size, size, 3] uint8 that processes share in an open file."""
+    shape = (slots, rows, size, size, 3)
     os.ftruncate(file, math.prod(shape))
     return np.frombuffer(mmap.mmap(file, math.prod(shape)), np.uint8).reshape(shape)
 

@@ -90,7 +90,8 @@ class Files:
 
     def _alone(self, plans: Iterator[list[Wanted]], rows: int) -> Iterator[Tensor]:
         for plan in plans:
-            yield torch.from_numpy(np.stack([pixels(wanted, self.size, self.flip) for wanted in plan]))
+            images = np.stack([pixels(wanted, self.size, self.flip) for wanted in plan])
+            yield torch.from_numpy(images).permute(0, 3, 1, 2)
 
     def _with_workers(self, plans: Iterator[list[Wanted]], rows: int) -> Iterator[Tensor]:
         with ExitStack() as started:
@@ -115,7 +116,7 @@ class Files:
                 for worker in workers:
                     if (error := _answer(worker)) is not None:
                         raise error
-                yield memory[slot, :count]
+                yield memory[slot, :count].permute(0, 3, 1, 2)
 
 
 def _unnamed() -> int:
@@ -206,6 +207,7 @@ class FileLoader(Loader):
         self._seed = generator.initial_seed()
         self._own = slice(*images.files.part(self.batch_size))
         self._images = torch.zeros((self.batch_size, *images.shape[1:]), dtype=torch.uint8, device=device)
+        self._images = self._images.contiguous(memory_format=torch.channels_last)  # as files are decoded
         self._index = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
         self._drawn: tuple[int, Tensor] = (-1, self._index)  # an epoch and its order
         self._coming = self._made_from(0)
