@@ -137,3 +137,5 @@ def test_identity(results: Path) -> None:
     assert replace(run.dataset, pad=7) == run.dataset, "its crops know no padding"
     assert not outdated_data(run.dataset, results / run.data_path)
     assert Run.from_dict(run.as_dict()) == run
+    asked = replace(COMPUTE, gpu=2, threads=1, workers=3)
+    assert (asked.cores(stream=True), asked.cores(stream=False)) == (8, 2)
