@@ -215,6 +215,11 @@ def compute_of_search(wildcards):
     return STUDY.compute.for_kind(tuning_at(wildcards).settings["kind"])
 
 
+def cores_of_search(wildcards):
+    """Return the CPU cores that a worker of a search asks for."""
+    return compute_of_search(wildcards).cores(tuning_at(wildcards).settings["dataset"].get("stream", False))
+
+
 def worker_inputs(wildcards):
     """Return the data and the teacher, if the method has one; neither depends on what is searched."""
     tuning, folder = tuning_at(wildcards), f"{FOLDER}/tune/{wildcards.tuning}"
