@@ -6,6 +6,7 @@ As torchvision's `RandomResizedCrop`, `RandomHorizontalFlip`, `Resize` and `Cent
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import mmap
 import os
@@ -18,12 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kd.data import decoding
 from kd.data.decoding import upright
 from kd.runtime.messages import ConfigError
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: its share of the image, its width by its height
 ATTEMPTS = 10
 MARGIN = 256 / 224  # of what is scored: the shorter side, by the side of the square that is cut out of its middle
+
+CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, decoding.__file__))).hexdigest()
 
 # A file, and what its crop and flip are drawn from: the run's seed, the epoch, the image's place. None: to be scored.
 Wanted = tuple[bytes, tuple[int, int, int] | None]
@@ -81,13 +85,18 @@ def shared_memory(file: int, slots: int, rows: int, size: int) -> np.ndarray:
 
 
 def _serve() -> None:
-    """Make what is asked for, in turn, until nobody can ask any more; answer each time with None or a ConfigError."""
+    """Make what is asked for, in turn, until nobody can ask any more; answer each time with None or a ConfigError.
+
+    The first question is whether CODE is the same.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):  # for all processes of a job: the run decides when it stops
         signal.signal(number, signal.SIG_IGN)
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
-    file, slots, rows, size, flip = pickle.load(asked)
-    memory = shared_memory(file, slots, rows, size)
     with contextlib.suppress(EOFError, BrokenPipeError):
+        pickle.dump(pickle.load(asked) == CODE, answers)
+        answers.flush()
+        file, slots, rows, size, flip = pickle.load(asked)
+        memory = shared_memory(file, slots, rows, size)
         while True:
             slot, first, wanted = pickle.load(asked)
             answer = None

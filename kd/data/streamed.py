@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kd.batch import Batch
 from kd.data.augment import Augment
-from kd.data.crops import Wanted, pixels, shared_memory
+from kd.data.crops import CODE, Wanted, pixels, shared_memory
 from kd.data.dataset import Data, Loader, Split, data_of
 from kd.data.decoding import fresh_python
 from kd.runtime.messages import ConfigError
@@ -100,6 +100,11 @@ class Files:
             memory = torch.from_numpy(shared_memory(file, AHEAD, rows, self.size))
             workers = [started.enter_context(_worker(file)) for _ in range(min(self.workers, rows))]
             for worker in workers:
+                _ask(worker, CODE)
+            if not all([_answer(worker) for worker in workers]):  # kd was replaced on the disk since this run began
+                yield from self._alone(plans, rows)
+                return
+            for worker in workers:
                 _ask(worker, (file, AHEAD, rows, self.size, self.flip))
             asked: deque[tuple[int, int]] = deque()  # slot and number of images
             number = 0
@@ -145,7 +150,7 @@ def _ask(worker: Popen, what: Any) -> None:
         raise ConfigError(f"compute.workers: {_ended(worker)}") from None
 
 
-def _answer(worker: Popen) -> ConfigError | None:
+def _answer(worker: Popen) -> Any:
     try:
         return pickle.load(worker.stdout)
     except (EOFError, pickle.UnpicklingError):

@@ -184,6 +184,19 @@ def test_a_fraction_and_a_validation_split_are_of_files(listed: Path, root: Path
         assert [int(names[place].parent.name[-1]) for place in subset.images.places] == subset.labels.tolist()
 
 
+def test_a_kd_that_is_replaced_meanwhile_changes_no_batch(
+    listed: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that begin later would import other code."""
+    with reading(of_photos(root), listed, CPU, 1) as data:
+        before = following(loader_of(data), 2)
+        monkeypatch.setattr(streamed, "CODE", "another")
+        made = []
+        monkeypatch.setattr(streamed, "pixels", lambda *given: made.append(given) or pixels(*given))
+        assert_alike(following(loader_of(data), 2), before)
+        assert len(made) == 2 * BATCH
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_that_share_a_run_decode_a_part_each(
     listed: Path, root: Path, size: int, monkeypatch: pytest.MonkeyPatch
