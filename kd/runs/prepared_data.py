@@ -6,18 +6,23 @@ another machine) the file counts as up to date: it may be all that there is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.data.listing import listing
 from kd.runs.provenance import data_code
-from kd.runtime.files import read_json, refuse_links_of_others, write_json
+from kd.runtime.files import file_digest, read_json, refuse_links_of_others, write_json
 from kd.runtime.progress import inform
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
 
 if TYPE_CHECKING:
+    import torch
+
+    from kd.data.dataset import Data
     from kd.data.raw import Source
 
 
@@ -25,11 +30,41 @@ def prepare_step(dataset: Dataset, path: Path, source: Source, say: Callable[[st
     """Prepare a data set into the file `path` and write its record. Raises as kd.data.prepare.prepare, and ConfigError
     for a folder that is another user's link.
     """
-    from kd.data.prepare import prepare
+    if dataset.stream:
+        from kd.data.file_list import prepare
+    else:
+        from kd.data.prepare import prepare
 
     refuse_links_of_others([path.parent])
     read = prepare(dataset, path, source, say)
     write_json(_record_file(path), {"code": data_code(dataset), "dataset": dataset.prepared, "read": read})
+
+
+@contextmanager
+def reading(
+    dataset: Dataset,
+    path: Path,
+    device: torch.device,
+    workers: int = 0,
+    part: Callable[[int], tuple[int, int]] = lambda count: (0, count),
+    common: Callable[[Any, Callable[[], Data]], Data] = lambda key, make: make(),
+) -> Iterator[Data]:
+    """Yield the data of a prepared file on a device, for as long as the block lasts.
+
+    Of a data set that is streamed, `workers` processes decode the images of this process' `part` of each batch; data
+    in memory is `common` to all who ask for the same. Raises ConfigError as kd.data.dataset.load.
+    """
+    from kd.data import dataset as in_memory
+
+    if not dataset.stream:
+        yield common((file_digest(path), dataset), lambda: in_memory.load(path, dataset, device))
+        return
+    from kd.data import streamed
+
+    places = [os.path.expanduser(dataset.root), (_record(path).get("read") or {}).get("root")]
+    root = next((place for place in places if place and os.path.isdir(place)), places[0])
+    with streamed.opened(path, dataset, Path(root), device, workers, part) as data:
+        yield data
 
 
 def outdated_data(dataset: Dataset, path: Path, freeze_code: bool = False) -> str:

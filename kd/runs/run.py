@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd.data.dataset import WHOLE, Data, load
+from kd.data.dataset import WHOLE, Data
 from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
 from kd.runs import devices
@@ -24,12 +24,12 @@ from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file,
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
-from kd.runs.prepared_data import reads_training_images
+from kd.runs.prepared_data import reading, reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
 from kd.runs.together import Stepping, alone
 from kd.runs.watch import Watch, looking
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import file_digest, on_the_way, refuse_links_of_others, write_atomically, write_json
+from kd.runtime.files import on_the_way, refuse_links_of_others, write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import Progress
@@ -83,10 +83,15 @@ def run_step(
                 leading(run, data_file, teacher_weights, compute, stepper, checkpoint),
                 checkpoint,
                 tracker or nullcontext() as sink,
+                reading(
+                    *(run.dataset, data_file, stepper.device, compute.workers),
+                    *(stepper.team.part, stepper.graphs.common),
+                ) as data,
             ):
                 journal = Journal(progress, sink, stepper.clock)
-                given = (run, folder, data_file, teacher_weights)
-                metrics = _make(*given, stepper, checkpoint, journal, watch)
+                if stepper.compile != "off":
+                    stepper.cache = compiler_cache(data_file.parent.parent)
+                metrics = _make(run, folder, data, data_file, teacher_weights, stepper, checkpoint, journal, watch)
         checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
@@ -129,6 +134,7 @@ def _end_noted(folder: Path, progress: Progress) -> Iterator[None]:
 def _make(
     run: Run,
     folder: Path,
+    data: Data,
     data_file: Path,
     teacher_weights: list[Path],
     stepper: Stepper,
@@ -137,16 +143,12 @@ def _make(
     watch: Watch | None,
 ) -> dict[str, float]:
     """Compute a run's numbers and write its files, the record last of all."""
-    started, device = time.time(), stepper.device
-    progress = journal.progress
-    progress.title = f"{run.path} on {device}"
-    data = stepper.graphs.common((file_digest(data_file), run.dataset), lambda: load(data_file, run.dataset, device))
+    started, progress = time.time(), journal.progress
+    progress.title = f"{run.path} on {stepper.device}"
     if reads_training_images(run) and not len(data.train):
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
     if watch is not None:
         journal.look = looking(watch, data, checkpoint, journal)
-    if stepper.compile != "off":
-        stepper.cache = compiler_cache(data_file.parent.parent)
     compute = importlib.import_module(KINDS[run.kind].loop).compute
     student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
