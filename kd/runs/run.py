@@ -25,6 +25,7 @@ from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
 from kd.runs.prepared_data import reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
+from kd.runs.staged_data import staged
 from kd.runs.together import Stepping, alone
 from kd.runs.watch import Watch, looking
 from kd.runtime.checkpoint import Checkpoint, Stopped
@@ -67,7 +68,8 @@ def run_step(
     ):
         record = finished(folder)
         done = record is not None and not outdated(record, run, data_file, teacher_weights, compute.freeze_code)
-        identity = record["identity"] if done else identity_of(run, data_file, teacher_weights)
+        data = data_file if done else staged(data_file, compute.stage, progress.say)
+        identity = record["identity"] if done else identity_of(run, data, teacher_weights)
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lock.check)
         if done:
             metrics = _announced(metrics_of(folder), "already complete", progress)
@@ -77,12 +79,13 @@ def run_step(
             with (
                 _end_noted(folder, progress),
                 stepping(compute, progress.say) as stepper,
-                leading(run, data_file, teacher_weights, compute, stepper, checkpoint),
+                leading(run, data, teacher_weights, compute, stepper, checkpoint),
                 checkpoint,
                 tracker or nullcontext() as sink,
             ):
                 journal = Journal(progress, sink, stepper.clock)
-                given = (run, folder, data_file, teacher_weights)
+                stepper.cache = data_file.parent.parent / "cache"
+                given = (run, folder, data, teacher_weights)
                 metrics = _make(*given, stepper, checkpoint, journal, watch)
         checkpoint.remove()
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
@@ -142,7 +145,6 @@ def _make(
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
     if watch is not None:
         journal.look = looking(watch, data, checkpoint, journal)
-    stepper.cache = data_file.parent.parent / "cache"
     compute = importlib.import_module(KINDS[run.kind].loop).compute
     student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
