@@ -23,6 +23,8 @@ from conftest import PAIR, copy_project
 from local_cluster import GPUS, Cluster, missing
 from tiny_study import command_of, environment_of, finish, snakemake, write_study
 
+from kd.settings.merging import merge
+
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(bool(missing()), reason=f"no SLURM here: {missing()}"),
@@ -40,6 +42,7 @@ STUDY: dict[str, Any] = {
         "scale": {"scales": [0.3], "seeds": [0, 1, 2]},
     },
 }
+WRONG = {"view": "modules", "pairs": [PAIR], "methods": ["kd"], "ablations": ["wrong"], "seeds": [0]}
 QUICK = {  # questions every few seconds, as no shared cluster would like
     "kd-slurm-init-seconds-before-status-checks": 2,
     "seconds-between-status-checks": 2,
@@ -55,17 +58,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def a_project(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project of a study that nobody disturbed, without SLURM."""
+    project = a_project(tmp_path_factory.mktemp("undisturbed") / "project")
+    finish(project, "results/studies/tiny/results.csv")
+    return project
+
+
+def a_project(folder: Path, **changes: Any) -> Path:
     project = copy_project(folder)
-    write_study(project, **STUDY)
+    write_study(project, **merge(STUDY, changes))
     file = project / "profiles/slurm/config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text("utf-8")) | QUICK), encoding="utf-8")
     return project
 
 
-def start(project: Path, said: Path) -> subprocess.Popen:
+def start(project: Path, said: Path, *arguments: str) -> subprocess.Popen:
     with said.open("ab") as file:
-        command = command_of("--workflow-profile", "profiles/slurm")
+        command = command_of("--workflow-profile", "profiles/slurm", *arguments)
         return subprocess.Popen(
             command, cwd=project, env=environment_of(), stdout=file, stderr=file, start_new_session=True
         )
@@ -140,9 +151,23 @@ def metrics(project: Path) -> dict[str, bytes]:
     return {str(file.relative_to(project)): file.read_bytes() for file in files}
 
 
-def test_a_study_survives_what_a_cluster_does(cluster: Cluster, tmp_path: Path) -> None:
-    quiet = a_project(tmp_path / "quiet")
-    finish(quiet, "results/studies/tiny/results.csv")
+def assert_nothing_was_made_twice(watch: Watch, project: Path, undisturbed: Path) -> None:
+    """All runs ended with the numbers of a study that nobody disturbed, after as many steps."""
+    watch.over.set()
+    watch.join()
+    assert metrics(project) == metrics(undisturbed)
+    assert len(metrics(project)) == 8
+    assert not watch.back, "no run starts again where it has a checkpoint"
+    assert any(len(jobs) > 1 for jobs in watch.attempts.values()), "runs that went on in another job"
+    for file in undisturbed.glob("results/runs/**/run.json"):
+        counts = [
+            json.loads((at / file.relative_to(undisturbed)).read_text("utf-8"))["counts"]
+            for at in (project, undisturbed)
+        ]
+        assert counts[0] == counts[1], "nothing is trained twice"
+
+
+def test_a_study_survives_what_a_cluster_does(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     project, said = a_project(tmp_path / "stormy"), tmp_path / "said.txt"
     watch = Watch(project)
     watch.start()
@@ -168,17 +193,38 @@ def test_a_study_survives_what_a_cluster_does(cluster: Cluster, tmp_path: Path) 
     assert snakemake(project, "--unlock").returncode == 0
     process = start(project, said)
     code = process.wait(150)
-    watch.over.set()
-    watch.join()
 
     assert code == 0, said.read_text("utf-8")[-3000:]
-    assert metrics(project) == metrics(quiet)
-    assert len(metrics(project)) == 8
+    assert_nothing_was_made_twice(watch, project, undisturbed)
     assert 1 < watch.most <= GPUS
     assert not watch.shared, "each job has a device of its own"
-    assert not watch.back, "no run starts again where it has a checkpoint"
-    assert any(len(jobs) > 1 for jobs in watch.attempts.values()), "runs that went on in another job"
-    for file in project.glob("results/runs/**/run.json"):
-        counts = json.loads(file.read_text("utf-8"))["counts"]
-        same = json.loads((quiet / file.relative_to(project)).read_text("utf-8"))["counts"]
-        assert counts == same, "nothing is trained twice"
+
+
+def test_forgotten_jobs_ctrl_c_and_a_run_that_fails(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    cluster.forget_after(2)
+    wrong = {"ablations": {"wrong": {"training": {"lr": 1e30}}}, "experiments": {"wrong": WRONG}}
+    project, said = a_project(tmp_path / "stormy", **wrong), tmp_path / "said.txt"
+    watch = Watch(project)
+    watch.start()
+    process = start(project, said, "--retries", "1")
+
+    forgotten = a_job(project, process, set(), "a student's checkpoint")
+    os.kill(process.pid, signal.SIGSTOP)  # it looks away until SLURM has forgotten the job
+    call("scancel", forgotten)
+    until(lambda: forgotten not in call("squeue", "-h", "-t", "all", "-o", "%i").split(), "the job to be forgotten")
+    os.kill(process.pid, signal.SIGCONT)
+    until(lambda: f"no longer knows job {forgotten}" in said.read_text("utf-8"), "a word on the job", process)
+
+    a_job(project, process, {forgotten}, "a student's checkpoint")
+    until(lambda: call("squeue", "-h", "-t", "PD", "-o", "%i"), "a job without a node", process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    assert not call("squeue", "-h", "-o", "%i"), "no job is left"
+    code = start(project, said, "--retries", "1").wait(150)
+
+    text = said.read_text("utf-8")
+    assert code == 1, text[-3000:]
+    assert "None assigned" not in text
+    [failed] = set(re.findall(r"FAILED   wrong.*\n(?:  .*\n)*?  log: (\S+)", text))
+    assert "is nan" in (project / failed).read_text("utf-8")
+    assert_nothing_was_made_twice(watch, project, undisturbed)
