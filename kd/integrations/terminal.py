@@ -36,6 +36,7 @@ STOPPED = ("Terminating processes on user request", "Cancelling snakemake on use
 SHOWN = ("Will exit after", "Shutting down")
 NOT_SHOWN = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
 NOTHING, RESTART = "Nothing to be done", re.compile(r"Trying to restart job (\d+)")
+MORE = "For further error details"  # see log files, which Snakemake does not name
 PROGRAM_FAILED = "CalledProcessError"  # of a job's program, whose own log says more
 INTERRUPTED = re.compile(r"exit status 130|SIGINT")
 
@@ -249,8 +250,12 @@ class Terminal(logging.Handler):
         self.running.pop(record.jobid, None)
         job = self.jobs.get(record.jobid) or Job(record.rule_name, {}, "", 0.0)
         note = ended(self.study.root / job.path) if job.path else None
-        if self.stopped or INTERRUPTED.search(said) or (note is not None and note["error"] is None):
+        if self.stopped or INTERRUPTED.search(said):
             return  # the wish to stop has a line of its own
+        if note is not None and note["error"] is None:  # the state is saved; an executor of a cluster knows who stopped it
+            if record.rule_msg:
+                self.lines.wrapped(f"stopped  {self._label(job)}: {record.rule_msg.partition(MORE)[0]}")
+            return
         logs = [str(file) for file in record.log or ()]
         if job.path:
             self._time.failed(job.path)

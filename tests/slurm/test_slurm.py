@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -21,7 +22,7 @@ import pytest
 import yaml
 from conftest import PAIR, copy_project
 from local_cluster import GPUS, Cluster, missing
-from tiny_study import command_of, environment_of, finish, snakemake, write_study
+from tiny_study import command_of, environment_of, snakemake, write_study
 
 from kd.settings.merging import merge
 
@@ -60,9 +61,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project of a study that nobody disturbed, without SLURM."""
+    """A project whose runs were made by one process, one after the other."""
     project = a_project(tmp_path_factory.mktemp("undisturbed") / "project")
-    finish(project, "results/studies/tiny/results.csv")
+    for arguments in (["plan", "tiny", "--write", "runs.yaml"], ["run", "--settings", "runs.yaml"]):
+        command = [sys.executable, "-m", "kd", *arguments]
+        subprocess.run(command, cwd=project, env=environment_of(), check=True, timeout=300)
     return project
 
 
@@ -82,7 +85,7 @@ def start(project: Path, said: Path, *arguments: str) -> subprocess.Popen:
         )
 
 
-def until(found: Callable[[], Any], what: str, process: subprocess.Popen | None = None, seconds: float = 100) -> Any:
+def until(found: Callable[[], Any], what: str, process: subprocess.Popen | None = None, seconds: float = 200) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < deadline, f"{what} has not come"
@@ -142,6 +145,11 @@ def a_job(project: Path, process: subprocess.Popen, but: set[str], what: str) ->
     return until(found, what, process)
 
 
+def words(said: Path) -> str:
+    """What was said, without the ends of lines."""
+    return " ".join(said.read_text("utf-8").split())
+
+
 def call(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
@@ -155,16 +163,14 @@ def assert_nothing_was_made_twice(watch: Watch, project: Path, undisturbed: Path
     """All runs ended with the numbers of a study that nobody disturbed, after as many steps."""
     watch.over.set()
     watch.join()
-    assert metrics(project) == metrics(undisturbed)
-    assert len(metrics(project)) == 8
+    numbers = metrics(undisturbed)
+    assert metrics(project) == {name: numbers.get(name) for name in metrics(project)}
     assert not watch.back, "no run starts again where it has a checkpoint"
     assert any(len(jobs) > 1 for jobs in watch.attempts.values()), "runs that went on in another job"
-    for file in undisturbed.glob("results/runs/**/run.json"):
-        counts = [
-            json.loads((at / file.relative_to(undisturbed)).read_text("utf-8"))["counts"]
-            for at in (project, undisturbed)
-        ]
-        assert counts[0] == counts[1], "nothing is trained twice"
+    for file in project.glob("results/runs/**/run.json"):
+        files = file, undisturbed / file.relative_to(project)
+        counts, same = (json.loads(each.read_text("utf-8"))["counts"] for each in files)
+        assert counts == same, "nothing is trained twice"
 
 
 def test_a_study_survives_what_a_cluster_does(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
@@ -192,39 +198,46 @@ def test_a_study_survives_what_a_cluster_does(cluster: Cluster, undisturbed: Pat
     process.wait()
     assert snakemake(project, "--unlock").returncode == 0
     process = start(project, said)
-    code = process.wait(150)
+    code = process.wait(400)
 
     assert code == 0, said.read_text("utf-8")[-3000:]
     assert_nothing_was_made_twice(watch, project, undisturbed)
+    assert len(metrics(project)) == 8
     assert 1 < watch.most <= GPUS
     assert not watch.shared, "each job has a device of its own"
 
 
 def test_forgotten_jobs_ctrl_c_and_a_run_that_fails(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
-    cluster.forget_after(2)
-    wrong = {"ablations": {"wrong": {"training": {"lr": 1e30}}}, "experiments": {"wrong": WRONG}}
+    wrong = {"ablations": {"wrong": {"training": {"lr": 1e30}}}, "experiments": {"scale": None, "wrong": WRONG}}
     project, said = a_project(tmp_path / "stormy", **wrong), tmp_path / "said.txt"
     watch = Watch(project)
     watch.start()
+    cluster.forget_after(2)
     process = start(project, said, "--retries", "1")
 
     forgotten = a_job(project, process, set(), "a student's checkpoint")
     os.kill(process.pid, signal.SIGSTOP)  # it looks away until SLURM has forgotten the job
     call("scancel", forgotten)
     until(lambda: forgotten not in call("squeue", "-h", "-t", "all", "-o", "%i").split(), "the job to be forgotten")
+    busy = call("sbatch", "--parsable", "--gpus", "2", "-o", "/dev/null", "--wrap", "sleep 300").strip()
     os.kill(process.pid, signal.SIGCONT)
-    until(lambda: f"no longer knows job {forgotten}" in said.read_text("utf-8"), "a word on the job", process)
+    until(lambda: f"no longer knows job {forgotten}" in words(said), "a word on the job", process)
 
-    a_job(project, process, {forgotten}, "a student's checkpoint")
+    cluster.forget_after(86_400)
+    a_job(project, process, {forgotten}, "another student's checkpoint")
     until(lambda: call("squeue", "-h", "-t", "PD", "-o", "%i"), "a job without a node", process)
     os.killpg(process.pid, signal.SIGINT)
     process.wait(60)
-    assert not call("squeue", "-h", "-o", "%i"), "no job is left"
-    code = start(project, said, "--retries", "1").wait(150)
+    call("scancel", busy)
+    until(lambda: not call("squeue", "-h", "-o", "%i"), "the end of all jobs")
+    process = start(project, said, "--retries", "1")
+    code = process.wait(400)
 
-    text = said.read_text("utf-8")
-    assert code == 1, text[-3000:]
-    assert "None assigned" not in text
-    [failed] = set(re.findall(r"FAILED   wrong.*\n(?:  .*\n)*?  log: (\S+)", text))
-    assert "is nan" in (project / failed).read_text("utf-8")
+    assert code == 1, said.read_text("utf-8")[-3000:]
+    assert "None assigned" not in words(said)
+    [failed] = set(
+        re.findall(r"FAILED {3}kd, wrong.*\n(?: {2}error: .*\n)(?: {4}.*\n)*? {2}log: (\S+)", said.read_text("utf-8"))
+    )
+    assert "error: epoch 1: loss is nan" in (project / failed).read_text("utf-8")
     assert_nothing_was_made_twice(watch, project, undisturbed)
+    assert len(metrics(project)) == 5, "the others went on"
