@@ -43,6 +43,10 @@ STUDY: dict[str, Any] = {
         "scale": {"scales": [0.3], "seeds": [0, 1, 2]},
     },
 }
+TOGETHER = (  # several runs in one job, one after the other
+    *("--groups", "distill=short", "--group-components", "short=8"),
+    *("--set-resource-scopes", "gpu=local", "--resources", "gpu=1"),
+)
 WRONG = {"view": "modules", "pairs": [PAIR], "methods": ["kd"], "ablations": ["wrong"], "seeds": [0]}
 QUICK = {  # questions every few seconds, as no shared cluster would like
     "kd-slurm-init-seconds-before-status-checks": 2,
@@ -135,11 +139,12 @@ def locks(project: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def a_job(project: Path, process: subprocess.Popen, but: set[str], what: str) -> str:
-    """The SLURM job of a student that has a checkpoint."""
+def a_job(project: Path, process: subprocess.Popen, but: set[str], what: str, of: str = "") -> str:
+    """The SLURM job of a student that has a checkpoint, and `of` in its path."""
 
     def found() -> str | None:
-        jobs = {str(lock["slurm_job"]) for lock in locks(project).values() if lock.get("slurm_job")} - but
+        held = {folder: lock for folder, lock in locks(project).items() if of in folder}
+        jobs = {str(lock["slurm_job"]) for lock in held.values() if lock.get("slurm_job")} - but
         return next(iter(sorted(jobs)), None)
 
     return until(found, what, process)
@@ -230,7 +235,9 @@ def test_forgotten_jobs_ctrl_c_and_a_run_that_fails(cluster: Cluster, undisturbe
     process.wait(60)
     call("scancel", busy)
     until(lambda: not call("squeue", "-h", "-o", "%i"), "the end of all jobs")
-    process = start(project, said, "--retries", "1")
+    process = start(project, said, "--retries", "1", *TOGETHER)
+    several = a_job(project, process, {forgotten}, "a checkpoint of a run in a job of several", "ce-kd")
+    call("scancel", several)
     code = process.wait(400)
 
     assert code == 1, said.read_text("utf-8")[-3000:]
@@ -241,3 +248,6 @@ def test_forgotten_jobs_ctrl_c_and_a_run_that_fails(cluster: Cluster, undisturbe
     assert "error: epoch 1: loss is nan" in (project / failed).read_text("utf-8")
     assert_nothing_was_made_twice(watch, project, undisturbed)
     assert len(metrics(project)) == 5, "the others went on"
+    jobs = [line for line in call("scontrol", "-o", "show", "job").splitlines() if "Comment=rule_short" in line]
+    asked = [re.search(r"TimeLimit=(\S+) .*TresPerJob=\S*gpu:(\d)", line).groups() for line in jobs]
+    assert asked == [("00:30:00", "1"), ("01:00:00", "1")], "time for three runs, twice as much for the retry; one GPU"
