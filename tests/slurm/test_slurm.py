@@ -65,11 +65,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose runs were made by one process, one after the other."""
+    """A project whose runs were made without Snakemake, by two processes that nobody disturbed."""
     project = a_project(tmp_path_factory.mktemp("undisturbed") / "project")
-    for arguments in (["plan", "tiny", "--write", "runs.yaml"], ["run", "--settings", "runs.yaml"]):
-        command = [sys.executable, "-m", "kd", *arguments]
-        subprocess.run(command, cwd=project, env=environment_of(), check=True, timeout=300)
+
+    def kd(*arguments: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "kd", *arguments], cwd=project, env=environment_of())
+
+    assert kd("plan", "tiny", "--write", "runs.yaml").wait(60) == 0
+    assert [process.wait(600) for process in [kd("run", "--settings", "runs.yaml") for _ in range(2)]] == [0, 0]
     return project
 
 
