@@ -35,7 +35,8 @@ SILENT = ("all", "tune")
 STOPPED = ("Terminating processes on user request", "Cancelling snakemake on user request")
 SHOWN = ("Will exit after", "Shutting down")
 NOT_SHOWN = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
-NOTHING, RESTART = "Nothing to be done", re.compile(r"Trying to restart job (\d+)")
+NOTHING, RESTART = "Nothing to be done", re.compile(r"Trying to restart job ([\w-]+)\.")
+MORE = "For further error details"  # see log files, which Snakemake does not name
 PROGRAM_FAILED = "CalledProcessError"  # of a job's program, whose own log says more
 INTERRUPTED = re.compile(r"exit status 130|SIGINT")
 
@@ -107,6 +108,8 @@ class Terminal(logging.Handler):
         self.runs, self.done_before = len(needed), sum(found[path].name == "done" for path in needed)
         self.made, self.to_do = 0, 0
         self._shown: set[str] = set()
+        self._told: set[str] = set()  # runs that have their line
+        self._began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # as in the records of runs
         self._labels: dict[str, str] = {}
         self._seed = 1  # digits
         self._announced, self._folded, self._folded_since = False, Counter[str](), 0.0
@@ -217,6 +220,9 @@ class Terminal(logging.Handler):
             self.lines.say(f"{self._label(job)}, {took:.0f} s")
 
     def _run_finished(self, path: str) -> None:
+        if path in self._told:  # it was finished before the job in which it was grouped
+            return
+        self._told.add(path)
         folder, run = self.study.root / path, self.study.runs[path]
         record = with_results(folder)  # None while a network disk does not show it
         seconds = record["seconds"]["total"] if record else None
@@ -237,6 +243,12 @@ class Terminal(logging.Handler):
         ]
         self.lines.say("  ".join(parts).rstrip())
 
+    def _left_by_its_group(self, path: str) -> None:
+        """Tell a run that is finished although the job failed in which it was grouped with others."""
+        record = with_results(self.study.root / path)
+        if record and record["finished"] >= self._began:
+            self._run_finished(path)
+
     def _label(self, job: Job) -> str:
         if job.path:
             return f"{self._labels[job.path]}, seed {self.study.runs[job.path].seed}"
@@ -249,8 +261,16 @@ class Terminal(logging.Handler):
         self.running.pop(record.jobid, None)
         job = self.jobs.get(record.jobid) or Job(record.rule_name, {}, "", 0.0)
         note = ended(self.study.root / job.path) if job.path else None
-        if self.stopped or INTERRUPTED.search(said) or (note is not None and note["error"] is None):
+        if self.stopped or INTERRUPTED.search(said):
             return  # the wish to stop has a line of its own
+        if (
+            note is not None and note["error"] is None
+        ):  # the state is saved; an executor of a cluster knows who stopped it
+            if record.rule_msg:
+                self.lines.wrapped(f"stopped  {self._label(job)}: {record.rule_msg.partition(MORE)[0]}")
+            return
+        if getattr(record, "indent", False) and job.path and note is None:
+            return self._left_by_its_group(job.path)
         logs = [str(file) for file in record.log or ()]
         if job.path:
             self._time.failed(job.path)
@@ -281,8 +301,8 @@ class Terminal(logging.Handler):
             if not self.dry:
                 self.when_nothing_is_to_be_done()
         elif found := RESTART.match(text):
-            job = self.jobs.get(int(found[1]))
-            self.lines.say(f"  again: {self._label(job)}" if job else text)
+            job = self.jobs.get(int(found[1])) if found[1].isdigit() else None  # else several, grouped in one
+            self.lines.say(f"  again: {self._label(job) if job else 'what this job has not finished'}")
         elif (record.levelno >= logging.WARNING or text.startswith(SHOWN)) and not text.startswith(NOT_SHOWN):
             if text not in self._shown or record.levelno >= logging.ERROR:  # of a job's warning once is enough
                 self.lines.wrapped(text, RED if record.levelno >= logging.ERROR else YELLOW)

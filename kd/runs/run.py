@@ -26,6 +26,7 @@ from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
 from kd.runs.prepared_data import reading, reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
+from kd.runs.staged_data import staged
 from kd.runs.together import Stepping, alone
 from kd.runs.watch import Watch, looking
 from kd.runtime.checkpoint import Checkpoint, Stopped
@@ -70,7 +71,8 @@ def run_step(
     ):
         record = finished(folder)
         done = record is not None and not outdated(record, run, data_file, teacher_weights, compute.freeze_code)
-        identity = record["identity"] if done else identity_of(run, data_file, teacher_weights)
+        file = data_file if done or run.dataset.stream else staged(data_file, compute.stage, progress.say)
+        identity = record["identity"] if done else identity_of(run, file, teacher_weights)
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lock.check)
         if done:
             metrics = _announced(metrics_of(folder), "already complete", progress)
@@ -80,11 +82,11 @@ def run_step(
             with (
                 _end_noted(folder, progress),
                 stepping(compute, progress.say) as stepper,
-                leading(run, data_file, teacher_weights, compute, stepper, checkpoint),
+                leading(run, file, teacher_weights, compute, stepper, checkpoint),
                 checkpoint,
                 tracker or nullcontext() as sink,
                 reading(
-                    *(run.dataset, data_file, stepper.device, compute.workers),
+                    *(run.dataset, file, stepper.device, compute.workers),
                     *(stepper.team.part, stepper.graphs.common),
                 ) as data,
             ):

@@ -34,6 +34,9 @@ class Compute:
     checkpoint_seconds: float = setting(60, "how often a running job saves its state", above=0)
     freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
     pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")
+    stage: str = setting(
+        "", "folder on a machine's own disk where runs keep a copy of their data, such as $TMPDIR; empty: no copy"
+    )
     download: bool = setting(True, "data sets that are not there may be downloaded, to results/data/downloads")
     slots_per_gpu: int = setting(
         1,

@@ -140,6 +140,41 @@ def test_a_failed_run_shows_its_error_in_full_and_its_log(study: Study, tmp_path
     assert not shown.terminal.failed, "a retry made it"
 
 
+def test_a_run_that_a_cluster_stopped_shows_what_its_executor_says(study: Study) -> None:
+    run = find(study, "scratch")
+    shown = Shown(study, [run])
+    job = shown.begin_run(run)
+    fake_end(study, run, None)
+    said = "SLURM-job '7' failed, SLURM status is: 'TIMEOUT'. For further error details see the log files."
+    extra = {"jobid": job, "rule_name": "train", "rule_msg": said, "log": []}
+    lines = shown("job_error", "", logging.ERROR, **extra)
+    assert (
+        " ".join(lines.split()) == "stopped scratch, 100 %, seed 0: SLURM-job '7' failed, SLURM status is: 'TIMEOUT'."
+    )
+    assert not shown.terminal.failed
+
+
+def test_of_runs_in_one_job_only_the_one_that_failed_is_told_as_failed(study: Study) -> None:
+    done, wrong, never = find(study, "scratch"), find(study, "kd"), find(study, "ssdkd")
+    shown = Shown(study, [done, wrong, never])
+    jobs = [shown.begin_run(run) for run in (done, wrong, never)]
+    fake_finished(study, done, finished="2999-01-01T00:00:00Z")
+    fake_end(study, wrong, "FloatingPointError: loss is nan")
+
+    def job_fails() -> str:
+        extra = {"rule_name": "distill", "rule_msg": None, "log": [], "indent": True}
+        return "".join(shown("job_error", "", logging.ERROR, jobid=job, **extra) for job in jobs)
+
+    first, failed, *_ = job_fails().splitlines()
+    assert first.startswith("1/3  scratch, 100 %")
+    assert failed.startswith("FAILED   kd")
+    assert len(shown.terminal.failed) == 1
+    again = "  again: what this job has not finished\n"
+    assert shown(None, "Trying to restart job 7c9e6679-7425-40de-944b-e07fc1f90ae7.") == again
+    assert "scratch" not in job_fails(), "it has had its line"
+    assert shown("job_finished", job_id=jobs[0]) == ""
+
+
 def test_a_run_that_was_killed_shows_what_snakemake_knows(study: Study, tmp_path: Path) -> None:
     shown = Shown(study, [find(study, "scratch")])
     job = shown.begin_run(find(study, "scratch"))

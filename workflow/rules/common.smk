@@ -48,6 +48,8 @@ try:
 except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
+if not workflow.is_main_process:
+    workflow.execution_settings.keep_going = True  # a job may be several runs (--groups): one that fails stops no other
 config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
 config.update(
     roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking), searches=searches_of(STUDY)
