@@ -5,8 +5,9 @@ import shutil
 import time
 
 import pytest
-from mlflow_store import AWAY, ROWS, Said, Store, finished, send_at_once, write_files
+from mlflow_store import AWAY, ROWS, Said, Store, finished, report, write_files
 
+from kd.integrations import store as stores
 from kd.integrations import tracking
 from kd.integrations.store import Store as KdStore
 from kd.integrations.tracking import TRACKED
@@ -41,8 +42,7 @@ def arrived_in(store, folder):
 def interrupted(tracker, rows, error):
     """A run that reports some rows and fails."""
     with tracker as sink:
-        send_at_once(tracker)
-        sink(rows)
+        report(tracker, sink, rows)
         raise error
 
 
@@ -62,11 +62,9 @@ def test_a_resumed_run_is_the_same_run_and_sends_no_row_twice(store, folder):
         interrupted(store.tracker(folder, "resumed"), ROWS[:2], KeyboardInterrupt())
     tracker = store.tracker(folder, "resumed")
     with tracker as sink:
-        send_at_once(tracker)
-        sink(ROWS[:1])  # the checkpoint was older than what was sent
+        report(tracker, sink, ROWS[:1])  # the checkpoint was older than what was sent
         assert store.the_run("resumed").info.status == "RUNNING"
-        send_at_once(tracker)
-        sink(ROWS)
+        report(tracker, sink, ROWS)
         write_files(folder)
     run = store.the_run("resumed")
     assert run.info.status == "FINISHED"
@@ -77,8 +75,7 @@ def test_a_run_that_was_killed_without_a_word_is_the_same_run_too(store, folder)
     """SIGKILL leaves no time to note anything at the end: what was sent is noted when it is sent."""
     tracker = store.tracker(folder, "sigkill")
     sink = tracker.__enter__()
-    send_at_once(tracker)
-    sink(ROWS[:2])
+    report(tracker, sink, ROWS[:2])
     del tracker, sink
     finished(store, folder, "sigkill")
     assert store.curve(store.the_run("sigkill"), "loss") == [(1, 2.5), (2, 1.5), (3, 0.5)]
@@ -98,14 +95,13 @@ def test_a_store_that_is_away_is_said_once_and_costs_seconds(store, folder):
     tracker = store.tracker(folder, "away", said, AWAY)
     with tracker as sink:
         for number in (1, 2, 3):
-            send_at_once(tracker)
-            sink(ROWS[:number])
+            report(tracker, sink, ROWS[:number])
         write_files(folder)
     assert time.monotonic() - start < 20
     assert len(said) == 1
     assert AWAY in said[0]
     assert "python -m kd sync" in said[0]
-    assert read_json(folder / TRACKED)["sent"] == {AWAY: tracking.NOTHING}
+    assert read_json(folder / TRACKED)["sent"] == {AWAY: {**tracking.NOTHING, "begun": tracker._started}}
     # another store is there
     assert store.sync(folder, said) == 1
     assert len(said) == 1
@@ -121,55 +117,119 @@ def test_a_store_that_is_away_is_said_once_and_costs_seconds(store, folder):
 
 
 class Flaky:
-    """The client of a store that fails once, at the n-th call of one method."""
+    """The client of a store that fails at the n-th call of one method: before it does it, or before it says so."""
 
-    def __init__(self, client, method, number):
-        self.client, self.method, self.left = client, method, number
+    def __init__(self, client, method, number, done):
+        self.client, self.method, self.left, self.done = client, method, number, done
 
     def __getattr__(self, name):
-        if not callable(getattr(self.client, name)):
+        if name != self.method:
             return getattr(self.client, name)
 
         def call(*arguments, **keywords):
-            if name == self.method:
-                self.left -= 1
-                if self.left == 0:
-                    raise ConnectionError("gone")
-            return getattr(self.client, name)(*arguments, **keywords)
+            self.left -= 1
+            if self.left or self.done:
+                answer = getattr(self.client, name)(*arguments, **keywords)
+            if self.left == 0:
+                raise ConnectionError("gone")
+            return answer
 
         return call
 
 
-@pytest.mark.parametrize(
+FAULTS = pytest.mark.parametrize(
     ("method", "number"),
     [
         ("create_run", 1),
         ("log_batch", 1),
         ("log_batch", 2),
         ("log_batch", 3),
+        ("log_batch", 4),
+        ("log_inputs", 1),
         ("log_artifact", 2),
         ("set_terminated", 1),
     ],
 )
-def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, monkeypatch, method, number):
-    experiment = f"flaky-{method}-{number}"
-    rows = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, 1052)]
-    said, client = Said(), Flaky(store.client, method, number)
-    with store.tracker(folder, experiment, said):
-        write_files(folder, rows)
-    monkeypatch.setattr(store.store, "client", lambda: client)
-    assert store.sync(folder, said) == 0
-    assert len(said) == 1
-    assert "is away (gone)" in said[0]
-    time.sleep(0.002)  # a row sent again has another time
-    assert store.sync(folder, said) == 1
-    assert len(said) == 1
+DONE = pytest.mark.parametrize("done", [False, True], ids=["undone", "done"])
+LONG_ROWS = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, 1052)]
+
+
+def is_complete(store, experiment):
     run = store.the_run(experiment)
     assert run.info.status == "FINISHED"
     assert run.data.params["training.lr"] == "0.1"
     assert run.data.metrics["final_accuracy"] == 87.5
     assert len(store.client.list_artifacts(run.info.run_id)) == 4
-    assert store.curve(run, "loss") == [(int(row["epoch"]), row["loss"]) for row in rows]
+    assert len(run.inputs.dataset_inputs) == 1
+    assert store.curve(run, "loss") == [(int(row["epoch"]), row["loss"]) for row in LONG_ROWS]
+    assert [len(store.curve(run, name)) for name in ("final_accuracy", "seconds")] == [1, 1]
+
+
+@DONE
+@FAULTS
+def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, monkeypatch, method, number, done):
+    experiment, said = f"flaky-{method}-{number}-{done}", Said()
+    with store.tracker(folder, experiment, said):
+        write_files(folder, LONG_ROWS)
+    client = Flaky(store.client, method, number, done)
+    monkeypatch.setattr(store.store, "client", lambda: client)
+    with monkeypatch.context() as patched:
+        patched.setattr(stores, "PAUSES", ())
+        assert store.sync(folder, said) == 0
+    [line] = said
+    assert line.endswith("is away (gone); `python -m kd sync` tries again (1 of 1 finished runs have not arrived)")
+    time.sleep(0.002)  # a row sent again has another time
+    assert store.sync(folder, said) == 1
+    assert len(said) == 1
+    is_complete(store, experiment)
+
+
+@DONE
+@FAULTS
+def test_nor_does_one_while_the_run_goes_on(store, folder, monkeypatch, method, number, done):
+    """Its rows have the time at which they are sent."""
+    experiment, said = f"going-{method}-{number}-{done}", Said()
+    client = Flaky(store.client, method, number, done)
+    monkeypatch.setattr(store.store, "client", lambda: client)
+    tracker = store.tracker(folder, experiment, said)
+    with tracker as sink:
+        for rows in (LONG_ROWS[:3], LONG_ROWS[:1005], LONG_ROWS[:1050]):
+            report(tracker, sink, rows)
+            time.sleep(0.002)
+        write_files(folder, LONG_ROWS)
+    assert [line.partition(";")[0] for line in said] == ["MLflow store sqlite:mlflow.db is away (gone)"]
+    store.sync(folder, said)
+    assert len(said) == 1
+    is_complete(store, experiment)
+
+
+def test_a_store_that_is_back_in_a_moment_is_asked_again(store, folder, monkeypatch):
+    said, client = Said(), Flaky(store.client, "log_batch", 2, True)
+    with store.tracker(folder, "blink", said):
+        write_files(folder, LONG_ROWS)
+    monkeypatch.setattr(store.store, "client", lambda: client)
+    monkeypatch.setattr(stores, "PAUSES", (0.0, 0.0))
+    assert (store.sync(folder, said), said) == (1, [])
+    is_complete(store, "blink")
+
+
+@pytest.mark.parametrize("killed", ["in silence", "stopped"])
+def test_a_run_that_never_ends_does_not_stay_running(store, folder, monkeypatch, killed):
+    experiment, said = f"never-{killed}", Said()
+    tracker = store.tracker(folder, experiment, said)
+    sink = tracker.__enter__()
+    report(tracker, sink, ROWS[:2])
+    if killed == "stopped":
+        with monkeypatch.context() as patched:
+            patched.setattr(store.store, "client", lambda: Flaky(store.client, "set_terminated", 1, False))
+            tracker.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with RunLock(folder):
+        store.sync(folder)
+        assert store.the_run(experiment).info.status == "RUNNING", "another process is at it"
+    store.sync(folder)
+    assert store.the_run(experiment).info.status == "KILLED"
+    finished(store, folder, experiment)
+    assert store.the_run(experiment).info.status == "FINISHED"
 
 
 def test_sync_leaves_unfinished_runs_and_tries_a_store_that_is_away_once(tmp_path, store, monkeypatch):
@@ -187,8 +247,9 @@ def test_sync_leaves_unfinished_runs_and_tries_a_store_that_is_away_once(tmp_pat
     said = Said()
     with monkeypatch.context() as patched:
         patched.setattr(tracking, "send", failing)
+        patched.setattr(stores, "PAUSES", (0.0, 0.0))
         assert store.sync(tmp_path, said) == 0
-    assert tried == ["one"]
+    assert tried == ["one"] * 3
     assert len(said) == 1
     assert "sqlite:mlflow.db is away (gone); `python -m kd sync` tries again" in said[0]
     assert store.sync(tmp_path, said) == 2
@@ -258,8 +319,7 @@ def test_a_store_that_refuses_says_why_and_what_to_do(store, folder, uri, expect
     said = Said()
     tracker = store.tracker(folder, "gone", said, uri)
     with tracker as sink:
-        send_at_once(tracker)
-        sink(ROWS)
+        report(tracker, sink, ROWS)
         write_files(folder)
     [line] = said
     assert re.search(expected, line), line
