@@ -85,8 +85,8 @@ def _as_model(store: Store, description: dict[str, Any]) -> bool:
 
 def _begun(client: Any, experiment: str, description: dict[str, Any], first: int | None) -> dict[str, Any]:
     """Return the id of the run in the store, made if it is missing, and what is known of what it has."""
-    made = client.search_runs([experiment], f"attributes.start_time = {first}") if first else []
-    for run in made:  # by a try whose answer was lost
+    made = f"attributes.start_time = {first} AND attributes.status = 'RUNNING'"  # by a try whose answer was lost
+    for run in client.search_runs([experiment], made) if first else ():
         if run.info.run_name == description["name"] and description["tags"].items() <= run.data.tags.items():
             return {"run_id": run.info.run_id, "rows": None}
     run = client.create_run(experiment, first, description["tags"], description["name"])
