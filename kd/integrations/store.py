@@ -33,13 +33,14 @@ AWAY = re.compile(  # words of MLflow, urllib3, libpq
     r"failed with (timeout )?exception|Connection refused|timeout expired|server closed the connection|"
     r"could not translate host name|the database system is "
 )
+BUSY = re.compile(r"IntegrityError|database is locked|[Dd]eadlock")  # others write at the same time
 SCHEMES = "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
 
 # A store that is away must not hang a study for minutes; these settings are MLflow's and libpq's own, unless the user
 # chose others. Who tries again is `patiently`: MLflow itself would repeat what was done, and make a run twice.
 for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "PGCONNECT_TIMEOUT": "10",
 }.items():
@@ -142,12 +143,12 @@ class Store:
             yield lock is None or _locked(lock, seconds)
 
     def patiently(self, call: Callable[[], Any]) -> Any:
-        """Return what `call` returns, which may be repeated: up to three times while the store is away."""
+        """Return what `call` returns, which may be repeated: up to three times while the store is away or busy."""
         for pause in PAUSES:
             try:
                 return call()
             except Exception as error:
-                if not _is_away(error):
+                if not (_is_away(error) or BUSY.search(str(error))):
                     raise
                 time.sleep(pause)
         return call()

@@ -162,7 +162,7 @@ class View:
         run = self.client.create_run(self.number, first, {**own, "copy_of": first_run}, name).info.run_id
         self.client.log_batch(run, params=[Param(*item) for item in original.data.params.items()])
         history = read_history(folder)
-        for metrics in curves(history, 0, first, last):
+        for metrics in curves(history, 0, first or now(), last or now()):
             self.client.log_batch(run, metrics=metrics)
         self._numbers(run, final_numbers(folder, record), last, int(history[-1]["epoch"]) if history else 0)
         inputs = original.inputs.dataset_inputs if original.inputs else []

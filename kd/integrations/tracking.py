@@ -79,9 +79,6 @@ class Tracker:
 
     def _begin(self, history: list[dict[str, float]], status: str, turn: float) -> None:
         """Begin to send; `turn`: seconds to wait for other processes that write to an SQLite store."""
-        if self.arrived["begun"] is None:
-            self.arrived["begun"] = self._started
-            self._note()
         self._sending = threading.Thread(target=self._send, args=(history, status, turn), daemon=True)
         self._sending.start()
 
@@ -95,7 +92,8 @@ class Tracker:
         try:
             with self.store.turn(turn) as mine:
                 if mine:  # else a later send has these rows too
-                    send(self.folder, self.store, self.state, self.arrived, history, status)
+                    given = (self.folder, self.store, self.state, self.arrived)
+                    send(*given, history, status, self._started, self._note)
             self._pause = SEND_EVERY_SECONDS
         except Exception as error:
             self._report(self.store.trouble(error))
@@ -133,8 +131,6 @@ def read_state(folder: Path) -> dict[str, Any]:
 def arrived(state: dict[str, Any], store: Store, known: set[str] | None = None) -> dict[str, Any]:
     """Return what has arrived in a store; nothing if its run is not among the `known` ones (None: all are)."""
     found = NOTHING | state.get("sent", {}).get(store.name, {})
-    if found["run_id"] and not found["complete"]:
-        found["rows"] = None  # whoever sent them may have been killed before the answer
     return found if known is None or found["run_id"] is None or found["run_id"] in known else dict(NOTHING)
 
 

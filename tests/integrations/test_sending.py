@@ -101,6 +101,7 @@ def test_nor_does_one_while_the_run_goes_on(store, folder, monkeypatch, method, 
     experiment, said = f"going-{method}-{number}-{done}", Said()
     client = Flaky(store.client, method, number, done)
     monkeypatch.setattr(store.store, "client", lambda: client)
+    monkeypatch.setattr(stores, "PAUSES", ())
     tracker = store.tracker(folder, experiment, said)
     with tracker as sink:
         for rows in (LONG_ROWS[:3], LONG_ROWS[:1005], LONG_ROWS[:1050]):

@@ -187,7 +187,7 @@ def test_a_run_that_the_store_has_lost_is_sent_again(store, folder):
         ),
         ("server:5000", "server:5000 is of no kind that can be used"),
         ("sqlite://x.db", "sqlite://x.db is of no kind that can be used"),
-        ("postgresql://me:secret@host/base", r"postgresql://\*\*\*@host/base needs .* `pip install psycopg2-binary`"),
+        ("mysql://me:secret@host/base", r"mysql://\*\*\*@host/base needs .* `pip install mysqlclient`"),
         ("http://me:secret@127.0.0.1:9", r"http://\*\*\*@127.0.0.1:9 is away \(Connection refused\)"),
         ("sqlite:////proc/no/mlflow.db", r"refuses \(FileNotFoundError: .*look at tracking.uri"),
         (
