@@ -1,4 +1,4 @@
-"""A PostgreSQL server of Debian's package, in a folder, that ends with its context."""
+"""A PostgreSQL server of Debian's package, with a folder of its own, that ends with its context."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import secrets
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
-import pytest
 from mlflow_servers import free_port
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -19,15 +19,11 @@ PASSWORD = "hidden-word"
 class Postgres:
     """Context manager; `url(name)` makes a database of that name and returns its address, with the password."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder, free_port()
+    def __init__(self) -> None:
+        self.folder, self.port = Path(tempfile.mkdtemp(prefix="kd-postgres-")), free_port()
 
     def __enter__(self) -> Postgres:
-        self.folder.mkdir()
-        for place in (self.folder, *self.folder.parents):
-            if place.stat().st_uid == os.getuid() and place != Path("/tmp"):
-                place.chmod(0o755)  # for the user postgres, whose folder it is
-        shutil.chown(self.folder, "postgres")
+        shutil.chown(self.folder, "postgres")  # no folder of pytest's, which only root may enter
         word = self.folder / "word"
         word.write_text(PASSWORD, encoding="utf-8")
         self._run("initdb", "-D", self.data, "-U", "kd", "-A", "scram-sha-256", f"--pwfile={word}", "--no-sync")
@@ -36,6 +32,7 @@ class Postgres:
 
     def __exit__(self, *_: object) -> None:
         self.stop("immediate")
+        shutil.rmtree(self.folder)
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder}"
@@ -66,11 +63,3 @@ def missing() -> str:
     if not BINARIES or os.getuid() != 0:
         return "needs root and Debian's postgresql"
     return "" if importlib.util.find_spec("psycopg2") else "needs psycopg2-binary"
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory):
-    if missing():
-        pytest.skip(missing())
-    with Postgres(tmp_path_factory.mktemp("pg") / "server") as server:
-        yield server
