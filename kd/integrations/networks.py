@@ -128,8 +128,9 @@ def _log_model(client: Any, run_id: str, place: Path, card: dict[str, Any]) -> s
     made = run.outputs.model_outputs if run.outputs else []
     if number not in {each.model_id for each in made}:
         client.log_outputs(run_id, [LoggedModelOutput(number, 0)])
-    accuracy = Metric("accuracy", card["metrics"]["accuracy"], run.info.end_time, 0, number, run_id=run_id)
-    client.log_batch(run_id, metrics=[accuracy])
+    for last in client.get_metric_history(run_id, "accuracy")[-1:]:  # the run's own point, which it has once
+        accuracy = Metric("accuracy", last.value, last.timestamp, last.step, number, run_id=run_id)
+        client.log_batch(run_id, metrics=[accuracy])
     client.finalize_logged_model(number, "READY")
     return number
 
