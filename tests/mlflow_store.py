@@ -71,9 +71,11 @@ def write_files(folder, rows=ROWS, accuracy=87.5):
     write_json(folder / "run.json", {**record, "settings": {"kind": "train"}, "git": {"commit": "abc123", "diff": ""}})
 
 
-def send_at_once(tracker):
-    """Do not wait the seconds between two sends."""
+def report(tracker, sink, rows):
+    """Report rows and send them, without the seconds between two sends."""
     tracker._next = 0.0
+    sink(rows)
+    assert tracker._ended(60)
 
 
 def finished(store, folder, experiment, say=None, rows=ROWS):
@@ -81,6 +83,5 @@ def finished(store, folder, experiment, say=None, rows=ROWS):
     tracker = store.tracker(folder, experiment, say)
     with tracker as sink:
         for number in range(1, len(rows) + 1):
-            send_at_once(tracker)
-            sink(rows[:number])
+            report(tracker, sink, rows[:number])
         write_files(folder, rows)

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 
 from kd.integrations import summaries
+from kd.integrations.sending import METRICS_PER_BATCH, curves, final_numbers, now
 from kd.integrations.store import EXPERIMENT, VIEW, Store, quiet
-from kd.integrations.tracking import METRICS_PER_BATCH, arrived, curves, final_numbers, now, read_history, read_state
+from kd.integrations.tracking import arrived, read_history, read_state
 from kd.runs.folder import RECORD
 from kd.runtime.files import read_json, refuse_links_of_others, write_json
 
@@ -164,7 +165,7 @@ class View:
         run = self.client.create_run(self.number, first, {**own, "copy_of": first_run}, name).info.run_id
         self.client.log_batch(run, params=[Param(*item) for item in original.data.params.items()])
         history = read_history(folder)
-        for _, metrics in curves(history, 0, first, last):
+        for metrics in curves(history, 0, first or now(), last or now()):
             self.client.log_batch(run, metrics=metrics)
         self._numbers(run, final_numbers(folder, record), last, int(history[-1]["epoch"]) if history else 0)
         inputs = original.inputs.dataset_inputs if original.inputs else []

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd.integrations.jobs import STORE_TROUBLE
 from kd.registry.kinds import KINDS
 from kd.runs.folder import Records, ended, with_results
 from kd.runtime.lines import BOLD, DIM, RED, YELLOW, Lines
+from kd.runtime.progress import QUIETLY
 from kd.studies.announcing import announced, last_error, other_jobs, reasons, score_in, under_way
 from kd.studies.command_line import command_for
 from kd.studies.estimates import Estimates
@@ -195,7 +197,16 @@ class Terminal(logging.Handler):
         if job.rule in FOLDED and not self._folded:
             self._folded_since = job.began
 
+    def _warn_of_store(self) -> None:
+        """Show once what a run has said of the MLflow store."""
+        with QUIETLY:
+            text = (self.study.root / "studies" / self.study.name / STORE_TROUBLE).read_text("utf-8")
+            if text and text not in self._shown:
+                self._shown.add(text)
+                self.lines.wrapped(text, YELLOW)
+
     def _under_way(self) -> str:
+        self._warn_of_store()
         with self.lock:
             running, seconds = list(self.running.values()), self._time.seconds(time.monotonic())
         shares = [share_done(self.study.root / job.path) if job.path else 0.0 for job in running[:4]]
@@ -223,6 +234,7 @@ class Terminal(logging.Handler):
         if path in self._told:  # it was finished before the job in which it was grouped
             return
         self._told.add(path)
+        self._warn_of_store()
         folder, run = self.study.root / path, self.study.runs[path]
         record = with_results(folder)  # None while a network disk does not show it
         seconds = record["seconds"]["total"] if record else None

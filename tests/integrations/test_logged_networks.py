@@ -94,5 +94,6 @@ def test_a_model_is_sent_once_with_its_accuracy_and_loads_as_the_page_says(folde
     found = read_run(folders[0])
     torch.testing.assert_close(names["student"](found.images), found.logits, rtol=1e-4, atol=1e-4)
     assert "teacher" in capsys.readouterr().out
+    assert [len(store.curve(run, "accuracy")) for run in by_seed.values()] == [1, 1], "the run's own"
     [metric] = store.client.get_logged_model(names["model"]).metrics
     assert (metric.key, metric.value) == ("accuracy", read_json(folders[0] / "metrics.json")["accuracy"])

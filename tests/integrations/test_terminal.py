@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fake_results import fake_end, fake_finished, find, loaded
 
+from kd.integrations.jobs import open_study, tracker_of
 from kd.integrations.terminal import STREAM_HANDLER, Terminal, attach
 from kd.runs.folder import Records
 from kd.runtime.lines import Lines
@@ -82,6 +83,29 @@ def test_a_line_per_finished_run_says_what_it_is_its_accuracy_seconds_and_time_l
         line = shown("job_finished", job_id=job)
         assert line == f"{run.seed + 1}/2  ssdkd, 50 %      seed {run.seed}   50.00 %   1,200 s{left}\n"
     assert "\ntime     about 20 min, 2 runs at a time\n" in Shown(study, runs).text
+
+
+def test_a_store_that_is_away_is_told_once_whatever_many_runs_say_of_it(study: Study) -> None:
+    runs = [find(study, "ssdkd", seed) for seed in (0, 1)]
+    shown, noted = Shown(study, runs, train=0, distill=0, datafree=2), []
+    open_study(study, noted.append)
+    config = {"results": study.root, "study_name": study.name, "tracking": study.tracking, **study.settings}
+    lines = []
+    for run in runs:
+        tracker = tracker_of(
+            SimpleNamespace(config=config), run, study.root / run.path, lambda *said: noted.append(said)
+        )
+        tracker._report(f"MLflow store http://127.0.0.1:9 is away ({run.seed})")
+        job = shown.begin_run(run, "datafree")
+        fake_finished(study, run)
+        lines.append(" ".join(shown("job_finished", job_id=job).split()))
+    assert [said for said in noted if said[1]] == [], "in the log of each, not on the terminal"
+    assert len(noted) == 2
+    told = "MLflow store http://127.0.0.1:9 is away (0); the run goes on, `python -m kd sync "
+    assert [told in line for line in lines] == [True, False]
+    assert ["is away" in line for line in lines] == [True, False]
+    open_study(study, print)
+    assert not list(study.root.rglob("store-trouble.txt")), "the next start tells it again"
 
 
 def test_no_line_is_wider_than_80_columns(tmp_path: Path) -> None:
