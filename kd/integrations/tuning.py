@@ -17,8 +17,9 @@ from kd.runtime.files import read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.runtime.run_lock import Busy, RunLock, owner, peek
+from kd.settings.run import digest
 from kd.studies.search import Pruned, Tuning, Unfit, made_of, nested, tidy
-from kd.studies.trials import BEST, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
+from kd.studies.trials import BEST, CHECKSUM, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +184,7 @@ def trial(
     result |= {"note": note, "code": code(params)}
     storage.tell(given, state, value, reported)
     write_json(folder / SUGGESTION, given | {"attempts": 0})  # if it is made again one day, by other code
-    write_json(folder / TRIAL, result)
+    write_json(folder / TRIAL, result | {CHECKSUM: digest(result)})
     if state != "COMPLETE":  # nobody goes on from its checkpoint
         for file in (folder / "run").glob("checkpoint*.pt"):
             file.unlink(missing_ok=True)

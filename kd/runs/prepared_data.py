@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd.data.listing import listing
 from kd.runs.provenance import data_code
-from kd.runtime.files import read_json, write_json
+from kd.runtime.files import file_digest, read_json, write_json
 from kd.runtime.progress import inform
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
@@ -26,13 +26,16 @@ def prepare_step(dataset: Dataset, path: Path, source: Source, say: Callable[[st
     from kd.data.prepare import prepare
 
     read = prepare(dataset, path, source, say)
-    write_json(_record_file(path), {"code": data_code(dataset), "dataset": dataset.prepared, "read": read})
+    made = {"code": data_code(dataset), "dataset": dataset.prepared, "read": read, "digest": file_digest(path)}
+    write_json(_record_file(path), made)
 
 
 def outdated_data(dataset: Dataset, path: Path, freeze_code: bool = False) -> str:
     """Say why a data set that is there has to be prepared again; empty where it need not be."""
-    other = _record(path).get("code", data_code(dataset)) != data_code(dataset)
-    return "prepared by other code" if other and not freeze_code else ""
+    record = _record(path)
+    if record.get("code", data_code(dataset)) != data_code(dataset):
+        return "" if freeze_code else "prepared by other code"
+    return "damaged" if path.is_file() and record.get("digest", file_digest(path)) != file_digest(path) else ""
 
 
 def changed_folder(path: Path, root: Path) -> bool:

@@ -19,11 +19,11 @@ from kd.data.dataset import WHOLE, Data, load
 from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
 from kd.runs import devices
-from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
+from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished, sealed
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
-from kd.runs.prepared_data import reads_training_images
+from kd.runs.prepared_data import outdated_data, reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
 from kd.runs.together import Stepping, alone
 from kd.runs.watch import Watch, looking
@@ -65,7 +65,7 @@ def run_step(
         closing(Progress(run.path, log)) as progress,
         RunLock(folder, progress.say, lambda: progress.position, wait) as lock,
     ):
-        record = finished(folder)
+        record = finished(folder, thorough=True)
         done = record is not None and not outdated(record, run, data_file, teacher_weights, compute.freeze_code)
         identity = record["identity"] if done else identity_of(run, data_file, teacher_weights)
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lock.check)
@@ -137,6 +137,8 @@ def _make(
     started, device = time.time(), stepper.device
     progress = journal.progress
     progress.title = f"{run.path} on {device}"
+    if outdated_data(run.dataset, data_file, freeze_code=True):
+        raise ConfigError(f"{data_file}: its checksum differs; delete it: the data set is then prepared again")
     data = stepper.graphs.common((file_digest(data_file), run.dataset), lambda: load(data_file, run.dataset, device))
     if reads_training_images(run) and not len(data.train):
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
@@ -154,7 +156,7 @@ def _make(
     write_atomically(folder / HISTORY, lambda file: file.write(_csv(journal.history).encode()))
     write_json(folder / METRICS, metrics)
     record = _record(run, journal, stepper, started, data)
-    write_json(folder / RECORD, {"identity": checkpoint.identity, **record})
+    write_json(folder / RECORD, sealed(folder, {"identity": checkpoint.identity, **record}))
     progress.say(f"done: {outcome(metrics)}")
     return metrics
 

@@ -11,9 +11,11 @@ from kd.runs.provenance import outdated, run_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
+from kd.settings.run import digest
 from kd.studies.search import STATES, Tuning, figures_of, made_of
 
 BEST, TABLE, SEARCH = "best.yaml", "trials.csv", "search.json"  # in the folder of a search
+CHECKSUM = "checksum"  # of trial.json, over all else in it
 FIELDS = {"number", "params", "state", "value", "epoch", "seconds", "note"}  # of trial.json
 Results = dict[int, dict[str, Any]]  # number of a trial -> content of trial.json
 
@@ -52,11 +54,17 @@ def is_complete(folder: Path, tuning: Tuning, results: Results) -> bool:
 
 
 def is_of(folder: Path, tuning: Tuning) -> bool:
-    """Whether a folder holds this search, and not one of the same name with other settings or another space."""
+    """Whether a folder holds this search, and not one of the same name with other settings or another space. Where that
+    cannot be read, its trials say so.
+    """
     try:
-        return read_json(folder / SEARCH)["digest"] == tuning.digest
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        held = read_json(folder / SEARCH)
+        said = held.pop("digest")
+        if said == digest(held):
+            return said == tuning.digest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return bool(read_results(folder, tuning))
 
 
 def best_is_outdated(folder: Path, tuning: Tuning, results: Results) -> bool:
@@ -88,8 +96,9 @@ def told(results: Results) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         result = read_json(file)
-        return result if set(result) >= FIELDS else None
-    except (OSError, ValueError, TypeError):
+        sound = digest({key: value for key, value in result.items() if key != CHECKSUM})
+        return result if set(result) >= FIELDS and result.get(CHECKSUM, sound) == sound else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
