@@ -29,7 +29,7 @@ from kd.integrations.tuning import best
 from kd.reports.figures.search import draw
 from kd.runs.folder import inputs_of
 from kd.runs.kept_teachers import KEPT, keep
-from kd.runs.prepared_data import outdated_data, prepare_step
+from kd.runs.prepared_data import prepare_step
 from kd.runs.run import run_step
 from kd.runs.worker import work_through
 from kd.runtime import run_lock
@@ -124,20 +124,14 @@ def tuning() -> Tuning:
 def work_on_a_search() -> None:
     from contextlib import nullcontext
 
+    make(run_of(tuning().settings, 0).teacher)
     with job("job.txt") as say:
-        data, dataset = RESULTS / KD.data_path, tuning().run({}).dataset
-        if not data.exists() or outdated_data(dataset, data):
-            prepare_step(dataset, data, SOURCE, say)
         search(tuning(), "mine", RESULTS, OFTEN, lambda run, folder: nullcontext(), None, say)
 
 
-def searched() -> None:
-    make(run_of(tuning().settings, 0).teacher)
-    work_on_a_search()
-
-
 def choose_the_best() -> None:
-    """Do what workflow/scripts/best.py does."""
+    """Do what `snakemake tune` does with a search whose trials are done: look at them, and workflow/scripts/best.py."""
+    work_on_a_search()
     folder = folder_of(RESULTS, "mine", "t")
     with job("job.txt") as say:
         winner, trials, importances = best(folder, tuning())
@@ -232,7 +226,7 @@ STEPS = {
     "together": Step("two runs together", with_teacher, lambda: make(KD, SCRATCH, together=2)),
     "team": Step("a run of three processes", with_teacher, lambda: make(KD, gpu=3)),
     "worker": Step("search: worker", lambda: make(run_of(tuning().settings, 0).teacher), work_on_a_search),
-    "best": Step("search: best settings", searched, choose_the_best, resumes=False),
+    "best": Step("search: best settings", work_on_a_search, choose_the_best, resumes=False),
     "tracked": Step("a run that MLflow follows", with_store, tracked),
     "tables": Step("tables, figures, report", finished_study, write_tables, resumes=False),
 }
@@ -255,7 +249,9 @@ def _table(text: bytes) -> Any:
     import io
 
     frame = pd.read_csv(io.BytesIO(text))
-    return frame[[name for name in frame if not name.startswith(("seconds", "started", "finished"))]].to_csv()
+    return frame[
+        [name for name in frame if not name.startswith(("seconds", "started", "finished", "peak_memory"))]
+    ].to_csv()
 
 
 CONTENT: dict[str, Callable[[bytes], Any] | None] = {  # of files that are not equal byte for byte; None: not compared
@@ -267,6 +263,8 @@ CONTENT: dict[str, Callable[[bytes], Any] | None] = {  # of files that are not e
     "optuna.log": None,  # in what order workers and resumed ones asked
     "report.html": None,  # holds drawings
     "mlflow.json": None,
+    "report.json": None,  # of which records, with their dates
+    "results.csv": _table,
     "mlflow.db": None,
 }
 OTHERS = ("mlartifacts", "mlflow.db-", "mlflow.db.", "job.txt")  # with names of each run, or of each attempt

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import random
 import shutil
@@ -46,7 +47,9 @@ def main() -> int:
     warm_up()
     started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="kd-faults-", dir=given.folder))
     try:
-        outcomes, counts = tried(given.only, given.faults, given.studies, given.seed, given.jobs, folder, _progress)
+        outcomes, counts = tried(
+            given.only, given.faults, given.studies, given.seed, given.jobs, folder, given.minutes, _progress
+        )
     except ConfigError as error:
         sys.exit(f"error: {error}")
     minutes = (time.monotonic() - started) / 60
@@ -74,13 +77,14 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults at a time (default: cores)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="after which no other fault is begun (default: 30)")
     parser.add_argument("--folder", type=Path, help="where the worlds are made (default: that of temporary files)")
     parser.add_argument("--out", type=Path, help="folder for table.md and faults.csv")
     given = parser.parse_args()
     for name in given.only:
         if name not in names:
             parser.error(f"--only: got {name!r}; {suggest(name, list(names))}")
-    for name, least in (("faults", 1), ("studies", 0), ("jobs", 1), ("seed", 0)):
+    for name, least in (("faults", 1), ("studies", 0), ("jobs", 1), ("seed", 0), ("minutes", 0)):
         if getattr(given, name) < least:
             parser.error(f"--{name}: got {getattr(given, name)}; allowed: {least} or more")
     if given.folder and not given.folder.is_dir():
@@ -95,12 +99,14 @@ def tried(
     seed: int,
     jobs: int,
     folder: Path,
+    minutes: float = 30.0,
     progress: Callable[[int, int, Outcome], Any] = lambda done, total, outcome: None,
 ) -> tuple[list[Outcome], dict[tuple[str, str], int]]:
     """Try faults on the steps named in `only`; return what came out, and how many there could be by step and fault.
 
     Raises ConfigError where an undisturbed attempt fails.
     """
+    until = time.monotonic() + 60 * minutes
     names = [name for name in only if name in STEPS]
     making = [lambda name=name: prepared(name, STEPS[name], folder / name)._replace(step=None) for name in names]
     made: dict[str, Prepared] = {}
@@ -123,7 +129,7 @@ def tried(
         counts |= {(killed.name, kind): -1 for kind in fault_studies.KINDS}
         todo = [*killed.faults(studies), *todo]
     outcomes = []
-    for number, found in in_forks(todo, jobs, folder):
+    for number, found in in_forks(todo, jobs, folder, until):
         if isinstance(found, str):
             found = Outcome("the benchmark itself", "", str(number), "", "", "lost", found, 1, "", "", "", 0.0)
         outcomes.append(Outcome(*found))
@@ -140,18 +146,22 @@ def drawn(cells: list[tuple[str, str, list[Fault]]], number: int, seed: int) -> 
     yield from flat[:number]
 
 
-def in_forks(todo: list[Callable[[], Any]], jobs: int, folder: Path) -> Iterator[tuple[int, Any]]:
+def in_forks(
+    todo: list[Callable[[], Any]], jobs: int, folder: Path, until: float = math.inf
+) -> Iterator[tuple[int, Any]]:
     """Call each function in a fork of its own, `jobs` at a time; yield its number and result as JSON holds it, or what
-    it raised as text, in the order in which they end.
+    it raised as text, in the order in which they end. After `until` (time.monotonic) no other one is begun.
     """
     running: dict[int, int] = {}
     waiting = list(enumerate(todo))[::-1]
     while waiting or running:
-        while waiting and len(running) < jobs:
+        while waiting and len(running) < jobs and time.monotonic() < until:
             number, do = waiting.pop()
             if (process := os.fork()) == 0:
                 _answer(do, folder / f"answer{number}.json")
             running[process] = number
+        if not running:
+            return
         process, _ = os.wait()
         number = running.pop(process)
         file = folder / f"answer{number}.json"

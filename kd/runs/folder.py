@@ -77,7 +77,7 @@ def is_whole(folder: Path, record: dict[str, Any], thorough: bool = False) -> bo
             (folder / name).stat().st_size == size
             and (not (thorough or name in (METRICS, HISTORY)) or file_digest(folder / name) == known)
             for name, (size, known) in noted.items()
-            if name != RECORD and name in there
+            if name != RECORD
         )
     except (OSError, KeyError, TypeError, ValueError):  # removed in the meantime; damaged
         return False

@@ -85,6 +85,8 @@ def run_step(
                 given = (run, folder, data_file, teacher_weights)
                 metrics = _make(*given, stepper, checkpoint, journal, watch)
         checkpoint.remove()
+        with contextlib.suppress(OSError):  # of an attempt before it was complete, or while a file was damaged
+            (folder / ENDED).unlink(missing_ok=True)
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
     return metrics
