@@ -148,7 +148,7 @@ def suffer(fault: Fault, made: Prepared, world: Path, seed: int) -> Outcome:
         again = attempt(step.do, world, Plan("none"))
     differ, left, aside = differences(world, made.world("finished"))
     if (fault.kind in DAMAGES and Path(fault.place).match("results/data/*.json")) or fault.place.startswith("kept/"):
-        # the record of a data set only informs, a damaged one counts as missing; a kept teacher is read where it is used
+        # a damaged record of a data set counts as missing: it only informs; a kept teacher is read where it is used
         differ = [name for name in differ if name != fault.place]
     resumed = ended.said.count("resumed from") + (again is not ended) * again.said.count("resumed from")
     said = [one.said for one in (first, ended, again) if one is not None]

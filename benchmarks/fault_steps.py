@@ -220,7 +220,7 @@ STEPS = {
     "ssdkd": of_method("ssdkd", scale=0.5),
     "fast": of_method("fast", scale=0.5),
     "cmi": of_method("cmi", scale=0.5),
-    "nayer": of_method("nayer", scale=0.5, inversion__nayer__adv=0.0),
+    "nayer": of_method("nayer", scale=0.5, seed=1),
     "given": Step("given teacher", bring_a_teacher, take_over, resumes=False),
     "kept": Step("kept teacher", keep_a_teacher, lambda: make(KD.teacher, pretrained=True), resumes=False),
     "together": Step("two runs together", with_teacher, lambda: make(KD, SCRATCH, together=2)),

@@ -182,9 +182,10 @@ def trial(
     result = {key: given[key] for key in ("optuna_trial", "params")} | {"number": number, "search": tuning.digest}
     result |= {"state": state, "value": value, "epoch": max(reported, default=None), "seconds": round(spent, 3)}
     result |= {"note": note, "code": code(params)}
+    result |= {CHECKSUM: digest(result)}
     storage.tell(given, state, value, reported)
     write_json(folder / SUGGESTION, given | {"attempts": 0})  # if it is made again one day, by other code
-    write_json(folder / TRIAL, result | {CHECKSUM: digest(result)})
+    write_json(folder / TRIAL, result)
     if state != "COMPLETE":  # nobody goes on from its checkpoint
         for file in (folder / "run").glob("checkpoint*.pt"):
             file.unlink(missing_ok=True)
