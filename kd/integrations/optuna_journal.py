@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kd.runtime.files import refuse_links_of_others, write_atomically
+from kd.runtime.files import refuse_links_of_others, remove_left, write_atomically
 
 RECORD_BEGINS = '{"op_code":'  # in Optuna's journal, a line each
 OPERATIONS = 11  # of Optuna's journal: op_code counts from 0
@@ -58,6 +58,7 @@ def file_lock(file: Path) -> Any:
     left = file.with_name(f"{file.name}.lock")
     if left.is_symlink():  # of an older kd, or of Optuna used otherwise
         left.unlink(missing_ok=True)
+    remove_left(left, ".rename", time.time())  # of workers that were killed while they released it
     return JournalFileOpenLock(str(file))
 
 

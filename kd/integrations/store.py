@@ -246,13 +246,15 @@ def _locked(file: Any, seconds: float) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the lines that Alembic and MLflow print about tables and migrations."""
+    """Silence the lines that Alembic and MLflow print about tables and migrations, and the errors that they log before
+    they raise them.
+    """
     import mlflow  # noqa: F401  (its import sets the levels of its loggers)
 
     names = ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:

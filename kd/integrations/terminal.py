@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from kd.integrations.jobs import STORE_TROUBLE
+from kd.integrations.snakemake_words import (
+    INTERRUPTED,
+    MORE,
+    NOT_SHOWN,
+    NOTHING,
+    PROGRAM_FAILED,
+    RESTART,
+    SHOWN,
+    STOPPED,
+)
 from kd.registry.kinds import KINDS
 from kd.runs.folder import Records, ended, with_results
 from kd.runtime.lines import BOLD, DIM, RED, YELLOW, Lines
@@ -33,14 +42,6 @@ from kd.studies.time_left import TimeLeft, about
 STREAM_HANDLER = "DefaultStreamHandler"  # the name of Snakemake's own handler for the terminal
 FOLDED = ("collect", "tables", "figures", "page")  # jobs of a second or two, told together
 SILENT = ("all", "tune")
-# What Snakemake says without an event is known by its first words.
-STOPPED = ("Terminating processes on user request", "Cancelling snakemake on user request")
-SHOWN = ("Will exit after", "Shutting down")
-NOT_SHOWN = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
-NOTHING, RESTART = "Nothing to be done", re.compile(r"Trying to restart job ([\w-]+)\.")
-MORE = "For further error details"  # see log files, which Snakemake does not name
-PROGRAM_FAILED = "CalledProcessError"  # of a job's program, whose own log says more
-INTERRUPTED = re.compile(r"exit status 130|SIGINT")
 
 
 @dataclass

@@ -19,8 +19,9 @@ from kd.runtime.files import on_the_way, read_json, refuse_links_of_others, writ
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.runtime.run_lock import Busy, RunLock, owner, peek
+from kd.settings.run import digest
 from kd.studies.search import Pruned, Tuning, Unfit, made_of, nested, tidy
-from kd.studies.trials import BEST, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
+from kd.studies.trials import BEST, CHECKSUM, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,6 +188,7 @@ def trial(
     result = {key: given[key] for key in ("optuna_trial", "params")} | {"number": number, "search": tuning.digest}
     result |= {"state": state, "value": value, "epoch": max(reported, default=None), "seconds": round(spent, 3)}
     result |= {"note": note, "code": code(params)}
+    result |= {CHECKSUM: digest(result)}
     storage.tell(given, state, value, reported)
     write_json(folder / SUGGESTION, given | {"attempts": 0})  # if it is made again one day, by other code
     write_json(folder / TRIAL, result)

@@ -74,9 +74,10 @@ class Network:
 
 def read_run(folder: Path) -> Network:
     """Return the network of a finished run's folder. Raises ConfigError where that, or its data file, is not there."""
-    record = finished(folder)
+    record = finished(folder, thorough=True)
     if record is None:
-        raise ConfigError(f"{folder}: no finished run; name a folder with {RECORD} and {WEIGHTS} in it")
+        hint = f"name a folder with {RECORD} and {WEIGHTS} in it"
+        raise ConfigError(f"{folder}: no finished run, or one whose files are damaged; {hint}")
     run, place = Run.from_dict(record["settings"]), folder.resolve()
     root = Path(*place.parts[: -len(Path(run.path).parts)] or ["/"])
     data_file = root / run.data_path

@@ -1,8 +1,9 @@
 """The folder of a run: the names of its files, and whether the run is finished. Imports no torch.
 
-RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there.
-Whether it is also up to date is a question of its identity (`kd.runs.provenance.outdated`). Tables and estimates need
-only its *results*, which remain when weights and arrays have been removed or were left behind on another machine.
+RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there,
+undamaged. Whether it is also up to date is a question of its identity (`kd.runs.provenance.outdated`). Tables and
+estimates need only its *results*, which remain when weights and arrays have been removed or were left behind on another
+machine.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 
 from kd.registry.kinds import KINDS
 from kd.registry.models import find_spec, is_own
-from kd.runtime.files import read_json
+from kd.runtime.files import file_digest, read_json
 from kd.runtime.messages import ConfigError
-from kd.settings.run import Run
+from kd.settings.run import Run, digest
 
 METRICS = "metrics.json"  # final numbers only: equal runs have equal bytes
 RECORD = "run.json"  # settings, identity, code, environment, seconds, counts
@@ -49,17 +50,39 @@ def inputs_of(run: Run, root: Path) -> tuple[Path, list[Path]]:
     return root / run.data_path, given + [root / teacher.path / WEIGHTS for teacher in run.teachers or ()]
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished run; None where it is missing, partly done, or lacks today's fields."""
+def finished(folder: Path, thorough: bool = False) -> dict[str, Any] | None:
+    """Return the record of a finished run; None where it is missing, partly done, damaged, or lacks today's fields."""
     record = with_results(folder)
-    return record if record is not None and is_whole(folder, record) else None
+    return record if record is not None and is_whole(folder, record, thorough) else None
 
 
-def is_whole(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether every file of the run's kind is there."""
+def sealed(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the size and digest of each file of its run, by which `is_whole` knows them."""
+    files = [folder / name for name in OF_ALL if name != RECORD] + sorted(folder.glob(array_file("*")))
+    noted = {file.name: [file.stat().st_size, file_digest(file)] for file in files}
+    return record | {"files": noted | {RECORD: [0, digest(record)]}}
+
+
+def is_whole(folder: Path, record: dict[str, Any], thorough: bool = False) -> bool:
+    """Whether every file of the run's kind is there, and is the one that was written.
+
+    Numbers and curves are compared by content; weights and arrays, which may be large, by size, or by content if
+    `thorough`. Of runs that were made before records had `files` only the names are known.
+    """
     try:
-        return set(os.listdir(folder)).issuperset(files_of(record["settings"]["kind"]))
-    except OSError:  # removed in the meantime
+        there, noted = set(os.listdir(folder)), record.get("files")
+        if not there.issuperset(files_of(record["settings"]["kind"])):
+            return False
+        if noted is None:
+            return True
+        unsealed = {key: value for key, value in record.items() if key != "files"}
+        return noted[RECORD][1] == digest(unsealed) and all(
+            (folder / name).stat().st_size == size
+            and (not (thorough or name in (METRICS, HISTORY)) or file_digest(folder / name) == known)
+            for name, (size, known) in noted.items()
+            if name != RECORD
+        )
+    except (OSError, KeyError, TypeError, ValueError):  # removed in the meantime; damaged
         return False
 
 

@@ -20,7 +20,7 @@ from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
 from kd.runs import devices
 from kd.runs.compiler_cache import compiler_cache
-from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
+from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished, sealed
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
@@ -69,9 +69,9 @@ def run_step(
         closing(Progress(run.path, log)) as progress,
         RunLock(folder, progress.say, lambda: progress.position, wait) as lock,
     ):
-        record = finished(folder)
+        record = finished(folder, thorough=True)
         done = record is not None and not outdated(record, run, data_file, teacher_weights, compute.freeze_code)
-        file = data_file if done or run.dataset.stream else staged(data_file, compute.stage, progress.say)
+        file = data_file if done else staged(data_file, compute.stage, progress.say)
         identity = record["identity"] if done else identity_of(run, file, teacher_weights)
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lock.check)
         if done:
@@ -82,12 +82,12 @@ def run_step(
             with (
                 _end_noted(folder, progress),
                 stepping(compute, progress.say) as stepper,
-                leading(run, file, teacher_weights, compute, stepper, checkpoint),
+                leading(run, data_file if run.dataset.stream else file, teacher_weights, compute, stepper, checkpoint),
                 checkpoint,
                 tracker or nullcontext() as sink,
                 reading(
-                    *(run.dataset, file, stepper.device, compute.workers),
-                    *(stepper.team.part, stepper.graphs.common),
+                    *(run.dataset, data_file, stepper.device, compute.workers),
+                    *(stepper.team.part, stepper.graphs.common, file),
                 ) as data,
             ):
                 journal = Journal(progress, sink, stepper.clock)
@@ -95,6 +95,8 @@ def run_step(
                     stepper.cache = compiler_cache(data_file.parent.parent)
                 metrics = _make(run, folder, data, data_file, teacher_weights, stepper, checkpoint, journal, watch)
         checkpoint.remove()
+        with contextlib.suppress(OSError):  # of an attempt before it was complete, or while a file was damaged
+            (folder / ENDED).unlink(missing_ok=True)
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
     return metrics
@@ -162,7 +164,7 @@ def _make(
     write_atomically(folder / HISTORY, lambda file: file.write(_csv(journal.history).encode()))
     write_json(folder / METRICS, metrics)
     record = _record(run, journal, stepper, started, data)
-    write_json(folder / RECORD, {"identity": checkpoint.identity, **record})
+    write_json(folder / RECORD, sealed(folder, {"identity": checkpoint.identity, **record}))
     progress.say(f"done: {outcome(metrics)}")
     return metrics
 

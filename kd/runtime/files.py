@@ -16,12 +16,14 @@ from typing import Any, BinaryIO, TextIO
 from kd.runtime.messages import ConfigError, shown
 
 LARGEST_JSON = 2**28  # characters
+LEFT_AFTER_SECONDS = 3600.0  # without a write
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let `write` fill a temporary file next to `path`, flush it to the disk, then rename it: never a torn file.
 
-    Raises OSError, with the path, for a disk that is full or fails.
+    Those that killed processes have left of the same path are removed. Raises OSError, with the path, for a disk that
+    is full or fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,16 +32,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        remove_left(path.with_name(f".{path.name}."), ".tmp", temporary.stat().st_mtime)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         fault = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides what the disk said
         if not isinstance(fault, OSError):
             raise
-        fault.filename = fault.filename or str(path)
-        raise fault from None
+        raise type(fault)(fault.errno, fault.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):  # a fault of the disk has been raised already
             temporary.unlink(missing_ok=True)
+
+
+def remove_left(beginning: Path, ending: str, now: float) -> None:
+    """Remove the files with this path's beginning and this ending that nobody has written to for an hour before `now`,
+    the time of a file there: their writers are dead.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(beginning.parent):
+            ours = entry.name.startswith(beginning.name) and entry.name.endswith(ending)
+            if ours and entry.stat().st_mtime < now - LEFT_AFTER_SECONDS:
+                os.unlink(entry.path)
 
 
 def stamp_now_if_later(files: Iterable[Path]) -> None:

@@ -46,7 +46,7 @@ def states(study: Study, records: Records | None = None, with_searches: bool = F
     records = Records(study.root) if records is None else records
     compared, teachers = {path: study.runs[path] for path in study.students}, teachers_of(study)
     needed = study.runs if with_searches else teachers | compared
-    found = {path: _state(study, run, records) for path, run in needed.items()}
+    found = {path: _state(study, run, records, path in teachers) for path, run in needed.items()}
     wanted = {
         teacher.path for path, run in compared.items() if found[path].name != "done" for teacher in run.teachers or ()
     }
@@ -65,15 +65,15 @@ def teachers_of(study: Study) -> dict[str, Run]:
     return {teacher.path: teacher for path in study.students for teacher in study.runs[path].teachers or ()}
 
 
-def _state(study: Study, run: Run, records: Records) -> State:
-    """Return the state of one run by the files in its folder."""
+def _state(study: Study, run: Run, records: Records, teaches: bool) -> State:
+    """Return the state of one run by the files in its folder; the weights of one that teaches are read."""
     folder, reason = records.root / run.path, ""
     lock, alive = peek(folder)
     if lock is not None and alive:
         return _part("running", lock, owner(lock))
     if lock is not None:
         return _part("waiting", lock, f"{owner(lock)} died; goes on from its checkpoint")
-    if (record := records[run.path]) is not None and is_whole(folder, record):
+    if (record := records[run.path]) is not None and is_whole(folder, record, thorough=teaches):
         reason = _outdated(study, run, record)
         if not reason:
             return State("done", record["seconds"]["total"], 1.0)

@@ -12,9 +12,11 @@ from kd.runs.provenance import outdated, run_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
+from kd.settings.run import digest
 from kd.studies.search import SEARCHED, STATES, Tuning, figures_of, flatten, made_of
 
 BEST, TABLE, SEARCH = "best.yaml", "trials.csv", "search.json"  # in the folder of a search
+CHECKSUM = "checksum"  # of trial.json, over all else in it
 FIELDS = {"number", "params", "state", "value", "epoch", "seconds", "note"}  # of trial.json
 Results = dict[int, dict[str, Any]]  # number of a trial -> content of trial.json
 
@@ -58,11 +60,17 @@ def is_complete(folder: Path, tuning: Tuning, results: Results) -> bool:
 
 
 def is_of(folder: Path, tuning: Tuning) -> bool:
-    """Whether a folder holds this search, and not one of the same name with other settings or another space."""
+    """Whether a folder holds this search, and not one of the same name with other settings or another space. Where that
+    cannot be read, its trials say so.
+    """
     try:
-        return read_json(folder / SEARCH)["digest"] == tuning.digest
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        held = read_json(folder / SEARCH)
+        said = held.pop("digest")
+        if said == digest(held):
+            return said == tuning.digest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return bool(read_results(folder, tuning))
 
 
 def best_is_outdated(folder: Path, tuning: Tuning, results: Results) -> bool:
@@ -109,8 +117,9 @@ def _read(file: Path) -> dict[str, Any] | None:
         result = read_json(file)
         numbers = [result["seconds"], *([] if result["state"] == "FAIL" else [result["value"]])]
         sound = result["state"] in STATES and all(type(number) in (int, float) for number in numbers)
-        return result if set(result) >= FIELDS and sound else None
-    except (OSError, ValueError, TypeError, KeyError):
+        now = digest({key: value for key, value in result.items() if key != CHECKSUM})
+        return result if set(result) >= FIELDS and sound and result.get(CHECKSUM, now) == now else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -306,3 +306,24 @@ def test_a_killed_worker_loses_no_trial_and_none_is_run_twice(tmp_path: Path) ->
     assert sorted(search.results()) == list(range(12))
     assert [one.state.name for one in search.trials] == ["COMPLETE"] * 12
     assert TinySearch(tmp_path, trials=14).work() == [12, 13]
+
+
+def test_a_changed_value_of_a_trial_is_seen(tmp_path: Path) -> None:
+    search = TinySearch(tmp_path / "s", trials=2)
+    search.work()
+    file = search.folder / "trial0/trial.json"
+    assert 0 in search.results()
+    write_json(file, read_json(file) | {"value": 99.0})
+    assert 0 not in search.results()
+
+
+@pytest.mark.parametrize("text", ["", '{"digest": "0123456789"}', None])
+def test_a_search_whose_description_is_damaged_keeps_its_trials(tmp_path: Path, text: str | None) -> None:
+    search = TinySearch(tmp_path / "s", trials=2)
+    begin(search.folder, search.tuning, search.said.append)
+    search.work()
+    before = search.results()
+    file = search.folder / "search.json"
+    file.unlink() if text is None else file.write_text(text)
+    begin(search.folder, search.tuning, search.said.append)
+    assert search.results() == before
