@@ -85,3 +85,24 @@ def finished(store, folder, experiment, say=None, rows=ROWS):
         for number in range(1, len(rows) + 1):
             report(tracker, sink, rows[:number])
         write_files(folder, rows)
+
+
+class Flaky:
+    """The client of a store that fails at the n-th call of one method: before it does it, or before it says so."""
+
+    def __init__(self, client, method, number, done):
+        self.client, self.method, self.left, self.done = client, method, number, done
+
+    def __getattr__(self, name):
+        if name != self.method:
+            return getattr(self.client, name)
+
+        def call(*arguments, **keywords):
+            self.left -= 1
+            if self.left or self.done:
+                answer = getattr(self.client, name)(*arguments, **keywords)
+            if self.left == 0:
+                raise ConnectionError("gone")
+            return answer
+
+        return call

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from mlflow_store import ROWS, Said, Store, finished, report, write_files
+from mlflow_store import ROWS, Flaky, Said, Store, finished, report, write_files
 
 from kd.integrations import store as stores
 from kd.runtime.run_lock import RunLock
@@ -24,27 +24,6 @@ def environment(monkeypatch):
 @pytest.fixture
 def folder(store, request):
     return store.results / "runs" / request.node.name.replace("[", "-").strip("]")
-
-
-class Flaky:
-    """The client of a store that fails at the n-th call of one method: before it does it, or before it says so."""
-
-    def __init__(self, client, method, number, done):
-        self.client, self.method, self.left, self.done = client, method, number, done
-
-    def __getattr__(self, name):
-        if name != self.method:
-            return getattr(self.client, name)
-
-        def call(*arguments, **keywords):
-            self.left -= 1
-            if self.left or self.done:
-                answer = getattr(self.client, name)(*arguments, **keywords)
-            if self.left == 0:
-                raise ConnectionError("gone")
-            return answer
-
-        return call
 
 
 FAULTS = pytest.mark.parametrize(
