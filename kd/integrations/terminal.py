@@ -16,17 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd.integrations import snakemake_words as words
 from kd.integrations.jobs import STORE_TROUBLE
-from kd.integrations.snakemake_words import (
-    INTERRUPTED,
-    MORE,
-    NOT_SHOWN,
-    NOTHING,
-    PROGRAM_FAILED,
-    RESTART,
-    SHOWN,
-    STOPPED,
-)
 from kd.registry.kinds import KINDS
 from kd.runs.folder import Records, ended, with_results
 from kd.runtime.lines import BOLD, DIM, RED, YELLOW, Lines
@@ -274,13 +265,13 @@ class Terminal(logging.Handler):
         self.running.pop(record.jobid, None)
         job = self.jobs.get(record.jobid) or Job(record.rule_name, {}, "", 0.0)
         note = ended(self.study.root / job.path) if job.path else None
-        if self.stopped or INTERRUPTED.search(said):
+        if self.stopped or words.INTERRUPTED.search(said):
             return  # the wish to stop has a line of its own
         if (
             note is not None and note["error"] is None
         ):  # the state is saved; an executor of a cluster knows who stopped it
             if record.rule_msg:
-                self.lines.wrapped(f"stopped  {self._label(job)}: {record.rule_msg.partition(MORE)[0]}")
+                self.lines.wrapped(f"stopped  {self._label(job)}: {record.rule_msg.partition(words.MORE)[0]}")
             return
         if getattr(record, "indent", False) and job.path and note is None:
             return self._left_by_its_group(job.path)
@@ -296,27 +287,29 @@ class Terminal(logging.Handler):
 
     def _error(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text.startswith(STOPPED):
+        if text.startswith(words.STOPPED):
             self.stopped = True
-        elif PROGRAM_FAILED in text:
+        elif words.PROGRAM_FAILED in text:
             self._program_failed[record.thread] = text
-        elif not text.startswith(NOT_SHOWN):
+        elif not text.startswith(words.NOT_SHOWN):
             self.lines.wrapped(text, RED)
 
     def _message(self, record: logging.LogRecord) -> None:
         """Show warnings in full, and little of the rest."""
         text = record.getMessage()
-        if text.startswith(STOPPED):
+        if text.startswith(words.STOPPED):
             self.stopped = True
-        elif text.startswith(NOTHING):
+        elif text.startswith(words.NOTHING):
             said = f"{self.done_before} of {self.runs} runs of study {self.study.name} are finished"
-            self.lines.wrapped(f"{NOTHING}: {said}.", BOLD)
+            self.lines.wrapped(f"{words.NOTHING}: {said}.", BOLD)
             if not self.dry:
                 self.when_nothing_is_to_be_done()
-        elif found := RESTART.match(text):
+        elif found := words.RESTART.match(text):
             job = self.jobs.get(int(found[1])) if found[1].isdigit() else None  # else several, grouped in one
             self.lines.say(f"  again: {self._label(job) if job else 'what this job has not finished'}")
-        elif (record.levelno >= logging.WARNING or text.startswith(SHOWN)) and not text.startswith(NOT_SHOWN):
+        elif (record.levelno >= logging.WARNING or text.startswith(words.SHOWN)) and not text.startswith(
+            words.NOT_SHOWN
+        ):
             if text not in self._shown or record.levelno >= logging.ERROR:  # of a job's warning once is enough
                 self.lines.wrapped(text, RED if record.levelno >= logging.ERROR else YELLOW)
             self._shown.add(text)
