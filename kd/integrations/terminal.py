@@ -267,9 +267,7 @@ class Terminal(logging.Handler):
         note = ended(self.study.root / job.path) if job.path else None
         if self.stopped or words.INTERRUPTED.search(said):
             return  # the wish to stop has a line of its own
-        if (
-            note is not None and note["error"] is None
-        ):  # the state is saved; an executor of a cluster knows who stopped it
+        if note is not None and note["error"] is None:  # saved; an executor of a cluster knows who stopped it
             if record.rule_msg:
                 self.lines.wrapped(f"stopped  {self._label(job)}: {record.rule_msg.partition(words.MORE)[0]}")
             return
