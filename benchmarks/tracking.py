@@ -89,7 +89,7 @@ def main() -> int:
             for tracked in ("on", "off")[:: -1 if number % 2 else 1]:
                 child = ["--child", place, tracked, str(2 * number + (tracked == "on"))]
                 command = [sys.executable, __file__, "--epochs", str(options.epochs), *child]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 found[tracked] = json.loads(done.stdout.splitlines()[-1])
