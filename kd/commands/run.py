@@ -56,7 +56,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def do(given: argparse.Namespace) -> int:
-    runs = [run for file in given.settings for run in runs_in(file, given.results)]
+    asked = [(run, file) for file in given.settings for run in runs_in(file)]
+    for run, file in asked:
+        refuse_code_of_results(run, given.results, file)
+    runs = [run for run, _ in asked]
     if given.jobs > 1:
         return _share(given.arguments, given.jobs)
     from kd.data.raw import Source
@@ -81,8 +84,8 @@ def _share(arguments: list[str], jobs: int) -> int:
     return max(worker.wait() for worker in workers)
 
 
-def runs_in(file: Path, results: Path) -> list[Run]:
-    """Return the runs of a settings file, checked; none may name code in the results folder. Raises ConfigError."""
+def runs_in(file: Path) -> list[Run]:
+    """Return the runs of a settings file, checked. Raises ConfigError."""
     from kd.settings.validation import validate_run
 
     content = read_yaml(file)  # JSON is YAML
@@ -99,6 +102,5 @@ def runs_in(file: Path, results: Path) -> list[Run]:
             runs.append(Run.from_dict(settings))
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-        refuse_code_of_results(runs[-1], results, file)
         validate_run(runs[-1], project(), str(file))
     return runs
