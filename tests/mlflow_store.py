@@ -88,21 +88,31 @@ def finished(store, folder, experiment, say=None, rows=ROWS):
 
 
 class Flaky:
-    """The client of a store that fails at the n-th call of one method: before it does it, or before it says so."""
+    """The client of a store that fails at the n-th call of one method, and does what was asked `never`, `before` it
+    fails, or long `after`: when the next call of that method is done.
+    """
 
-    def __init__(self, client, method, number, done):
-        self.client, self.method, self.left, self.done = client, method, number, done
+    def __init__(self, client, method, number, does):
+        self.client, self.method, self.left, self.does, self.late = client, method, number, does, None
 
     def __getattr__(self, name):
         if name != self.method:
             return getattr(self.client, name)
 
         def call(*arguments, **keywords):
+            def done():
+                return getattr(self.client, name)(*arguments, **keywords)
+
             self.left -= 1
-            if self.left or self.done:
-                answer = getattr(self.client, name)(*arguments, **keywords)
             if self.left == 0:
+                if self.does == "before":
+                    done()
+                self.late = done if self.does == "after" else None
                 raise ConnectionError("gone")
+            answer = done()
+            if self.late is not None:
+                self.late()
+                self.late = None
             return answer
 
         return call

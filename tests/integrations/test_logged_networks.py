@@ -105,7 +105,7 @@ def test_a_network_is_there_once_whatever_answer_is_lost(folders, tmp_path):
     run = store.the_run("lost")
     for method in ("create_logged_model", "log_model_artifacts", "log_outputs", "log_batch", "finalize_logged_model"):
         with pytest.raises(ConnectionError):
-            networks.log_weights(Flaky(store.client, method, 1, True), run.info.run_id, folders[0])
+            networks.log_weights(Flaky(store.client, method, 1, "before"), run.info.run_id, folders[0])
     number, reason = networks.log_weights(store.client, run.info.run_id, folders[0])
     assert reason == ""
     [model] = store.client.search_logged_models([run.info.experiment_id])

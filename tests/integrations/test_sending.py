@@ -39,7 +39,7 @@ FAULTS = pytest.mark.parametrize(
         ("set_terminated", 1),
     ],
 )
-DONE = pytest.mark.parametrize("done", [False, True], ids=["undone", "done"])
+DOES = pytest.mark.parametrize("does", ["never", "before", "after"])
 LONG_ROWS = [{"epoch": float(epoch), "loss": epoch / 7} for epoch in range(1, 1052)]
 
 
@@ -54,13 +54,13 @@ def is_complete(store, experiment):
     assert [len(store.curve(run, name)) for name in ("final_accuracy", "seconds")] == [1, 1]
 
 
-@DONE
+@DOES
 @FAULTS
-def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, monkeypatch, method, number, done):
-    experiment, said = f"flaky-{method}-{number}-{done}", Said()
+def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, monkeypatch, method, number, does):
+    experiment, said = f"flaky-{method}-{number}-{does}", Said()
     with store.tracker(folder, experiment, said):
         write_files(folder, LONG_ROWS)
-    client = Flaky(store.client, method, number, done)
+    client = Flaky(store.client, method, number, does)
     monkeypatch.setattr(store.store, "client", lambda: client)
     with monkeypatch.context() as patched:
         patched.setattr(stores, "PAUSES", ())
@@ -73,12 +73,12 @@ def test_an_outage_at_any_call_loses_nothing_and_doubles_nothing(store, folder, 
     is_complete(store, experiment)
 
 
-@DONE
+@DOES
 @FAULTS
-def test_nor_does_one_while_the_run_goes_on(store, folder, monkeypatch, method, number, done):
+def test_nor_does_one_while_the_run_goes_on(store, folder, monkeypatch, method, number, does):
     """Its rows have the time at which they are sent."""
-    experiment, said = f"going-{method}-{number}-{done}", Said()
-    client = Flaky(store.client, method, number, done)
+    experiment, said = f"going-{method}-{number}-{does}", Said()
+    client = Flaky(store.client, method, number, does)
     monkeypatch.setattr(store.store, "client", lambda: client)
     monkeypatch.setattr(stores, "PAUSES", ())
     tracker = store.tracker(folder, experiment, said)
@@ -94,7 +94,7 @@ def test_nor_does_one_while_the_run_goes_on(store, folder, monkeypatch, method, 
 
 
 def test_a_store_that_is_back_in_a_moment_is_asked_again(store, folder, monkeypatch):
-    said, client = Said(), Flaky(store.client, "log_batch", 2, True)
+    said, client = Said(), Flaky(store.client, "log_batch", 2, "before")
     with store.tracker(folder, "blink", said):
         write_files(folder, LONG_ROWS)
     monkeypatch.setattr(store.store, "client", lambda: client)
@@ -111,7 +111,7 @@ def test_a_run_that_never_ends_does_not_stay_running(store, folder, monkeypatch,
     report(tracker, sink, ROWS[:2])
     if killed == "stopped":
         with monkeypatch.context() as patched:
-            patched.setattr(store.store, "client", lambda: Flaky(store.client, "set_terminated", 1, False))
+            patched.setattr(store.store, "client", lambda: Flaky(store.client, "set_terminated", 1, "never"))
             tracker.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     with RunLock(folder):
         store.sync(folder)
