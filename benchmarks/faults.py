@@ -12,12 +12,15 @@ anything was lost, differs or ended with a traceback.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import math
 import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +47,7 @@ HEAD += ("lost", "tracebacks")
 
 def main() -> int:
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     warm_up()
     started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="kd-faults-", dir=given.folder))
     try:
@@ -154,10 +158,26 @@ def in_forks(
     """
     running: dict[int, int] = {}
     waiting = list(enumerate(todo))[::-1]
+    try:
+        yield from _in_forks(waiting, running, jobs, folder, until)
+    finally:  # interrupted, or nobody wants the rest: attempts in the middle go with the forks that wait for them
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):  # it has just begun
+                os.killpg(process, signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        for disk in folder.glob("*.disk"):
+            subprocess.run(["umount", str(disk)], capture_output=True)
+
+
+def _in_forks(
+    waiting: list[tuple[int, Callable[[], Any]]], running: dict[int, int], jobs: int, folder: Path, until: float
+) -> Iterator[tuple[int, Any]]:
     while waiting or running:
         while waiting and len(running) < jobs and time.monotonic() < until:
             number, do = waiting.pop()
             if (process := os.fork()) == 0:
+                os.setpgrp()
                 _answer(do, folder / f"answer{number}.json")
             running[process] = number
         if not running:
@@ -170,6 +190,7 @@ def in_forks(
 
 def _answer(do: Callable[[], Any], file: Path) -> None:
     """Be the fork: never returns."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         answer: Any = do()
     except BaseException as error:
