@@ -4,6 +4,8 @@
 #             kd not installed): captured steps give the numbers of steps as they are for every loss and source, also
 #             after failures, resumed, together; no step waits for the GPU; memory is freed. docs/gpu.md lists them
 # make test-slurm   a study on a real SLURM of one node that is started here: needs root, slurm-wlm and munge
+# make test-server   studies on a team's MLflow server, on a PostgreSQL that is started here: needs root, postgresql, and
+#             psycopg2-binary in .venv
 # make lint   formatters and linters, as the tests' style check runs them
 # make settings   config.yaml, its schema and the tables of config/README.md, made from kd/settings/shapes.py
 #
@@ -15,7 +17,7 @@ PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-gpu test-slurm lint settings clean-results
+.PHONY: demo test test-gpu test-slurm test-server lint settings clean-results
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -31,7 +33,7 @@ demo: $(READY)
 	@$(BIN)/python -m kd compare ssdkd fast --study demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone and not slurm" -n 2 --dist worksteal --durations 15
+	$(BIN)/python -m pytest -m "not alone and not slurm and not server" -n 2 --dist worksteal --durations 15
 	$(BIN)/python -m pytest -m alone
 
 test-gpu:
@@ -41,6 +43,10 @@ test-gpu:
 # Debian's slurm-wlm and munge, and root: without them these are skipped, with a message
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -m slurm -rs
+
+# Debian's postgresql, `pip install psycopg2-binary`, and root: without them these are skipped, with a message
+test-server: $(READY)
+	$(BIN)/python -m pytest -m server -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,16 +8,22 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import snakemake_executor_plugin_slurm as plugin
 from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 from snakemake_executor_plugin_slurm import ExecutorSettings, common_settings
-from snakemake_executor_plugin_slurm.job_status_query import query_job_status, query_job_status_squeue
+from snakemake_executor_plugin_slurm.job_status_query import (
+    is_query_tool_available,
+    query_job_status,
+    query_job_status_squeue,
+)
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
-GONE_SECONDS = 120.0  # a job that squeue has not known for as long, and that nobody saw end, counts as failed
+GONE_SECONDS = 20.0  # a job that squeue has not known for as long, and that nobody saw end, has ended
 
 
 class Executor(SlurmExecutor):
@@ -25,15 +31,16 @@ class Executor(SlurmExecutor):
 
     - Where `sacct` is installed and has no accounting behind it, `squeue` is asked: the parent would ask in vain.
     - A job whose state could not be asked (the controller is away) is asked again: the parent would drop it.
-    - A job that SLURM no longer knows counts as failed, and is submitted again: the parent would wait for it for ever.
-      Where it had finished, kd finds its run complete.
+    - A job that SLURM no longer knows has ended: well where all its files are new, else it counts as failed and is
+      submitted again. The parent would wait for it for ever.
     - A job that never had a node excludes none: the parent would exclude one called "None assigned".
     """
 
     def __post_init__(self, test_mode: bool = False) -> None:
-        settings = self.workflow.executor_settings
-        if settings.status_command == "sacct" and not _works("sacct", "--noheader", "--starttime", "now"):
-            settings.status_command = "squeue"
+        self._started = time.time()
+        if not _works("sacct", "--noheader", "--starttime", "now"):
+            self.workflow.executor_settings.status_command = "squeue"
+            plugin.is_query_tool_available = _without_sacct  # it would turn to sacct where MinJobAge is short
         super().__post_init__(test_mode)
         self._failed_nodes = _Nodes(self._failed_nodes)
         self._reported: set[str] = set()
@@ -54,15 +61,19 @@ class Executor(SlurmExecutor):
         active = [job for job in active_jobs if job.external_jobid not in self._reported]
         known = await self._known() if active else None
         for job in active:
-            if known is not None and self._is_gone(job.external_jobid, known):
+            if known is None or not self._is_gone(job.external_jobid, known):
+                yield job
+            elif self._has_made_its_files(job):
+                self.report_job_success(job)
+            else:
                 log = job.aux.get("slurm_logfile")
                 message = f"SLURM no longer knows job {job.external_jobid}, and nobody saw it end; it counts as failed."
                 self.report_job_error(job, msg=message, aux_logs=[str(log)] if log else [])
-            else:
-                yield job
 
     async def _known(self) -> set[str] | None:
-        """Return the ids of all jobs of this start that squeue lists; None where it does not answer."""
+        """Return the ids of all jobs of this start that squeue lists; None where it does not answer, or not for all."""
+        if self._submitted_job_clusters:
+            return None
         states, _ = await query_job_status(query_job_status_squeue(self.run_uuid), self.logger)
         return None if states is None else {job.split("_")[0] for job in states}
 
@@ -71,6 +82,17 @@ class Executor(SlurmExecutor):
             self._unknown_since.pop(job, None)
             return False
         return time.monotonic() - self._unknown_since.setdefault(job, time.monotonic()) >= GONE_SECONDS
+
+    def _has_made_its_files(self, job: SubmittedJobInfo) -> bool:
+        """Whether every output was written since this start. A run's record is written last of all."""
+        try:
+            return all(Path(file).stat().st_mtime >= self._started for file in job.job.output)
+        except OSError:
+            return False
+
+
+def _without_sacct(tool: str) -> bool:
+    return tool != "sacct" and is_query_tool_available(tool)
 
 
 def _works(*command: str) -> bool:

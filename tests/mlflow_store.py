@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd.integrations import store as stores
-from kd.integrations.tracking import Tracker, flatten, sync
+from kd.integrations.tracking import Tracker, sync
 from kd.runtime.files import write_json
+from kd.studies.search import flatten
 
 AWAY = "http://127.0.0.1:9"
 ROWS = [{"epoch": 1.0, "loss": 2.5}, {"epoch": 2.0, "loss": 1.5, "accuracy": 50.0}, {"epoch": 3.0, "loss": 0.5}]
@@ -70,9 +71,11 @@ def write_files(folder, rows=ROWS, accuracy=87.5):
     write_json(folder / "run.json", {**record, "settings": {"kind": "train"}, "git": {"commit": "abc123", "diff": ""}})
 
 
-def send_at_once(tracker):
-    """Do not wait the seconds between two sends."""
+def report(tracker, sink, rows):
+    """Report rows and send them, without the seconds between two sends."""
     tracker._next = 0.0
+    sink(rows)
+    assert tracker._ended(60)
 
 
 def finished(store, folder, experiment, say=None, rows=ROWS):
@@ -80,6 +83,36 @@ def finished(store, folder, experiment, say=None, rows=ROWS):
     tracker = store.tracker(folder, experiment, say)
     with tracker as sink:
         for number in range(1, len(rows) + 1):
-            send_at_once(tracker)
-            sink(rows[:number])
+            report(tracker, sink, rows[:number])
         write_files(folder, rows)
+
+
+class Flaky:
+    """The client of a store that fails at the n-th call of one method, and does what was asked `never`, `before` it
+    fails, or long `after`: when the next call of that method is done.
+    """
+
+    def __init__(self, client, method, number, does):
+        self.client, self.method, self.left, self.does, self.late = client, method, number, does, None
+
+    def __getattr__(self, name):
+        if name != self.method:
+            return getattr(self.client, name)
+
+        def call(*arguments, **keywords):
+            def done():
+                return getattr(self.client, name)(*arguments, **keywords)
+
+            self.left -= 1
+            if self.left == 0:
+                if self.does == "before":
+                    done()
+                self.late = done if self.does == "after" else None
+                raise ConnectionError("gone")
+            answer = done()
+            if self.late is not None:
+                self.late()
+                self.late = None
+            return answer
+
+        return call

@@ -96,6 +96,6 @@ def test_mlflow_and_optuna_have_their_doors_and_kd_does_not_know_snakemake():
                 doors[package].add(file.relative_to(ROOT / "kd").as_posix())
     assert doors == {
         "snakemake": set(),
-        "mlflow": {f"integrations/{name}.py" for name in ("networks", "store", "study_view", "tracking")},
+        "mlflow": {f"integrations/{name}.py" for name in ("networks", "sending", "store", "study_view")},
         "optuna": {f"integrations/{name}.py" for name in ("optuna_journal", "trial_storage", "tuning")},
     }

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ class Parent:
 def executor(monkeypatch: pytest.MonkeyPatch) -> plugin.Executor:
     made = plugin.Executor.__new__(plugin.Executor)
     made.run_uuid, made.logger, made._reported, made._unknown_since = "run", logging.getLogger("test"), set(), {}
-    made.errors = []
+    made._submitted_job_clusters, made._started, made.errors, made.successes = set(), time.time(), [], []
 
     async def check(self: Any, jobs: list[Any]) -> AsyncIterator[Any]:
         for job in jobs:
@@ -38,20 +39,24 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> plugin.Executor:
                 yield job
 
     monkeypatch.setattr(plugin.SlurmExecutor, "check_active_jobs", check)
-    monkeypatch.setattr(plugin.SlurmExecutor, "report_job_success", lambda self, job: None)
+    succeeded = lambda self, job: self.successes.append(job.external_jobid)  # noqa: E731
+    monkeypatch.setattr(plugin.SlurmExecutor, "report_job_success", succeeded)
     failed = lambda self, job, **said: self.errors.append((job.external_jobid, said["msg"]))  # noqa: E731
     monkeypatch.setattr(plugin.SlurmExecutor, "report_job_error", failed)
     return made
 
 
-def checked(executor: plugin.Executor, monkeypatch: pytest.MonkeyPatch, known: set[str] | None) -> list[str]:
+def checked(
+    executor: plugin.Executor, monkeypatch: pytest.MonkeyPatch, known: set[str] | None, output: str = "not/there"
+) -> list[str]:
     """The jobs, of 1, 2 and 3, that are to be asked again; `known` are those that squeue lists, None: no answer."""
 
     async def answer(*_: Any) -> tuple[dict[str, str] | None, float]:
         return (None if known is None else dict.fromkeys(known, "RUNNING")), 0.0
 
     async def all_of_them() -> list[str]:
-        jobs = [SimpleNamespace(external_jobid=number, aux={}) for number in "123"]
+        made = SimpleNamespace(output=[output])
+        jobs = [SimpleNamespace(external_jobid=number, aux={}, job=made) for number in "123"]
         return [job.external_jobid async for job in executor.check_active_jobs(jobs)]
 
     monkeypatch.setattr(plugin, "query_job_status", answer)
@@ -82,6 +87,29 @@ def test_a_job_that_slurm_has_forgotten_counts_as_failed_after_a_while(
     assert "no longer knows job 2" in said
 
 
+@pytest.mark.parametrize("age", [-1, 100])
+def test_a_forgotten_job_whose_files_are_new_has_succeeded(
+    executor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, age: int
+) -> None:
+    monkeypatch.setattr(plugin, "GONE_SECONDS", -1.0)
+    monkeypatch.setattr(Parent, "yielded", ("1", "2", "3"))
+    monkeypatch.setattr(Parent, "ended", ())
+    file = tmp_path / "run.json"
+    file.touch()
+    os.utime(file, (executor._started - age,) * 2)
+    assert checked(executor, monkeypatch, {"1", "2"}, str(file)) == ["1", "2"]
+    assert executor.successes == (["3"] if age < 0 else [])
+    assert [job for job, _ in executor.errors] == ([] if age < 0 else ["3"])
+
+
+def test_jobs_of_other_clusters_are_not_taken_for_forgotten(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "GONE_SECONDS", -1.0)
+    monkeypatch.setattr(Parent, "yielded", ("1", "2", "3"))
+    monkeypatch.setattr(Parent, "ended", ())
+    executor._submitted_job_clusters.add("elsewhere")  # squeue lists only those of this one
+    assert checked(executor, monkeypatch, set()) == ["1", "2", "3"]
+
+
 def test_only_names_of_nodes_are_excluded() -> None:
     nodes = plugin._Nodes({"node1"})
     for name in ("None assigned", "", "node[2-3]"):
@@ -93,6 +121,19 @@ def test_accounting_that_does_not_work_is_found_out() -> None:
     assert plugin._works("true")
     assert not plugin._works("false")
     assert not plugin._works("no-such-program-of-slurm")
+
+
+def test_sacct_is_never_asked_where_there_is_no_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent turns to sacct by itself where MinJobAge is short, whatever the settings say."""
+    monkeypatch.setattr(plugin.plugin, "is_query_tool_available", lambda tool: True)
+    monkeypatch.setattr(plugin, "_works", lambda *command: False)
+    monkeypatch.setattr(plugin.SlurmExecutor, "__post_init__", lambda self, test_mode: None)
+    settings = SimpleNamespace(status_command="squeue")
+    made = plugin.Executor.__new__(plugin.Executor)
+    made.workflow, made._failed_nodes = SimpleNamespace(executor_settings=settings), set()
+    made.__post_init__()
+    assert not plugin.plugin.is_query_tool_available("sacct")
+    assert plugin.plugin.is_query_tool_available("sh")
 
 
 def test_snakemake_finds_the_plugin_where_kd_is_installed(tmp_path: Path) -> None:

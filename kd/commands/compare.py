@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from kd.commands.arguments import add_config
-from kd.runtime.messages import ConfigError
+from kd.runtime.messages import ConfigError, printable
 
 if TYPE_CHECKING:
     from kd.reports.compare import Side
@@ -49,7 +49,7 @@ def do(given: argparse.Namespace) -> int:
     sides = [_found(text, given.study, chosen) if text.startswith(FILTER) else side(text) for text in given.sides]
     results = pd.concat([load_results(study, **chosen) for study in given.study or [None]], ignore_index=True)
     compared = compare(results, sides, given.measure)
-    print(FORMATS[given.format](compared, given.measure), end="")
+    print(printable(FORMATS[given.format](compared, given.measure)), end="")
     holds = True if given.above is None else verdict(compared, given.above)
     return {True: 0, None: 3, False: 4}[holds]
 

@@ -7,7 +7,7 @@ import argparse
 import yaml
 
 from kd.commands.arguments import add_study, path, study_of
-from kd.runtime.messages import ConfigError
+from kd.runtime.messages import ConfigError, printable
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def do(given: argparse.Namespace) -> int:
     if not given.write:  # a list of runs is for another machine, where the data may lie elsewhere
         require_results_folder(study.root)
         require_data(study)
-    print(plan(study))
+    print(printable(plan(study)))
     if given.write:
         content = {"runs": [run.as_dict() for run in to_do(study)]}
         try:

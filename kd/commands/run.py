@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from kd.commands.arguments import add_results, device, path, positive
+from kd.runs.folder import refuse_code_of_results
 from kd.runtime.messages import ConfigError, kind_of
 from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
@@ -55,7 +56,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def do(given: argparse.Namespace) -> int:
-    runs = [run for file in given.settings for run in runs_in(file)]
+    asked = [(run, file) for file in given.settings for run in runs_in(file)]
+    for run, file in asked:
+        refuse_code_of_results(run, given.results, file)
+    runs = [run for run, _ in asked]
     if given.jobs > 1:
         return _share(given.arguments, given.jobs)
     from kd.data.raw import Source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kd.commands.arguments import add_study, study_of
+from kd.runtime.messages import printable
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -14,5 +15,5 @@ def add(parser: argparse.ArgumentParser) -> None:
 def do(given: argparse.Namespace) -> int:
     from kd.studies.status import status
 
-    print(status(study_of(given)))
+    print(printable(status(study_of(given))))
     return 0

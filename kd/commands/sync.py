@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from kd.commands.arguments import add_results, add_study, study_of
+from kd.runtime.progress import inform
 from kd.runtime.yaml_files import read_yaml
 from kd.studies.files import project
 
@@ -19,12 +21,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 def do(given: argparse.Namespace) -> int:
     from kd.integrations.jobs import close_study, sync_all
 
+    def say(text: str) -> None:
+        inform(text, sys.stdout)
+
     if given.study or given.config:
         if given.results != Path("results"):
             given.config.append(f"results={given.results}")
-        sent = close_study(study_of(given), print, given.to)
+        sent = close_study(study_of(given), say, given.to)
     else:
         settings = read_yaml(project() / "config/config.yaml").get("tracking") or {"uri": None}
-        sent = sync_all(given.results, settings, print, given.to)
+        sent = sync_all(given.results, settings, say, given.to)
     print(f"{sent} runs sent")
     return 0

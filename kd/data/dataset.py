@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,11 @@ class Split:
 
     def subset(self, index: Tensor | slice) -> Split:
         """Return the images and labels at these positions."""
-        return Split(self.images[index], self.labels[index])
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def loader(self, augment: Augment, batch_size: int, generator: torch.Generator) -> Loader:
+        """Return what makes batches of them. Raises ConfigError as Loader does."""
+        return Loader(self, augment, batch_size, generator)
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,12 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
 
     Raises ConfigError for a validation split that would hold out every image of a class, or has none to hold out.
     """
-    content = torch.load(path, weights_only=True, mmap=True)
-    train = Split(content["train_images"], content["train_labels"])
+    return data_of(torch.load(path, weights_only=True, mmap=True), Split, path, dataset, device)
+
+
+def data_of(content: dict[str, Any], split: type[Split], path: Path, dataset: Dataset, device: torch.device) -> Data:
+    """Return the data of a prepared file's content, in splits of a kind. Raises as `load`."""
+    train = split(content["train_images"], content["train_labels"])
     full_size = content.get("full_size", len(train))
     described = not len(train) and not len(content["test_labels"])  # dataset.name: none
     if dataset.validation and not len(train) and not described:
@@ -91,13 +99,13 @@ def load(path: Path, dataset: Dataset, device: torch.device) -> Data:
             _require_every_class(train.labels[rest], train.labels, content["classes"], dataset.validation)
         score, train = train.subset(held_out), train.subset(rest.nonzero()[:, 0])
     else:
-        score = Split(content["test_images"], content["test_labels"])
+        score = split(content["test_images"], content["test_labels"])
     mean, std = (
         content[name] if values is None else _per_channel(name, values, train.images.shape[1])
         for name, values in (("mean", dataset.mean), ("std", dataset.std))
     )
     augment = Augment(mean.to(device), std.to(device), dataset.pad, dataset.flip)
-    on_device = (Split(split.images.to(device), split.labels.to(device)) for split in (train, score))
+    on_device = (split(part.images.to(device), part.labels.to(device)) for part in (train, score))
     scored = SYNTHETIC if described else "validation" if dataset.validation else "test"
     return Data(*on_device, scored, full_size, content["classes"], augment, content.get("palette"))
 

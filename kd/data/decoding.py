@@ -47,12 +47,8 @@ def _in_turn(files: list[Path], size: int) -> np.ndarray:
 
 def _together(files: list[Path], size: int, processes: int) -> np.ndarray:
     """Let a fresh Python fork the processes: this one may have threads or a GPU, and its main file may be a script."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # no threads before the fork
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    images, pipe = np.empty((len(files), size, size, 3), np.uint8), subprocess.PIPE
-    command = [sys.executable, "-P", "-m", "kd.data.decoding"]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, process_group=0) as child:
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    with fresh_python("kd.data.decoding") as child:
         try:
             with child.stdin:
                 pickle.dump((files, size, processes), child.stdin)
@@ -66,6 +62,18 @@ def _together(files: list[Path], size: int, processes: int) -> np.ndarray:
         finally:
             os.killpg(child.pid, signal.SIGKILL)
     return images
+
+
+def fresh_python(module: str, files: tuple[int, ...] = ()) -> subprocess.Popen:
+    """Start a module of kd in another process, which reads our pickles and writes its own; it inherits open `files`.
+
+    It has one thread, and a group of its own: Ctrl-C is not its business.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command, pipe = [sys.executable, "-P", "-W", "ignore", "-m", module], subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, process_group=0, pass_fds=files)
 
 
 def _serve() -> None:
@@ -82,9 +90,14 @@ def _serve() -> None:
 
 
 def _square(file: Path, size: int) -> Image.Image:
+    image = upright(file)
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.BILINEAR)
+
+
+def upright(file: Path) -> Image.Image:
+    """Return the first frame of an image file, upright, as RGB. Raises ConfigError, which names the file."""
     with opened(file) as image:
-        upright = _rgb(image)
-    return upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size), Image.BILINEAR)
+        return _rgb(image)
 
 
 @contextmanager

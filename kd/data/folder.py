@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,31 @@ def is_tree(root: Path) -> bool:
     return all(os.path.isdir(root / split) for split in SPLITS)
 
 
+class Listed(NamedTuple):
+    """The image files of a tree, none of which was opened."""
+
+    classes: list[str]
+    files: dict[str, list[tuple[Path, list[str]]]]  # per split, in the order of the classes: folder, sorted names in it
+    skipped: Skipped
+    listing: str  # of all classes, as kd.data.listing.listing returned it before
+
+    def labels(self, split: str) -> np.ndarray:
+        """Return the class of each image of a split, [N] int64."""
+        return np.repeat(np.arange(len(self.classes)), [len(names) for _, names in self.files[split]])
+
+
 def read_tree(root: Path, dataset: Dataset, cores: int | None = None) -> RawData:
     """Return the images below `root`, and what was found there; raises ConfigError as `load` does."""
+    listed = list_tree(root, dataset.classes)
+    arrays, files = [], []
+    for split in SPLITS:
+        files.append([folder / name for folder, names in listed.files[split] for name in names])
+        arrays += [decode(files[-1], dataset.image_size, cores), listed.labels(split)]
+    return RawData(*arrays, listed.classes, Tree(root, *files, listed.skipped, listed.listing))
+
+
+def list_tree(root: Path, chosen_classes: int | tuple[str, ...] | None) -> Listed:
+    """Return the files of the classes that `dataset.classes` asks for; raises ConfigError as `load` does."""
     if not is_tree(root):
         raise ConfigError(
             f"dataset.root: got {str(root)!r}; needed: a readable folder with train/<class>/ and test/<class>/ in it, "
@@ -45,16 +69,10 @@ def read_tree(root: Path, dataset: Dataset, cores: int | None = None) -> RawData
         )
     if len(found["train"]) < 2:
         raise ConfigError(f"dataset.root: {root / 'train'} has {len(found['train'])} class folders; needed: 2 or more")
-    classes = chosen(list(found["train"]), dataset.classes)
-    arrays, listed = [], []
-    for split in SPLITS:
-        files = [_images(root / split / found[split][name], skipped) for name in classes]
-        listed.append([file for of_class in files for file in of_class])
-        arrays += [
-            decode(listed[-1], dataset.image_size, cores),
-            np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files]),
-        ]
-    return RawData(*arrays, classes, Tree(root, *listed, skipped, before))
+    classes = chosen(list(found["train"]), chosen_classes)
+    folders = {split: [root / split / found[split][name] for name in classes] for split in SPLITS}
+    files = {split: [(folder, _images(folder, skipped)) for folder in folders[split]] for split in SPLITS}
+    return Listed(classes, files, skipped, before)
 
 
 def _by_text(split: Path, names: list[str]) -> dict[str, str]:
@@ -65,7 +83,7 @@ def _by_text(split: Path, names: list[str]) -> dict[str, str]:
     return dict(zip(shown, names, strict=True))
 
 
-def _images(folder: Path, skipped: Skipped) -> list[Path]:
+def _images(folder: Path, skipped: Skipped) -> list[str]:
     found = image_files(folder, skipped)
     if not found:
         others = str(skipped.below(folder))
@@ -73,4 +91,6 @@ def _images(folder: Path, skipped: Skipped) -> list[Path]:
             f"dataset.root: {bearable(str(folder))} holds no image{f', only {others}' if others else ''}; "
             f"needed: files ending in {', '.join(ENDINGS)}"
         )
-    return [folder / name for name in found]
+    if empty := [name for name, size in found.items() if not size]:
+        raise ConfigError(f"dataset.root: {bearable(str(folder / empty[0]))} is empty; mend or remove it")
+    return list(found)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import kd.integrations.stopped_jobs as stopped_jobs
 from kd.data.raw import Source
 from kd.runs.folder import METRICS, files_of, finished
-from kd.runtime.files import stamp_now_if_later, write_atomically
+from kd.runtime.files import appended, on_the_way, refuse_links_of_others, stamp_now_if_later, write_atomically
 from kd.runtime.lines import Lines
 from kd.runtime.messages import ConfigError, disk_fault, masked
 from kd.runtime.progress import QUIETLY, inform
@@ -29,7 +29,7 @@ from kd.runtime.run_lock import TakenOver
 from kd.settings.run import Run
 from kd.settings.shapes import Compute
 from kd.studies.command_line import command_for
-from kd.studies.search import Tuning, figures_of, folder_of, tidy
+from kd.studies.search import Tuning, figures_of, flatten, folder_of, tidy
 from kd.studies.status import trials_done
 from kd.studies.study import Study
 from kd.studies.trials import BEST, TABLE, read_results, told
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def job(log: str) -> Iterator[Callable[[str], None]]:
-    """Run a script's work in this context; yields `say(text)`, which writes to the log file and to stderr.
+def job(log: str) -> Iterator[Callable[..., None]]:
+    """Run a script's work in this context; yields `say(text)`, which writes to the log file and, if `shown`, to stderr.
 
     A user's mistake, a diverged run, a run that another process took over and a disk that fails end with one line and
     exit code 1; any other error with its traceback. Where the study's own lines are on the terminal (LINES_OF_STUDY),
@@ -51,12 +51,13 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
         path.parent.mkdir(parents=True, exist_ok=True)
     lines = _beside_log(path) if os.environ.get(stopped_jobs.LINES_OF_STUDY) else None
 
-    def say(text: str) -> None:
-        lines.wrapped(text) if lines else inform(text)
+    def say(text: str, shown: bool = True) -> None:
+        if shown:
+            lines.wrapped(text) if lines else inform(text)
         note(text)
 
     def note(text: str) -> bool:
-        with QUIETLY, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with QUIETLY, appended(path) as file:
             print(text, file=file)
             return True
         return False  # a disk that is full, read-only or away
@@ -80,7 +81,7 @@ def job(log: str) -> Iterator[Callable[[str], None]]:
 
 def _beside_log(log: Path) -> Lines | None:
     """Send this process's stderr to its log from now on; return lines to where it went before. None if that fails."""
-    with QUIETLY, log.open("ab") as file:
+    with QUIETLY, appended(log) as file:
         terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(file.fileno(), 2)
         return Lines(terminal)
@@ -103,6 +104,7 @@ def source_of(snakemake: Any) -> Source:
     return Source(root and Path(root), results / "data/downloads", download, snakemake.threads)
 
 
+STORE_TROUBLE = "store-trouble.txt"  # in a study's folder: what the first run said of its MLflow store, since the start
 STORAGES = "KD_SEARCH_STORAGES"  # environment variable: jobs inherit the URLs of databases, which may hold passwords
 
 
@@ -150,11 +152,13 @@ def open_study(study: Study, say: Callable[[str], None]) -> None:
     Files that are stamped in the future (copied from a machine whose clock is wrong) are stamped now: Snakemake would
     throw away what is made of them.
     A store that cannot be made is reported; the study goes on without it. Raises ConfigError where the results folder
-    cannot be written.
+    cannot be written, or the study's is a link of another user's.
     """
     folder = study.root / "studies" / study.name
+    refuse_links_of_others(on_the_way(folder, study.root))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / STORE_TROUBLE).unlink(missing_ok=True)
         logs = study.root / "logs"
         logs.mkdir(exist_ok=True)
         if not os.access(logs, os.W_OK):  # Snakemake makes folders there before each job
@@ -274,8 +278,12 @@ def without_secret(tracking: dict[str, Any]) -> dict[str, Any]:
     return {**tracking, "uri": None}
 
 
-def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None]) -> AbstractContextManager:
-    """Return the MLflow tracker of a run, tagged with the study's names for it; a null context with tracking off."""
+def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[..., None]) -> AbstractContextManager:
+    """Return the MLflow tracker of a run, tagged with the study's names for it; a null context with tracking off.
+
+    What it says stands in the job's log. The first run that says something tells the study, whose terminal shows it:
+    a store that is away is not told there by each of 300 runs.
+    """
     tracking = snakemake.config["tracking"]
     if not tracking["enabled"]:
         return nullcontext()
@@ -286,8 +294,14 @@ def tracker_of(snakemake: Any, run: Run, folder: Path, say: Callable[[str], None
 
     results, study = results_of(snakemake), snakemake.config["study_name"]
     table = pd.read_csv(results / "studies" / study / "runs.csv", keep_default_na=False)
-    said = description(study, table, run, folder.relative_to(results).as_posix())
-    return Tracker(folder, Store(tracking, results), said, say, sync_command(snakemake.config))
+    described = description(study, table, run, folder.relative_to(results).as_posix())
+
+    def tell(text: str) -> None:
+        say(text, False)
+        with QUIETLY, (results / "studies" / study / STORE_TROUBLE).open("x", encoding="utf-8") as file:
+            file.write(text)
+
+    return Tracker(folder, Store(tracking, results), described, tell, sync_command(snakemake.config))
 
 
 def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[str, Any]:
@@ -296,7 +310,6 @@ def description(study: str, table: pd.DataFrame, run: Run, path: str) -> dict[st
     A run that serves several rows of the study gets an MLflow run in each at the study's end.
     """
     from kd.integrations.summaries import row_name
-    from kd.integrations.tracking import flatten
 
     rows = table[table["path"] == run.path].to_dict("records")
     if rows and path == run.path:

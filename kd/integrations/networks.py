@@ -114,19 +114,23 @@ def _log_model(client: Any, run_id: str, place: Path, card: dict[str, Any]) -> s
     run = client.get_run(run_id)
     about = {key: str(card[key]) for key in ("model", "input", "output", "run", "commit")}
     name = "student" if run.data.tags.get("teacher") else "network"
-    number = client.create_logged_model(run.info.experiment_id, name, run_id, params=about).model_id
-    try:
-        described = Model.load(str(place))
-        described.model_id, described.run_id, described.model_uuid = number, run_id, uuid.uuid4().hex
-        described.save(str(place / "MLmodel"))
-        client.log_model_artifacts(number, str(place))
+    # One that an earlier try has left is gone on with: nobody can use it before it is ready.
+    left = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    number = (
+        left[0].model_id
+        if left
+        else client.create_logged_model(run.info.experiment_id, name, run_id, params=about).model_id
+    )
+    described = Model.load(str(place))
+    described.model_id, described.run_id, described.model_uuid = number, run_id, uuid.uuid4().hex
+    described.save(str(place / "MLmodel"))
+    client.log_model_artifacts(number, str(place))
+    made = run.outputs.model_outputs if run.outputs else []
+    if number not in {each.model_id for each in made}:
         client.log_outputs(run_id, [LoggedModelOutput(number, 0)])
-        accuracy = Metric("accuracy", card["metrics"]["accuracy"], run.info.end_time, 0, number, run_id=run_id)
+    for last in client.get_metric_history(run_id, "accuracy")[-1:]:  # the run's own point, which it has once
+        accuracy = Metric("accuracy", last.value, last.timestamp, last.step, number, run_id=run_id)
         client.log_batch(run_id, metrics=[accuracy])
-    except Exception:
-        with contextlib.suppress(Exception):  # of a store that is gone: the model stays pending, which nobody can use
-            client.finalize_logged_model(number, "FAILED")
-        raise
     client.finalize_logged_model(number, "READY")
     return number
 

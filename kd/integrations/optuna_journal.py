@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kd.runtime.files import write_atomically
+from kd.runtime.files import refuse_links_of_others, remove_left, write_atomically
 
 RECORD_BEGINS = '{"op_code":'  # in Optuna's journal, a line each
 OPERATIONS = 11  # of Optuna's journal: op_code counts from 0
@@ -27,8 +27,10 @@ def open_journal(journal: Path, say: Callable[[str], Any]) -> Any:
 def mend(journal: Path, say: Callable[[str], Any]) -> None:
     """Leave only whole records in a journal: one torn by a kill or a full disk fails all readers that come after it.
 
-    The file as it was stays next to it. Appending processes hold the same lock, so that nobody's record is lost.
+    The file as it was stays next to it. Appending processes hold the same lock, so that nobody's record is lost. Raises
+    ConfigError for a link of another user's, which may lead to what only this one may read.
     """
+    refuse_links_of_others([journal])
     lock = file_lock(journal)
     lock.acquire()
     try:
@@ -56,6 +58,7 @@ def file_lock(file: Path) -> Any:
     left = file.with_name(f"{file.name}.lock")
     if left.is_symlink():  # of an older kd, or of Optuna used otherwise
         left.unlink(missing_ok=True)
+    remove_left(left, ".rename", time.time())  # of workers that were killed while they released it
     return JournalFileOpenLock(str(file))
 
 

@@ -15,24 +15,38 @@ import re
 import shlex
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from kd.runtime.files import appended, refuse_links_of_others
 from kd.runtime.messages import masked
 
+EXPERIMENT = re.compile(r"\w[\w-]*")  # a study's name; an SQLite store has a folder of this name
 ARTIFACTS = "mlartifacts"  # next to the file of an SQLite store, a folder per experiment
 # Older MLflows open such an experiment at its runs. 3.17 asks the browser's local storage and the link only.
 SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}
 VIEW = "kd"  # key of the saved view that links name: its columns, order and filter
 PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` answers by default
 DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> package, where the names differ
+PAUSES = (1.0, 4.0)  # seconds before another try
+AWAY = re.compile(  # words of MLflow, urllib3, libpq
+    r"failed with (timeout )?exception|Connection refused|timeout expired|server closed the connection|"
+    r"could not translate host name|the database system is "
+)
+BUSY = re.compile(r"IntegrityError|database is locked|[Dd]eadlock")  # others write at the same time
 SCHEMES = "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
 
-# A store that is away must not hang a run for minutes; these are MLflow's own settings, unless the user chose others.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+# A store that is away must not hang a study for minutes; these settings are MLflow's and libpq's own, unless the user
+# chose others. Who tries again is `patiently`: MLflow itself would repeat what was done, and make a run twice.
+for _name, _value in {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "PGCONNECT_TIMEOUT": "10",
+}.items():
+    os.environ.setdefault(_name, _value)
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would show a password
 
 
@@ -126,18 +140,35 @@ class Store:
         """
         lock = None
         if self.file is not None and self.file.parent.is_dir():
-            lock = (self.file.parent / f"{self.file.name}.lock").open("a", encoding="utf-8")
+            lock = appended(self.file.with_name(f"{self.file.name}.lock"))
         with contextlib.closing(lock) if lock else contextlib.nullcontext():
             yield lock is None or _locked(lock, seconds)
 
+    def patiently(self, call: Callable[[], Any]) -> Any:
+        """Return what `call` returns, which may be repeated: up to three times while the store is away or busy."""
+        for pause in PAUSES:
+            try:
+                return call()
+            except Exception as error:
+                if not (_is_away(error) or BUSY.search(str(error))):
+                    raise
+                time.sleep(pause)
+        return call()
+
     def client(self) -> Any:
-        """Return MLflow's client. Raises sqlite3.Error at once where MLflow would try for minutes to open a file."""
+        """Return MLflow's client. Raises at once where MLflow would try for an hour to open a file or a database."""
         from mlflow import MlflowClient
 
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            refuse_links_of_others([self.file])
             with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as database:
                 database.execute("PRAGMA schema_version")
+        elif re.match(r"(postgresql|mysql|mssql)\b", self.uri):
+            import sqlalchemy
+
+            engine = sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.NullPool)
+            engine.connect().close()
         return MlflowClient(tracking_uri=self.uri)
 
     def experiment(self, client: Any, name: str) -> str:
@@ -187,11 +218,15 @@ class Store:
             return f"{store} needs Python's module {error.name}; install it with `pip install {package}`"
         if any(words in text for words in ("unsupported URI", "filesystem tracking backend", "Invalid SQLite URL")):
             return f"{store} is of no kind that can be used; write tracking.uri or $MLFLOW_TRACKING_URI with {SCHEMES}"
-        if "failed with exception" in text or isinstance(error, ConnectionError):
-            reason = re.search(r"\[Errno -?\d+\] ([\w ]+)|timed out", text)
+        if _is_away(error):
+            reason = re.search(r"\[Errno -?\d+\] ([\w ]+)|timed out|\d+ error responses|Connection refused", text)
             return f"{store} is away ({(reason[1] or reason[0]) if reason else text[:200]})"
         hint = "look at tracking.uri and $MLFLOW_TRACKING_URI, at your rights and at the store's own log"
         return f"{store} refuses ({type(error).__name__}: {text[:300]}); {hint}"
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, ConnectionError) or bool(AWAY.search(str(error)))
 
 
 def _locked(file: Any, seconds: float) -> bool:
@@ -211,13 +246,15 @@ def _locked(file: Any, seconds: float) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the lines that Alembic and MLflow print about tables and migrations."""
+    """Silence the lines that Alembic and MLflow print about tables and migrations, and the errors that they log before
+    they raise them.
+    """
     import mlflow  # noqa: F401  (its import sets the levels of its loggers)
 
     names = ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:

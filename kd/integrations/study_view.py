@@ -17,13 +17,15 @@ from typing import Any
 import pandas as pd
 
 from kd.integrations import summaries
-from kd.integrations.store import VIEW, Store, quiet
-from kd.integrations.tracking import METRICS_PER_BATCH, arrived, curves, final_numbers, now, read_history, read_state
+from kd.integrations.sending import METRICS_PER_BATCH, curves, final_numbers, now
+from kd.integrations.store import EXPERIMENT, VIEW, Store, quiet
+from kd.integrations.tracking import arrived, read_history, read_state
 from kd.runs.folder import RECORD
-from kd.runtime.files import read_json, write_json
+from kd.runtime.files import read_json, refuse_links_of_others, write_json
 
 NAMES = ("experiment", "method", "ablation")  # tags of a row that a run may have several of
 TITLES = "titles.json"  # in a study's folder: study, title, experiments (name -> title)
+FOLDERS = ("tables", "figures")
 COLUMNS = {  # of the saved view, with their width in pixels
     "metrics.`accuracy`": 80,
     "metrics.`seconds`": 70,
@@ -47,8 +49,8 @@ def read_titles(folder: Path) -> dict[str, Any]:
     """Return what `note_study` wrote; {} where it is missing or torn."""
     try:
         titles = read_json(folder / TITLES)
-        return titles if {"study", "title", "experiments"} <= set(titles) else {}
-    except (OSError, ValueError, TypeError):
+        return titles if {"title", "experiments"} <= set(titles) and EXPERIMENT.fullmatch(titles["study"]) else {}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
@@ -59,6 +61,8 @@ def log_study(store: Store, folder: Path, results: Path) -> str:
     not there.
     """
     titles = read_titles(folder)
+    shown = [*folder.glob("*.*"), *(path for name in FOLDERS for path in (folder / name, *folder.glob(f"{name}/*")))]
+    refuse_links_of_others(shown)  # a server would show what only this user may read
     with quiet():
         client = store.client()
         number = store.experiment(client, titles["study"])
@@ -161,7 +165,7 @@ class View:
         run = self.client.create_run(self.number, first, {**own, "copy_of": first_run}, name).info.run_id
         self.client.log_batch(run, params=[Param(*item) for item in original.data.params.items()])
         history = read_history(folder)
-        for _, metrics in curves(history, 0, first, last):
+        for metrics in curves(history, 0, first or now(), last or now()):
             self.client.log_batch(run, metrics=metrics)
         self._numbers(run, final_numbers(folder, record), last, int(history[-1]["epoch"]) if history else 0)
         inputs = original.inputs.dataset_inputs if original.inputs else []
@@ -193,7 +197,7 @@ class View:
         for name in ("table.md", "results.csv", "runs.csv", "claims.csv", "report.html"):
             if (self.folder / name).exists():
                 self.client.log_artifact(run, str(self.folder / name))
-        for name in ("tables", "figures"):
+        for name in FOLDERS:
             if (self.folder / name).is_dir():
                 self.client.log_artifacts(run, str(self.folder / name), name)
         self.client.set_terminated(run, end_time=last)

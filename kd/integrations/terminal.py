@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -17,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd.integrations import snakemake_words as words
+from kd.integrations.jobs import STORE_TROUBLE
 from kd.registry.kinds import KINDS
 from kd.runs.folder import Records, ended, with_results
 from kd.runtime.lines import BOLD, DIM, RED, YELLOW, Lines
+from kd.runtime.progress import QUIETLY
 from kd.studies.announcing import announced, last_error, other_jobs, reasons, score_in, under_way
 from kd.studies.command_line import command_for
 from kd.studies.estimates import Estimates
@@ -31,13 +33,6 @@ from kd.studies.time_left import TimeLeft, about
 STREAM_HANDLER = "DefaultStreamHandler"  # the name of Snakemake's own handler for the terminal
 FOLDED = ("collect", "tables", "figures", "page")  # jobs of a second or two, told together
 SILENT = ("all", "tune")
-# What Snakemake says without an event is known by its first words.
-STOPPED = ("Terminating processes on user request", "Cancelling snakemake on user request")
-SHOWN = ("Will exit after", "Shutting down")
-NOT_SHOWN = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
-NOTHING, RESTART = "Nothing to be done", re.compile(r"Trying to restart job (\d+)")
-PROGRAM_FAILED = "CalledProcessError"  # of a job's program, whose own log says more
-INTERRUPTED = re.compile(r"exit status 130|SIGINT")
 
 
 @dataclass
@@ -107,6 +102,8 @@ class Terminal(logging.Handler):
         self.runs, self.done_before = len(needed), sum(found[path].name == "done" for path in needed)
         self.made, self.to_do = 0, 0
         self._shown: set[str] = set()
+        self._told: set[str] = set()  # runs that have their line
+        self._began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # as in the records of runs
         self._labels: dict[str, str] = {}
         self._seed = 1  # digits
         self._announced, self._folded, self._folded_since = False, Counter[str](), 0.0
@@ -192,7 +189,16 @@ class Terminal(logging.Handler):
         if job.rule in FOLDED and not self._folded:
             self._folded_since = job.began
 
+    def _warn_of_store(self) -> None:
+        """Show once what a run has said of the MLflow store."""
+        with QUIETLY:
+            text = (self.study.root / "studies" / self.study.name / STORE_TROUBLE).read_text("utf-8")
+            if text and text not in self._shown:
+                self._shown.add(text)
+                self.lines.wrapped(text, YELLOW)
+
     def _under_way(self) -> str:
+        self._warn_of_store()
         with self.lock:
             running, seconds = list(self.running.values()), self._time.seconds(time.monotonic())
         shares = [share_done(self.study.root / job.path) if job.path else 0.0 for job in running[:4]]
@@ -217,6 +223,10 @@ class Terminal(logging.Handler):
             self.lines.say(f"{self._label(job)}, {took:.0f} s")
 
     def _run_finished(self, path: str) -> None:
+        if path in self._told:  # it was finished before the job in which it was grouped
+            return
+        self._told.add(path)
+        self._warn_of_store()
         folder, run = self.study.root / path, self.study.runs[path]
         record = with_results(folder)  # None while a network disk does not show it
         seconds = record["seconds"]["total"] if record else None
@@ -237,6 +247,12 @@ class Terminal(logging.Handler):
         ]
         self.lines.say("  ".join(parts).rstrip())
 
+    def _left_by_its_group(self, path: str) -> None:
+        """Tell a run that is finished although the job failed in which it was grouped with others."""
+        record = with_results(self.study.root / path)
+        if record and record["finished"] >= self._began:
+            self._run_finished(path)
+
     def _label(self, job: Job) -> str:
         if job.path:
             return f"{self._labels[job.path]}, seed {self.study.runs[job.path].seed}"
@@ -249,8 +265,14 @@ class Terminal(logging.Handler):
         self.running.pop(record.jobid, None)
         job = self.jobs.get(record.jobid) or Job(record.rule_name, {}, "", 0.0)
         note = ended(self.study.root / job.path) if job.path else None
-        if self.stopped or INTERRUPTED.search(said) or (note is not None and note["error"] is None):
+        if self.stopped or words.INTERRUPTED.search(said):
             return  # the wish to stop has a line of its own
+        if note is not None and note["error"] is None:  # saved; an executor of a cluster knows who stopped it
+            if record.rule_msg:
+                self.lines.wrapped(f"stopped  {self._label(job)}: {record.rule_msg.partition(words.MORE)[0]}")
+            return
+        if getattr(record, "indent", False) and job.path and note is None:
+            return self._left_by_its_group(job.path)
         logs = [str(file) for file in record.log or ()]
         if job.path:
             self._time.failed(job.path)
@@ -263,27 +285,29 @@ class Terminal(logging.Handler):
 
     def _error(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text.startswith(STOPPED):
+        if text.startswith(words.STOPPED):
             self.stopped = True
-        elif PROGRAM_FAILED in text:
+        elif words.PROGRAM_FAILED in text:
             self._program_failed[record.thread] = text
-        elif not text.startswith(NOT_SHOWN):
+        elif not text.startswith(words.NOT_SHOWN):
             self.lines.wrapped(text, RED)
 
     def _message(self, record: logging.LogRecord) -> None:
         """Show warnings in full, and little of the rest."""
         text = record.getMessage()
-        if text.startswith(STOPPED):
+        if text.startswith(words.STOPPED):
             self.stopped = True
-        elif text.startswith(NOTHING):
+        elif text.startswith(words.NOTHING):
             said = f"{self.done_before} of {self.runs} runs of study {self.study.name} are finished"
-            self.lines.wrapped(f"{NOTHING}: {said}.", BOLD)
+            self.lines.wrapped(f"{words.NOTHING}: {said}.", BOLD)
             if not self.dry:
                 self.when_nothing_is_to_be_done()
-        elif found := RESTART.match(text):
-            job = self.jobs.get(int(found[1]))
-            self.lines.say(f"  again: {self._label(job)}" if job else text)
-        elif (record.levelno >= logging.WARNING or text.startswith(SHOWN)) and not text.startswith(NOT_SHOWN):
+        elif found := words.RESTART.match(text):
+            job = self.jobs.get(int(found[1])) if found[1].isdigit() else None  # else several, grouped in one
+            self.lines.say(f"  again: {self._label(job) if job else 'what this job has not finished'}")
+        elif (record.levelno >= logging.WARNING or text.startswith(words.SHOWN)) and not text.startswith(
+            words.NOT_SHOWN
+        ):
             if text not in self._shown or record.levelno >= logging.ERROR:  # of a job's warning once is enough
                 self.lines.wrapped(text, RED if record.levelno >= logging.ERROR else YELLOW)
             self._shown.add(text)

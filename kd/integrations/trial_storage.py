@@ -6,11 +6,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from kd.integrations.optuna_journal import file_lock, open_journal
 from kd.runtime.messages import ConfigError, masked
+from kd.runtime.plain_pickle import read_plain_pickles
 from kd.studies.search import Pruned, Tuning, grid
 
 JOURNAL = "optuna.log"
@@ -168,6 +170,8 @@ class TrialStorage:
         if self.tuning.sampler == "tpe":
             return samplers.TPESampler(seed=seed, n_startup_trials=self.tuning.startup)
         if self.tuning.sampler == "cmaes":
+            # its state is a pickle in the trials, which whoever can write to the storage may have written
+            read_plain_pickles(import_module("optuna.samplers._cmaes"), ("cmaes._cma", "CMA"))
             return samplers.CmaEsSampler(
                 seed=seed, n_startup_trials=self.tuning.startup, warn_independent_sampling=False
             )

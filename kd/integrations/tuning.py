@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +15,13 @@ import yaml
 
 from kd.integrations.trial_storage import TrialStorage
 from kd.runs.folder import SUGGESTION, TRIAL, finished
-from kd.runtime.files import read_json, write_atomically, write_json
+from kd.runtime.files import on_the_way, read_json, refuse_links_of_others, write_atomically, write_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.runtime.run_lock import Busy, RunLock, owner, peek
+from kd.settings.run import digest
 from kd.studies.search import Pruned, Tuning, Unfit, made_of, nested, tidy
-from kd.studies.trials import BEST, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
+from kd.studies.trials import BEST, CHECKSUM, SEARCH, TABLE, Results, is_of, read_results, told, trial_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,13 +36,15 @@ def begin(folder: Path, tuning: Tuning, say: Say = inform) -> None:
     """Make a folder that of this search. Trials of one with other settings or another space are put aside, and found
     again when it is changed back.
 
-    Raises ConfigError while somebody works on the other one.
+    Raises ConfigError while somebody works on the other one, and for a link that another user has put there.
     """
+    refuse_links_of_others(on_the_way(folder, folder.parents[3]))  # below the results folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with RunLock(folder.parent, say, name=f"{tuning.name}.begin"):
         if is_of(folder, tuning):
             return
         others = folder.with_name(f"{folder.name}.aside")
+        refuse_links_of_others([others])
         others.mkdir(exist_ok=True)
         if trial_folders(folder):
             for path in trial_folders(folder).values():
@@ -51,9 +56,8 @@ def begin(folder: Path, tuning: Tuning, say: Say = inform) -> None:
             folder.rename(aside)
             say(f"{folder}: settings or space have changed; the trials so far are put aside in {aside}")
         if (earlier := others / tuning.digest).exists() and not trial_folders(folder):
-            for path in [*folder.rglob("*")][::-1]:
-                path.rmdir() if path.is_dir() else path.unlink()
-            folder.rmdir() if folder.exists() else None
+            if folder.exists():
+                shutil.rmtree(folder)  # follows no link
             earlier.rename(folder)
             say(f"{folder}: the search is as it was before; its trials are back")
         if not any(others.iterdir()):
@@ -65,9 +69,12 @@ def begin(folder: Path, tuning: Tuning, say: Say = inform) -> None:
 def _digest_in(folder: Path) -> str:
     """Return the name for a search that is put aside: what identified it, or the time."""
     try:
-        return str(read_json(folder / SEARCH)["digest"])
+        digest = read_json(folder / SEARCH)["digest"]
+        if re.fullmatch("[0-9a-f]{10}", digest):  # no path, which would lead somewhere else
+            return digest
     except (OSError, ValueError, KeyError, TypeError):
-        return f"unknown-{time.time_ns()}"
+        pass
+    return f"unknown-{time.time_ns()}"
 
 
 def work(
@@ -139,7 +146,7 @@ def trial(
     """
     tuning, folder = storage.tuning, storage.folder / f"trial{number}"
     folder.mkdir(parents=True, exist_ok=True)
-    given = _suggested(folder / SUGGESTION, tuning.space, say) or {**storage.ask(number), "attempts": 0}
+    given = _suggested(folder / SUGGESTION, tuning, say) or {**storage.ask(number), "attempts": 0}
     write_json(folder / SUGGESTION, given | {"attempts": given["attempts"] + 1})
     params, reported, started = given["params"], {}, time.monotonic()
 
@@ -181,6 +188,7 @@ def trial(
     result = {key: given[key] for key in ("optuna_trial", "params")} | {"number": number, "search": tuning.digest}
     result |= {"state": state, "value": value, "epoch": max(reported, default=None), "seconds": round(spent, 3)}
     result |= {"note": note, "code": code(params)}
+    result |= {CHECKSUM: digest(result)}
     storage.tell(given, state, value, reported)
     write_json(folder / SUGGESTION, given | {"attempts": 0})  # if it is made again one day, by other code
     write_json(folder / TRIAL, result)
@@ -208,12 +216,11 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _suggested(file: Path, space: dict[str, Any], say: Say) -> dict[str, Any] | None:
+def _suggested(file: Path, tuning: Tuning, say: Say) -> dict[str, Any] | None:
     """Return what an earlier start of the trial was given; None where there was none or it cannot be read."""
     try:
         suggestion = read_json(file)
-        params = suggestion["params"]
-        fits = params.keys() == space.keys() and all(_is_in(params[key], values) for key, values in space.items())
+        fits = tuning.holds(suggestion["params"])
         if fits and isinstance(suggestion["optuna_trial"], int) and isinstance(suggestion["attempts"], int):
             return suggestion
     except FileNotFoundError:
@@ -224,10 +231,6 @@ def _suggested(file: Path, space: dict[str, Any], say: Say) -> dict[str, Any] | 
     file.rename(aside)
     say(f"{file} cannot be read; put aside as {aside.name}; the trial begins again with new values")
     return None
-
-
-def _is_in(value: Any, values: dict[str, Any]) -> bool:
-    return value in values["choices"] if "choices" in values else values["low"] <= value <= values["high"]
 
 
 class Best(NamedTuple):

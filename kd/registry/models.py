@@ -163,6 +163,11 @@ def check(name: str) -> None:
         )
 
 
+def is_own(name: str) -> bool:
+    """Return whether a name is module:function: code of the user's, which building the network runs."""
+    return ":" in name and name.split(":")[0] not in LIBRARIES
+
+
 def source(name: str) -> str:
     """Return the dotted kd module that implements `name`, whose code decides a run's numbers.
 

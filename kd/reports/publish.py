@@ -20,7 +20,7 @@ from kd.reports.page.markup import Html, tag
 from kd.reports.plan import ANSWERS, PlannedFigure, PlannedTable, plan_figures, plan_tables
 from kd.reports.results import finished
 from kd.reports.tables import computed_note, markdown, scored_note, study_markdown, summarise
-from kd.runtime.files import write_atomically
+from kd.runtime.files import refuse_links_of_others, write_atomically
 from kd.studies.claims import claims_markdown, judge
 from kd.studies.study import Study
 
@@ -73,6 +73,7 @@ def write_tables(
     """
     parts = []
     (folder / "tables").mkdir(parents=True, exist_ok=True)
+    refuse_links_of_others([folder, folder / "tables"])
     for table in plan_tables(experiments):
         rows = results[results["experiment"].isin(table.experiments)]
         if rows.empty:
@@ -81,27 +82,27 @@ def write_tables(
         _write_html(file.with_name(table.shown), table.heading, _shown(table, rows, results, experiments))
         if table.networks:
             cells = networks_table.networks(rows)
-            cells.to_csv(file, index=False)
+            _write(file, cells.to_csv(index=False))
             parts += filter(None, [networks_table.markdown(cells)])
             continue
         if table.by_pair:
             rows = pairs_table.merge_experiments(rows) if len(table.experiments) > 1 else rows
             cells = pairs_table.accuracy_by_pair(rows)
-            cells.to_csv(file, index=False)
-            file.with_suffix(".tex").write_text(pairs_table.latex(cells), encoding="utf-8")
+            _write(file, cells.to_csv(index=False))
+            _write(file.with_suffix(".tex"), pairs_table.latex(cells))
             text = pairs_table.markdown(cells, table.title)
         else:
             summary = summarise(rows)
-            summary.to_csv(file, index=False)
+            _write(file, summary.to_csv(index=False))
             text = markdown(summary, table.title)
         parts.append(text + table.note + scored_note(rows, results) + computed_note(rows))
     if claims:
         judged = judge(claims, results)
-        judged.to_csv(folder / "claims.csv", index=False)
+        _write(folder / "claims.csv", judged.to_csv(index=False))
         parts.append(claims_markdown(judged))
     said = answers.summary(experiments, claims, results, links=False)
     _write_html(folder / ANSWERS, title, [said])
-    (folder / "table.md").write_text(study_markdown(title, parts, results), encoding="utf-8")
+    _write(folder / "table.md", study_markdown(title, parts, results))
 
 
 def _shown(
@@ -117,4 +118,8 @@ def _shown(
 
 
 def _write_html(file: Path, title: str, parts: list[Html | None]) -> None:
-    file.write_text(document(title, tag("main", tag("h1", title), parts)), encoding="utf-8")
+    _write(file, document(title, tag("main", tag("h1", title), parts)))
+
+
+def _write(file: Path, text: str) -> None:
+    write_atomically(file, lambda opened: opened.write(text.encode()))

@@ -12,7 +12,8 @@ from kd.registry.datasets import SYNTHETIC
 from kd.reports.networks_table import costs
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
-from kd.studies.claims import interval, markdown_row, paired_p
+from kd.runtime.messages import escaped
+from kd.studies.claims import in_markdown, interval, markdown_row, paired_p
 
 GROUP = ["teacher", "student", "method", "ablation", "scale"]
 RGB = "rgb"  # the view of a network that sees all of an image
@@ -25,7 +26,7 @@ def collect(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     counts, memory, commit, device, how it was computed there, in words, and what the teacher sees of an image; next to
     them stands what the networks cost.
     """
-    records = {path: _record(root / path, root) for path in dict.fromkeys(table["path"])}
+    records = {path: _sound(_record(root / path, root), table) for path in dict.fromkeys(table["path"])}
     return pd.concat([table, pd.DataFrame([records[path] for path in table["path"]], index=table.index)], axis=1)
 
 
@@ -48,6 +49,18 @@ def _record(folder: Path, root: Path) -> dict[str, Any]:
         "computed": _in_words(run["device"], run.get("computed") or {}),
         "commit": run["git"]["commit"][:10] + ("+changes" if run["git"]["diff"] else ""),
     }
+
+
+def _sound(record: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """Return what a run's files say as cells that no program obeys, none of them in place of the study's own."""
+    named = {key: value for key, value in record.items() if key.isidentifier() and key not in table}
+    return {key: _text(value) if isinstance(value, str) else value for key, value in named.items()}
+
+
+def _text(value: str) -> str:
+    """Return a text in one line; one that begins like a formula is set in quotes, or a spreadsheet would compute it."""
+    text = escaped(value)
+    return f"'{text}'" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _in_words(device: str, computed: dict[str, Any]) -> str:
@@ -80,7 +93,7 @@ def computed_note(results: pd.DataFrame) -> str:
         labels = ["/".join(_label(name, value) for name, value in zip(named, row, strict=True)) for row in rows.values]
         parts.append(f"{', '.join(labels)}: {computed}")
     ways = "; ".join([*parts, f"the others: {common}"])
-    return f"\nComputed in different ways, so that seconds do not compare. {ways}.\n"
+    return f"\nComputed in different ways, so that seconds do not compare. {in_markdown(ways)}.\n"
 
 
 def _label(name: str, value: Any) -> str:
@@ -213,7 +226,7 @@ def study_markdown(title: str, parts: list[str], results: pd.DataFrame) -> str:
         view = "" if row.teacher_view == RGB else f" ({row.teacher_view})"
         lines += [f"Teacher {row.teacher}{view} on {row.dataset}: {spread} %."]
     devices = "; ".join(sorted(set(results.get("computed", results["device"]))))
-    lines += [f"Device: {devices}. Code: {', '.join(sorted(set(results['commit'])))}.", ""]
+    lines += [in_markdown(f"Device: {devices}. Code: {', '.join(sorted(set(results['commit'])))}."), ""]
     return "\n".join(lines) + "\n" + "\n".join(parts)
 
 

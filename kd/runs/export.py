@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from kd.batch import LossContext
 from kd.data import views
 from kd.data.augment import Augment
-from kd.data.dataset import load
+from kd.data.crops import MARGIN
+from kd.data.dataset import Data
 from kd.losses.objective import Objective
 from kd.models.build import build
 from kd.models.classifier import LogitsOnly, Reusing, evaluating
-from kd.runs.folder import RECORD, WEIGHTS, finished, metrics
+from kd.runs.folder import RECORD, WEIGHTS, finished, metrics, refuse_code_of_results
+from kd.runs.prepared_data import reading
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
 from kd.runtime.weights import fill, read_state
@@ -72,9 +74,10 @@ class Network:
 
 def read_run(folder: Path) -> Network:
     """Return the network of a finished run's folder. Raises ConfigError where that, or its data file, is not there."""
-    record = finished(folder)
+    record = finished(folder, thorough=True)
     if record is None:
-        raise ConfigError(f"{folder}: no finished run; name a folder with {RECORD} and {WEIGHTS} in it")
+        hint = f"name a folder with {RECORD} and {WEIGHTS} in it"
+        raise ConfigError(f"{folder}: no finished run, or one whose files are damaged; {hint}")
     run, place = Run.from_dict(record["settings"]), folder.resolve()
     root = Path(*place.parts[: -len(Path(run.path).parts)] or ["/"])
     data_file = root / run.data_path
@@ -83,7 +86,12 @@ def read_run(folder: Path) -> Network:
             f"{folder}: mean, std and classes are in {data_file}, which is not there; bring it, or make it again: "
             f"python -m kd run --settings {folder / RECORD} --results {root}"
         )
-    data = load(data_file, run.dataset, torch.device("cpu"))
+    refuse_code_of_results(run, root, folder / RECORD)
+    with reading(run.dataset, data_file, torch.device("cpu")) as data:
+        return _network(folder, record, run, data)
+
+
+def _network(folder: Path, record: dict[str, Any], run: Run, data: Data) -> Network:
     built = network(run, data, torch.device("cpu"))
     try:
         state = read_state(folder / WEIGHTS)
@@ -101,14 +109,14 @@ def read_run(folder: Path) -> Network:
         "view": run.view,
         "mean": data.augment.mean.tolist(),
         "std": data.augment.std.tolist(),
-        "input": _input(data.channels, data.image_size),
+        "input": _input(data.channels, data.image_size, run.dataset.stream),
         "output": f"logits [B, {len(data.classes)}], float32; softmax gives probabilities, in the order of the classes",
         "parameters": sum(parameter.numel() for parameter in built.parameters()),
         "metrics": numbers,
         "run": run.path,
         "commit": record["git"]["commit"],
     }
-    images = data.score.images[:COMPARED]
+    images = torch.cat([*data.score.images[:COMPARED].split(COMPARED)])
     if not len(images):  # as for data that is described only
         shape, generator = (COMPARED, data.channels, data.image_size, data.image_size), torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -133,11 +141,14 @@ def _adopted(run: Run, student: nn.Module, teacher: nn.Module, labels: Tensor) -
     return Objective(run.objective, context).adopt(student, teacher)
 
 
-def _input(channels: int, size: int) -> str:
+def _input(channels: int, size: int, stream: bool) -> str:
     colours = "RGB" if channels == 3 else "grey" if channels == 1 else f"{channels} channels"
+    part = f"its largest centred square, resized to {size}x{size}"
+    if stream:
+        part = f"the middle {size}x{size}, once its shorter side is resized to {round(size * MARGIN)}"
     return (
         f"images [B, {channels}, {size}, {size}], float32, {colours}, values in [0, 1] (bytes divided by 255), which "
-        f"the network normalises itself; of a picture its largest centred square, resized to {size}x{size} (bilinear)"
+        f"the network normalises itself; of a picture {part} (bilinear)"
     )
 
 

@@ -1,20 +1,24 @@
 """The folder of a run: the names of its files, and whether the run is finished. Imports no torch.
 
-RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there.
-Whether it is also up to date is a question of its identity (`kd.runs.provenance.outdated`). Tables and estimates need
-only its *results*, which remain when weights and arrays have been removed or were left behind on another machine.
+RECORD is written last of all. So a run is *finished* when its record can be read and every file of its kind is there,
+undamaged. Whether it is also up to date is a question of its identity (`kd.runs.provenance.outdated`). Tables and
+estimates need only its *results*, which remain when weights and arrays have been removed or were left behind on another
+machine.
 """
 
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kd.registry.kinds import KINDS
-from kd.runtime.files import read_json
-from kd.settings.run import Run
+from kd.registry.models import find_spec, is_own
+from kd.runtime.files import file_digest, read_json
+from kd.runtime.messages import ConfigError
+from kd.settings.run import Run, digest
 
 METRICS = "metrics.json"  # final numbers only: equal runs have equal bytes
 RECORD = "run.json"  # settings, identity, code, environment, seconds, counts
@@ -46,17 +50,39 @@ def inputs_of(run: Run, root: Path) -> tuple[Path, list[Path]]:
     return root / run.data_path, given + [root / teacher.path / WEIGHTS for teacher in run.teachers or ()]
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished run; None where it is missing, partly done, or lacks today's fields."""
+def finished(folder: Path, thorough: bool = False) -> dict[str, Any] | None:
+    """Return the record of a finished run; None where it is missing, partly done, damaged, or lacks today's fields."""
     record = with_results(folder)
-    return record if record is not None and is_whole(folder, record) else None
+    return record if record is not None and is_whole(folder, record, thorough) else None
 
 
-def is_whole(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether every file of the run's kind is there."""
+def sealed(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the size and digest of each file of its run, by which `is_whole` knows them."""
+    files = [folder / name for name in OF_ALL if name != RECORD] + sorted(folder.glob(array_file("*")))
+    noted = {file.name: [file.stat().st_size, file_digest(file)] for file in files}
+    return record | {"files": noted | {RECORD: [0, digest(record)]}}
+
+
+def is_whole(folder: Path, record: dict[str, Any], thorough: bool = False) -> bool:
+    """Whether every file of the run's kind is there, and is the one that was written.
+
+    Numbers and curves are compared by content; weights and arrays, which may be large, by size, or by content if
+    `thorough`. Of runs that were made before records had `files` only the names are known.
+    """
     try:
-        return set(os.listdir(folder)).issuperset(files_of(record["settings"]["kind"]))
-    except OSError:  # removed in the meantime
+        there, noted = set(os.listdir(folder)), record.get("files")
+        if not there.issuperset(files_of(record["settings"]["kind"])):
+            return False
+        if noted is None:
+            return True
+        unsealed = {key: value for key, value in record.items() if key != "files"}
+        return noted[RECORD][1] == digest(unsealed) and all(
+            (folder / name).stat().st_size == size
+            and (not (thorough or name in (METRICS, HISTORY)) or file_digest(folder / name) == known)
+            for name, (size, known) in noted.items()
+            if name != RECORD
+        )
+    except (OSError, KeyError, TypeError, ValueError):  # removed in the meantime; damaged
         return False
 
 
@@ -65,9 +91,21 @@ def with_results(folder: Path) -> dict[str, Any] | None:
     try:
         record, numbers = read_json(folder / RECORD), metrics(folder)
         known = record["settings"]["kind"] in KINDS and "total" in record["seconds"]
-        return record if known and isinstance(numbers, dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return record if known and _is_sound(record, numbers) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_sound(record: dict[str, Any], numbers: dict[str, Any]) -> bool:
+    """Whether what a record and its numbers hold is of its kind, so that nobody who reads it has to look again."""
+    git, computed = record.get("git", {"commit": ""}), record.get("computed") or {}
+    texts = [record.get("device") or "", numbers.get("scored", ""), git["commit"], *git.values()]
+    counted = [computed.get(key, 1) for key in ("together", "processes")] + [record.get("peak_memory_mb", 0.0)]
+    counted += [*record["seconds"].values(), *record.get("counts", {}).values()]
+    counted += [value for key, value in numbers.items() if key != "scored" and value is not None]
+    teachers = all(isinstance(teacher, dict) for teacher in record["settings"].get("teachers") or ())
+    sound = all(isinstance(text, str) for text in texts) and all(type(value) in (int, float) for value in counted)
+    return teachers and sound
 
 
 class Records(dict[str, dict[str, Any] | None]):
@@ -90,9 +128,21 @@ def ended(folder: Path) -> dict[str, Any] | None:
     """Return how a run ended that did not finish: `error` (None: it was stopped) and how far it came."""
     try:
         note = read_json(folder / ENDED)
-        return note if "error" in note else None
-    except (OSError, ValueError, TypeError):
+        return note | {"error": note["error"] and str(note["error"])}
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def arrays_in(file: Path) -> dict[str, Any]:
+    """Return the arrays in an .npz file. Raises ConfigError for one that is damaged, or holds anything but numbers."""
+    import numpy as np
+
+    try:
+        with np.load(file) as content:
+            return dict(content)
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        hint = "remove the folder, and it is made again"
+        raise ConfigError(f"{file}: holds no arrays of numbers ({type(error).__name__}); {hint}") from None
 
 
 def run_folders(root: Path, below: str = "runs", depth: int = 4) -> Iterator[str]:
@@ -106,3 +156,17 @@ def run_folders(root: Path, below: str = "runs", depth: int = 4) -> Iterator[str
             yield f"{below}/{name}"
         else:
             yield from run_folders(root, f"{below}/{name}", depth - 1)
+
+
+def refuse_code_of_results(run: Run, root: Path, source: Path) -> None:
+    """Raise ConfigError where settings from a file, `source`, name code in the results folder `root` as a network.
+
+    Whoever can write there may have put both. Results are data; code comes from elsewhere.
+    """
+    root = root.resolve()
+    for name in filter(is_own, (run.model, *(teacher.model for teacher in run.teachers or ()))):
+        spec = find_spec(name.split(":")[0].split(".")[0])
+        places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+        if any(place and Path(place).resolve().is_relative_to(root) for place in places):
+            hint = "its code lies in the results folder, where kd runs none; if you know it, move it elsewhere"
+            raise ConfigError(f"{source}: model {name}: {hint}")

@@ -18,14 +18,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from kd.data.dataset import load
 from kd.registry.kinds import KINDS
+from kd.runs.prepared_data import reading
 from kd.runtime.checkpoint import Checkpoint, Stateful
 from kd.runtime.journal import Journal
 from kd.runtime.messages import ConfigError
@@ -68,6 +69,7 @@ def leading(
                         "meeting": meeting,
                         "device": str(device),
                         "threads": compute.threads,
+                        "workers": compute.workers,
                         "run": run.as_dict(),
                         "checkpoints": str(checkpoint.files[0].parent.resolve()),
                         "identity": checkpoint.identity,
@@ -180,9 +182,10 @@ def follow(order: dict[str, Any]) -> None:
     stepper.team = _joined(order["meeting"], order["number"], order["size"], device)
     checkpoint = _Followed(Path(order["checkpoints"]), order["identity"], float("inf"))
     checkpoint.told = stepper.team.told
-    data = load(Path(order["data"]), run.dataset, device)
-    loop = importlib.import_module(KINDS[run.kind].loop)
-    loop.compute(run, data, [Path(file) for file in order["teachers"]], stepper, Journal(Progress("")), checkpoint)
+    loop, teachers = importlib.import_module(KINDS[run.kind].loop), [Path(file) for file in order["teachers"]]
+    with reading(run.dataset, Path(order["data"]), device, order["workers"], stepper.team.part) as data:
+        data = replace(data, score=data.score.subset(torch.zeros(1, dtype=torch.int64)))  # the leader's scores count
+        loop.compute(run, data, teachers, stepper, Journal(Progress("")), checkpoint)
     dist.destroy_process_group()
 
 

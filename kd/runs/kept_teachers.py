@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kd.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, array_file
+from kd.runs.folder import HISTORY, METRICS, RECORD, WEIGHTS, array_file, sealed
 from kd.runs.provenance import ROOT, run_code
 from kd.runtime.files import file_digest, read_json, write_atomically, write_json
 from kd.runtime.messages import ConfigError
@@ -78,5 +78,5 @@ def fill_from_kept(run: Run, folder: Path, identity: str, kept: Path = KEPT) -> 
     (folder / array_file("correlations")).unlink(missing_ok=True)  # of an earlier training
     write_json(folder / METRICS, metrics)
     source = {"identity": identity, "digest": run.digest, "code": run_code(run), "taken_from": weights.name}
-    write_json(folder / RECORD, {"peak_memory_mb": 0.0, **record, **source})
+    write_json(folder / RECORD, sealed(folder, {"peak_memory_mb": 0.0, **record, **source}))
     return metrics

@@ -39,6 +39,7 @@ def run_code(run: Run) -> str:
     parts += [run.inversion.entry.code] if run.inversion else []
     modules = [KINDS[run.kind].loop, *(code.split(":")[0] for code in parts)]
     modules += [models.source(name) for name in networks]
+    modules += ["kd.data.streamed"] if run.dataset.stream else []
     before = [name.split(":")[0] for name in networks if ":" in name]
     modules += [module for module in before if module not in models.LIBRARIES]
     chosen = parts + [models.built_from(name) for name in networks]
@@ -89,6 +90,8 @@ def report_code() -> str:
 
 def data_code(dataset: Dataset) -> str:
     """Return the digest of the code that prepares a data set."""
+    if dataset.stream:
+        return _digest_modules(frozenset({"kd.data.file_list"}))
     return _digest_modules(frozenset({"kd.data.prepare", DATASETS[dataset.name].split(":")[0]}))
 
 

@@ -15,20 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd.data.dataset import WHOLE, Data, load
+from kd.data.dataset import WHOLE, Data
 from kd.registry.datasets import SYNTHETIC
 from kd.registry.kinds import KINDS
 from kd.runs import devices
-from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished
+from kd.runs.compiler_cache import compiler_cache
+from kd.runs.folder import ENDED, HISTORY, METRICS, RECORD, WEIGHTS, array_file, finished, sealed
 from kd.runs.folder import metrics as metrics_of
 from kd.runs.followers import leading
 from kd.runs.kept_teachers import fill_from_kept
-from kd.runs.prepared_data import reads_training_images
+from kd.runs.prepared_data import reading, reads_training_images
 from kd.runs.provenance import environment, git_state, identity_of, outdated, run_code
+from kd.runs.staged_data import staged
 from kd.runs.together import Stepping, alone
 from kd.runs.watch import Watch, looking
 from kd.runtime.checkpoint import Checkpoint, Stopped
-from kd.runtime.files import file_digest, write_atomically, write_json
+from kd.runtime.files import on_the_way, refuse_links_of_others, write_atomically, write_json
 from kd.runtime.journal import Journal, Sink
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import Progress
@@ -56,18 +58,21 @@ def run_step(
     another one waits (raises Busy with `wait=False`) and adopts what it then finds complete. `stepping` reserves the
     device and returns what runs the steps there. `watch` looks at the student after each epoch; it changes no number.
 
-    Raises ConfigError for a device that is not there, FloatingPointError when a loss is not finite, Stopped after
-    SIGTERM, TakenOver when another process has the run; ended.json says what went wrong until the next start.
+    Raises ConfigError for a device that is not there, or for a link that another user has put in the folder's way,
+    FloatingPointError when a loss is not finite, Stopped after SIGTERM, TakenOver when another process has the run;
+    ended.json says what went wrong until the next start.
     """
+    refuse_links_of_others(on_the_way(folder, data_file.parent.parent))
     folder.mkdir(parents=True, exist_ok=True)
     compute = compute.for_kind(run.kind)
     with (
         closing(Progress(run.path, log)) as progress,
         RunLock(folder, progress.say, lambda: progress.position, wait) as lock,
     ):
-        record = finished(folder)
+        record = finished(folder, thorough=True)
         done = record is not None and not outdated(record, run, data_file, teacher_weights, compute.freeze_code)
-        identity = record["identity"] if done else identity_of(run, data_file, teacher_weights)
+        file = data_file if done else staged(data_file, compute.stage, progress.say)
+        identity = record["identity"] if done else identity_of(run, file, teacher_weights)
         checkpoint = Checkpoint(folder, identity, compute.checkpoint_seconds, progress.say, lock.check)
         if done:
             metrics = _announced(metrics_of(folder), "already complete", progress)
@@ -77,14 +82,21 @@ def run_step(
             with (
                 _end_noted(folder, progress),
                 stepping(compute, progress.say) as stepper,
-                leading(run, data_file, teacher_weights, compute, stepper, checkpoint),
+                leading(run, data_file if run.dataset.stream else file, teacher_weights, compute, stepper, checkpoint),
                 checkpoint,
                 tracker or nullcontext() as sink,
+                reading(
+                    *(run.dataset, data_file, stepper.device, compute.workers),
+                    *(stepper.team.part, stepper.graphs.common, file),
+                ) as data,
             ):
                 journal = Journal(progress, sink, stepper.clock)
-                given = (run, folder, data_file, teacher_weights)
-                metrics = _make(*given, stepper, checkpoint, journal, watch)
+                if stepper.compile != "off":
+                    stepper.cache = compiler_cache(data_file.parent.parent)
+                metrics = _make(run, folder, data, data_file, teacher_weights, stepper, checkpoint, journal, watch)
         checkpoint.remove()
+        with contextlib.suppress(OSError):  # of an attempt before it was complete, or while a file was damaged
+            (folder / ENDED).unlink(missing_ok=True)
     if checkpoint.stopping and not wait:  # after the last step: this run is complete, but no other may begin
         raise Stopped(checkpoint.stopping)
     return metrics
@@ -126,6 +138,7 @@ def _end_noted(folder: Path, progress: Progress) -> Iterator[None]:
 def _make(
     run: Run,
     folder: Path,
+    data: Data,
     data_file: Path,
     teacher_weights: list[Path],
     stepper: Stepper,
@@ -134,15 +147,12 @@ def _make(
     watch: Watch | None,
 ) -> dict[str, float]:
     """Compute a run's numbers and write its files, the record last of all."""
-    started, device = time.time(), stepper.device
-    progress = journal.progress
-    progress.title = f"{run.path} on {device}"
-    data = stepper.graphs.common((file_digest(data_file), run.dataset), lambda: load(data_file, run.dataset, device))
+    started, progress = time.time(), journal.progress
+    progress.title = f"{run.path} on {stepper.device}"
     if reads_training_images(run) and not len(data.train):
         raise ConfigError(f"run: it learns from training images, and {data_file} holds test images alone; {WHOLE}")
     if watch is not None:
         journal.look = looking(watch, data, checkpoint, journal)
-    stepper.cache = data_file.parent.parent / "cache"
     compute = importlib.import_module(KINDS[run.kind].loop).compute
     student, metrics, arrays = compute(run, data, teacher_weights, stepper, journal, checkpoint)
     metrics |= {"parameters": sum(parameter.numel() for parameter in student.parameters()), "scored": data.scored}
@@ -154,7 +164,7 @@ def _make(
     write_atomically(folder / HISTORY, lambda file: file.write(_csv(journal.history).encode()))
     write_json(folder / METRICS, metrics)
     record = _record(run, journal, stepper, started, data)
-    write_json(folder / RECORD, {"identity": checkpoint.identity, **record})
+    write_json(folder / RECORD, sealed(folder, {"identity": checkpoint.identity, **record}))
     progress.say(f"done: {outcome(metrics)}")
     return metrics
 

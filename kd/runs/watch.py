@@ -12,6 +12,7 @@ from torch import nn
 
 from kd.data.dataset import Data, Split
 from kd.registry.losses import LOSSES
+from kd.runs.folder import arrays_in
 from kd.runtime.checkpoint import Checkpoint
 from kd.runtime.files import write_atomically
 from kd.runtime.journal import Journal, Look
@@ -102,5 +103,5 @@ class HeldOut:
 
 
 def _read(file: Path, device: torch.device) -> Split:
-    with np.load(file) as content:
-        return Split(*(torch.from_numpy(content[name]).to(device) for name in ("images", "classes")))
+    content = arrays_in(file)
+    return Split(*(torch.from_numpy(content[name]).to(device) for name in ("images", "classes")))

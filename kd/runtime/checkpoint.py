@@ -179,6 +179,8 @@ class Checkpoint:
         set_global_rng(content["torch_rng"])
 
     def _read(self, file: Path) -> dict[str, Any]:
+        if not file.is_file():
+            raise _Unusable("is no file")
         if (payload := _payload(file.read_bytes())) is None:
             raise _Unusable("is damaged")
         content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")

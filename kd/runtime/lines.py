@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TextIO
 
+from kd.runtime.messages import escaped
 from kd.runtime.progress import QUIETLY, inform
 
 BOLD, DIM, RED, YELLOW = "1", "2", "31", "33"
@@ -35,8 +36,8 @@ class Lines:
         """Write a line, or several that are ready."""
         with self._lock:
             self._changing = ""  # written over; what it would say now is asked for soon
-            coloured = f"\033[{colour}m{text}\033[0m" if colour and self.colours else text
-            inform(f"{CLEAR if self.moves else ''}{coloured}", self.stream)
+            before, after = (f"\033[{colour}m", "\033[0m") if colour and self.colours else ("", "")
+            inform(text, self.stream, (f"{CLEAR if self.moves else ''}{before}", after))
 
     def wrapped(self, text: str, colour: str = "", indent: str = "") -> None:
         """Write a text in lines that fit; no word is broken."""
@@ -58,7 +59,7 @@ class Lines:
         """Show a last line in place of the one that was shown this way; none for an empty text, and none in a file."""
         with self._lock, QUIETLY:
             if self.moves and text != self._changing:
-                self.stream.write(f"{CLEAR}{text[: self.width - 1]}")
+                self.stream.write(f"{CLEAR}{escaped(text)[: self.width - 1]}")
                 self.stream.flush()
                 self._changing = text
 

@@ -32,6 +32,11 @@ def escaped(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def printable(text: str) -> str:
+    """Return a text in printable lines. What files and other programs say must not move the cursor or colour lines."""
+    return "\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n"))
+
+
 def name_as_text(name: str) -> str:
     """Return the printable name of a file or folder, the same in every locale; bytes that are not UTF-8 as `\\xff`."""
     return escaped(os.fsencode(name).decode("utf-8", "backslashreplace"))

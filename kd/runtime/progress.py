@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
+from kd.runtime.files import appended
+from kd.runtime.messages import printable
+
 LINE_EVERY_SECONDS = 10.0
 
 
@@ -17,11 +20,14 @@ QUIETLY = contextlib.suppress(OSError, ValueError)  # a disk or terminal that fa
 _BARS: dict[int, Any] = {}  # on a terminal now: of several runs where they are made together
 
 
-def inform(text: str, stream: TextIO | None = None) -> bool:
-    """Write a line to a stream, stderr by default; False where it cannot be written: that ends no run."""
+def inform(text: str, stream: TextIO | None = None, around: tuple[str, str] = ("", "")) -> bool:
+    """Write a line to a stream, stderr by default; False where it cannot be written: that ends no run.
+
+    around: what a terminal obeys, before and after the text, in which it can obey nothing.
+    """
     stream = stream or sys.stderr
     with QUIETLY, _above_bars(stream):
-        print(text, file=stream, flush=True)
+        print(printable(text).join(around), file=stream, flush=True)
         return True
     return False
 
@@ -72,7 +78,7 @@ class Progress:
         if log is not None:
             with QUIETLY:
                 log.parent.mkdir(parents=True, exist_ok=True)
-                self._log = log.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+                self._log = appended(log)
         self._owns_log = self._log is not None
         if self._log is None and self._terminal is None:
             self._log = terminal

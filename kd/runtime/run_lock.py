@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kd.runtime.files import write_json
+from kd.runtime.files import read_json, write_json
 
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = (
@@ -162,8 +162,8 @@ def newest(folder: Path, name: str = "lock") -> tuple[int, dict[str, Any] | None
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and {"host", "pid", "process"} <= set(content):
+        content = read_json(file)
+        if isinstance(content, dict) and {"host", "process"} <= set(content) and type(content.get("pid")) is int:
             return content
     except FileNotFoundError:
         return None

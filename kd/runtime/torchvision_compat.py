@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from kd.runtime.plain_pickle import read_plain_pickles
+
 _operators: torch.library.Library | None = None  # the schemas live as long as this object
 
 
@@ -24,11 +26,19 @@ def import_torchvision() -> ModuleType:
     It can go once the oldest torchvision that pyproject.toml allows imports next to CPU torch without help, or once the
     installation takes torchvision from the index that has CPU builds.
 
+    The pickles of CIFAR can hold no code: torchvision compares their checksums, but opens them again to read them.
+
     Raises ModuleNotFoundError where torchvision is not installed.
     """
+    if "torchvision" not in sys.modules:
+        _make_importable()
+    torchvision = importlib.import_module("torchvision")
+    read_plain_pickles(importlib.import_module("torchvision.datasets.cifar"))
+    return torchvision
+
+
+def _make_importable() -> None:
     global _operators
-    if "torchvision" in sys.modules:
-        return sys.modules["torchvision"]
     spec = importlib.util.find_spec("torchvision")
     if spec is None:
         raise ModuleNotFoundError("torchvision is not installed; run: pip install torchvision")
@@ -36,7 +46,6 @@ def import_torchvision() -> ModuleType:
         _operators = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
             _operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision")
 
 
 def _operators_load(folder: Path) -> bool:

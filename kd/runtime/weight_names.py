@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-LARGEST_HEADER = 2**27  # of a safetensors file, in bytes, as the format allows
+LARGEST_HEADER = 2**27  # in bytes, as the format of safetensors allows
 
 
 def names_in(file: Path) -> str | None:
@@ -16,8 +16,10 @@ def names_in(file: Path) -> str | None:
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-                return archive.read(pickles[0]).decode("latin-1") if pickles else None
+                infos = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
+                # one that would unfold to more than the memory is not read
+                found = infos and infos[0].file_size <= LARGEST_HEADER
+                return archive.read(infos[0]).decode("latin-1") if found else None
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = opened.read(size) if size <= LARGEST_HEADER else b""

@@ -17,6 +17,13 @@ class Compute:
         "auto", "auto: a GPU if there is one; or cpu, cuda, cuda:1, ...", pattern="^(auto|cpu|cuda|cuda:[0-9]+)$"
     )
     threads: int = setting(1, "CPU threads per job", at_least=1)
+    workers: int = setting(
+        4,
+        "processes that decode the images of dataset.stream, for each process of a run, on cores of their own; "
+        "0: the run itself does",
+        at_least=0,
+        at_most=256,
+    )
     capture: Literal["auto", "off"] = setting(
         "auto", "auto: on a GPU, a whole step is captured in a CUDA graph and replayed; off: steps run as they are"
     )
@@ -27,6 +34,9 @@ class Compute:
     checkpoint_seconds: float = setting(60, "how often a running job saves its state", above=0)
     freeze_code: bool = setting(False, "true: finished runs are kept although kd's code has changed since")
     pretrained: bool = setting(True, "use a teacher of the same settings that is kept in results/reference/teachers")
+    stage: str = setting(
+        "", "folder on a machine's own disk where runs keep a copy of their data, such as $TMPDIR; empty: no copy"
+    )
     download: bool = setting(True, "data sets that are not there may be downloaded, to results/data/downloads")
     slots_per_gpu: int = setting(
         1,
@@ -53,6 +63,10 @@ class Compute:
     def processes(self) -> int:
         """Processes that share a run's steps, each on a device of its own."""
         return max(1, self.gpu)
+
+    def cores(self, stream: bool) -> int:
+        """Return the CPU cores that a training job asks for; `stream`: whether it decodes images while it learns."""
+        return self.processes * (self.threads + (self.workers if stream else 0))
 
     @classmethod
     def by_hand(cls, **given: Any) -> Compute:

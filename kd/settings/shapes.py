@@ -73,8 +73,16 @@ class Dataset:
     std: tuple[float, ...] | None = setting(
         None, "likewise, the standard deviation", neutral=None, schema=PER_CHANNEL, above=0
     )
+    stream: bool = setting(
+        False,
+        "true, for folder: images stay in their files and are decoded while runs learn, each time with another random "
+        "crop of any size (docs/imagenet.md)",
+        neutral=False,
+    )
 
     def __post_init__(self) -> None:
+        if self.stream:
+            object.__setattr__(self, "pad", 0)  # its crops are others
         if self.root is not None:
             object.__setattr__(self, "root", str(PurePosixPath(self.root)))  # a link's `..` leads elsewhere: it stays
 
@@ -88,14 +96,18 @@ class Dataset:
     def prepared(self) -> dict[str, Any]:
         """What its prepared file depends on, and nothing else: augmentation and splits happen later."""
         classes = list(self.classes) if isinstance(self.classes, tuple) else self.classes
-        prepared = {"name": self.name, "root": self.root, "classes": classes, "image_size": self.image_size}
+        prepared = {"name": self.name, "root": self.root, "classes": classes}
+        if self.stream:
+            return {**prepared, "stream": True}
+        prepared["image_size"] = self.image_size
         return prepared if self.channels is None else {**prepared, "channels": self.channels}
 
     @classmethod
     def from_prepared(cls, prepared: dict[str, Any]) -> Dataset:
         """Return the data set that `prepared` described, without split and augmentation."""
         classes = tuple(prepared["classes"]) if isinstance(prepared["classes"], list) else prepared["classes"]
-        return cls(**{**prepared, "classes": classes}, validation=0.0, pad=0, flip=False)
+        given = {"image_size": 0, **prepared, "classes": classes}
+        return cls(**given, validation=0.0, pad=0, flip=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     yield from _dataset_faults(settings["dataset"])
     yield from _no_images_faults(settings)
     yield from _network_faults(settings, teachers)
-    yield from _weights_faults(settings["teacher"], teachers)
+    yield from _weights_faults(settings, teachers)
     if settings["kind"] == "datafree":
         yield from _datafree_faults(settings, teachers)
     yield from _objective_faults(settings, teachers)
@@ -133,6 +133,8 @@ def _dataset_faults(dataset: dict[str, Any]) -> Iterator[str]:
     if name in OWN_FOLDER and dataset["root"] is None:
         yield f"dataset.root: got null; needed by dataset.name {name}: the path of {OWN_FOLDER[name]}"
 
+    if dataset.get("stream"):
+        yield from _stream_faults(dataset)
     channels = dataset.get("channels")
     for key in ("mean", "std"):
         values = dataset.get(key)
@@ -140,6 +142,19 @@ def _dataset_faults(dataset: dict[str, Any]) -> Iterator[str]:
             yield f"dataset.{key}: got {len(values)} numbers; needed: one for each of the {channels} dataset.channels"
     if (dataset.get("mean") is None) != (dataset.get("std") is None):
         yield "dataset.mean, dataset.std: one of them is null; give both, or none of them"
+
+
+def _stream_faults(dataset: dict[str, Any]) -> Iterator[str]:
+    """Yield what images that stay in their files cannot have."""
+    if (name := dataset["name"]) != "folder":
+        yield f"dataset.stream: got true with dataset.name {shown(name)}; only images of a folder lie in files"
+    if dataset.get("mean") is None:
+        yield (
+            "dataset.mean: got null; with dataset.stream nothing is read beforehand that would tell it; give mean and "
+            "std: ImageNet's are [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225]"
+        )
+    if dataset.get("channels") not in (None, 3):
+        yield f"dataset.channels: got {dataset['channels']}; with dataset.stream images are RGB: 3, or null"
 
 
 def _no_images_faults(settings: dict[str, Any]) -> Iterator[str]:
@@ -158,14 +173,15 @@ def _no_images_faults(settings: dict[str, Any]) -> Iterator[str]:
         yield f"inversion.source: got {source}; it needs the images of a data set, and dataset.name is none"
 
 
-def _weights_faults(teacher: dict[str, Any], names: list[str]) -> Iterator[str]:
+def _weights_faults(settings: dict[str, Any], names: list[str]) -> Iterator[str]:
     """Yield files that are not there, or not as many as networks."""
-    files = weight_files(teacher)
+    files = weight_files(settings["teacher"])
     if files and len(files) != len(names):
         yield f"teacher.weights: got {len(files)} files for {len(names)} networks; give one for each, in their order"
     for file in files:
         if not is_file(Path(file)):
-            yield f"teacher.weights: no file {shown(file)}; {RELATIVE}"
+            hint = "; ImageNet's: docs/imagenet.md" if settings["dataset"].get("stream") else ""
+            yield f"teacher.weights: no file {shown(file)}; {RELATIVE}{hint}"
 
 
 def _network_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[str]:
@@ -215,6 +231,8 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
     own = source_defaults(name) | settings["inversion"].get(name, {})
     if source.weights and not any(own[weight] for weight in source.weights):
         yield f"inversion.{name}: every weight is 0; set one of {', '.join(source.weights)} above 0"
+    if settings["dataset"].get("stream") and not source.synthesises:
+        yield f"inversion.source: got {name}, whose images are held in memory; set dataset.stream: false"
     for key in source.files:
         if own[key] and not is_file(Path(whole_path(own[key], f"inversion.{name}.{key}"))):
             yield f"inversion.{name}.{key}: no file {shown(own[key])}; {RELATIVE}"

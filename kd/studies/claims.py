@@ -210,4 +210,9 @@ def tests_grid(tests: pd.DataFrame) -> list[list[str]]:
 
 def markdown_row(cells: Iterable[str]) -> str:
     """Return a row of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(in_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def in_markdown(text: str) -> str:
+    """Return a text without elements of HTML, links or pictures, whatever it says."""
+    return text.replace("<", "\\<").replace("[", "\\[")

@@ -94,7 +94,7 @@ def _finished(records: Records, known: dict[str, Run]) -> Iterator[Finished]:
             if run is None or record["digest"] != run.digest:
                 run = Run.from_dict(record["settings"])
             yield _read(run, records.root / path, record)
-        except (ValueError, KeyError, TypeError, AttributeError):  # written by another version: of no use
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # of another version: of no use
             continue
 
 

@@ -24,25 +24,27 @@ def require_results_folder(root: Path) -> None:
 def require_data(study: Study) -> None:
     """Raise ConfigError, a line per data set that is neither prepared nor where the study says, if runs still need it.
 
+    One that is streamed has to be where the study says although it is prepared.
     Only names of files and folders are looked at. What is there may still be broken, and a download may fail.
     """
     faults = []
     for path, dataset in study.datasets.items():
-        if not needs_preparing(study, path, dataset) or not _is_needed(study, path):
+        again = needs_preparing(study, path, dataset)
+        if not (again or dataset.stream) or not _is_needed(study, path, again):
             continue
         root, downloads = study.roots[path], study.root / "data/downloads"
         if fault := _missing(dataset, root, downloads, study.compute.download):
-            there = (study.root / path).exists()
+            there = again and (study.root / path).exists()
             why = f"; {path} was prepared by other code, compute.freeze_code: true keeps it" if there else ""
             faults.append(f"study {study.name}: {fault}{why}")
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
 
 
-def _is_needed(study: Study, data_path: str) -> bool:
+def _is_needed(study: Study, data_path: str, prepared_again: bool) -> bool:
     """Return whether a run or a search that reads a data set is to be made; all are where it is prepared again."""
     runs = (path for path, run in study.runs.items() if run.data_path == data_path)
-    again = bool(study.tunings) or (study.root / data_path).exists()
+    again = bool(study.tunings) or (prepared_again and (study.root / data_path).exists())
     return again or any(finished(study.root / path) is None for path in runs)
 
 
@@ -58,6 +60,7 @@ def _missing(dataset: Dataset, root: str | None, downloads: Path, download: bool
     wanted = " or ".join(" and ".join(part if "." in part else f"{part}/" for part in group) for group in groups)
     lacking = f"which lacks {wanted}" if _exists(folder) else f"which is not there; needed: a folder with {wanted}"
     hint = ", or allow the download with compute.download: true" if name in DOWNLOADED else ""
+    hint += " (docs/imagenet.md: where ImageNet's come from)" if dataset.stream else ""
     return f"dataset.root: got {str(folder)!r}, {lacking}; put the data of dataset.name {name} there{hint}"
 
 

@@ -17,6 +17,7 @@ HELD_OUT_SEEDS_LATER = (
 )
 STATES = ("COMPLETE", "PRUNED", "FAIL")  # how a trial ends, as Optuna names it
 PARTS_OF_A_RUN = 10  # how often per trial the objective is measured, unless `every` says otherwise
+SEARCHED = ("scale", "student", "inversion", "modulation", "replay", "distillation", "training", "objective")
 GRID_LIMIT = 100_000  # points of a grid
 ALPHA_BETA = ("replay.alpha", "replay.beta")  # of SSD-KD, drawn over each other where a search has both
 
@@ -89,11 +90,22 @@ class Tuning:
         """Epochs between two looks at the objective."""
         return self.every or max(1, math.ceil(self.epochs / PARTS_OF_A_RUN))
 
+    def holds(self, params: Any) -> bool:
+        """Whether these are values for the settings of the space, and nothing else."""
+        try:
+            return params.keys() == self.space.keys() and all(_is_in(params[key], self.space[key]) for key in params)
+        except (TypeError, AttributeError):
+            return False
+
     def wants_more(self, results: dict[int, dict[str, Any]]) -> bool:
         """Whether the budget leaves room for another trial next to the finished ones."""
         if self.trials is not None and all(number in results for number in range(self.trials)):
             return False
         return self.seconds is None or sum(result["seconds"] for result in results.values()) < self.seconds
+
+
+def _is_in(value: Any, values: dict[str, Any]) -> bool:
+    return value in values["choices"] if "choices" in values else values["low"] <= value <= values["high"]
 
 
 def grid(space: dict[str, dict[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -160,6 +172,14 @@ def nested(dotted: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[last] = value
     return result
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def number_kind(schema: dict[str, Any], dotted: str) -> str:

@@ -46,7 +46,7 @@ def states(study: Study, records: Records | None = None, with_searches: bool = F
     records = Records(study.root) if records is None else records
     compared, teachers = {path: study.runs[path] for path in study.students}, teachers_of(study)
     needed = study.runs if with_searches else teachers | compared
-    found = {path: _state(study, run, records) for path, run in needed.items()}
+    found = {path: _state(study, run, records, path in teachers) for path, run in needed.items()}
     wanted = {
         teacher.path for path, run in compared.items() if found[path].name != "done" for teacher in run.teachers or ()
     }
@@ -65,15 +65,15 @@ def teachers_of(study: Study) -> dict[str, Run]:
     return {teacher.path: teacher for path in study.students for teacher in study.runs[path].teachers or ()}
 
 
-def _state(study: Study, run: Run, records: Records) -> State:
-    """Return the state of one run by the files in its folder."""
+def _state(study: Study, run: Run, records: Records, teaches: bool) -> State:
+    """Return the state of one run by the files in its folder; the weights of one that teaches are read."""
     folder, reason = records.root / run.path, ""
     lock, alive = peek(folder)
     if lock is not None and alive:
         return _part("running", lock, owner(lock))
     if lock is not None:
         return _part("waiting", lock, f"{owner(lock)} died; goes on from its checkpoint")
-    if (record := records[run.path]) is not None and is_whole(folder, record):
+    if (record := records[run.path]) is not None and is_whole(folder, record, thorough=teaches):
         reason = _outdated(study, run, record)
         if not reason:
             return State("done", record["seconds"]["total"], 1.0)
@@ -129,8 +129,9 @@ def share_done(folder: Path) -> float:
 
 def _part(name: str, position: dict[str, Any], note: str) -> State:
     """Return the state of a run that is partly done."""
-    done, total = position.get("done", 0), position.get("total", 0)
-    return State(name, position.get("seconds", 0.0), done / total if total else 0.0, note)
+    given = (position.get(key, 0) for key in ("done", "total", "seconds"))
+    done, total, seconds = (value if type(value) in (int, float) and abs(value) < 1e12 else 0 for value in given)
+    return State(name, float(seconds), min(max(done / total, 0.0), 1.0) if total else 0.0, note)
 
 
 # --------------------------------------------------------------------------------------------------------------- views

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kd.registry.models import is_own
 from kd.runs.folder import SUGGESTION, TRIAL, finished, inputs_of
 from kd.runs.prepared_data import outdated_data
 from kd.runs.provenance import outdated, run_code
 from kd.runtime.files import read_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.yaml_files import read_yaml
-from kd.studies.search import STATES, Tuning, figures_of, made_of
+from kd.settings.run import digest
+from kd.studies.search import SEARCHED, STATES, Tuning, figures_of, flatten, made_of
 
 BEST, TABLE, SEARCH = "best.yaml", "trials.csv", "search.json"  # in the folder of a search
+CHECKSUM = "checksum"  # of trial.json, over all else in it
 FIELDS = {"number", "params", "state", "value", "epoch", "seconds", "note"}  # of trial.json
 Results = dict[int, dict[str, Any]]  # number of a trial -> content of trial.json
 
@@ -27,7 +30,12 @@ def trial_folders(folder: Path) -> dict[int, Path]:
 def read_results(folder: Path, tuning: Tuning) -> Results:
     """Return the finished trials of a search, whatever has become of the code since. Others' and torn ones are none."""
     found = {number: _read(path / TRIAL) for number, path in trial_folders(folder).items()}
-    return {number: result for number, result in found.items() if result and result.get("search") == tuning.digest}
+    return {
+        number: result | {"number": number}
+        for number, result in found.items()
+        if result and result.get("search") == tuning.digest
+        if tuning.holds(result["params"])  # they become the settings of runs
+    }
 
 
 def current_results(folder: Path, tuning: Tuning, root: Path, freeze_code: bool) -> Results:
@@ -52,11 +60,17 @@ def is_complete(folder: Path, tuning: Tuning, results: Results) -> bool:
 
 
 def is_of(folder: Path, tuning: Tuning) -> bool:
-    """Whether a folder holds this search, and not one of the same name with other settings or another space."""
+    """Whether a folder holds this search, and not one of the same name with other settings or another space. Where that
+    cannot be read, its trials say so.
+    """
     try:
-        return read_json(folder / SEARCH)["digest"] == tuning.digest
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        held = read_json(folder / SEARCH)
+        said = held.pop("digest")
+        if said == digest(held):
+            return said == tuning.digest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return bool(read_results(folder, tuning))
 
 
 def best_is_outdated(folder: Path, tuning: Tuning, results: Results) -> bool:
@@ -72,10 +86,23 @@ def best_is_outdated(folder: Path, tuning: Tuning, results: Results) -> bool:
 
 
 def best_settings(folder: Path, tuning: Tuning | None) -> dict[str, Any] | None:
-    """Return what a search chose, as overrides; None where it has not, or (its `tuning` given) was another search."""
+    """Return what a search chose, as overrides; None where it has not, or (its `tuning` given) was another search.
+
+    Raises ConfigError for what no search chooses: a setting outside of its space, a network that names code.
+    """
     if not (folder / BEST).is_file() or (tuning is not None and not is_of(folder, tuning)):
         return None
-    return read_yaml(folder / BEST)
+    found = read_yaml(folder / BEST)
+    if odd := [key for key, value in flatten(found).items() if not _may_be_chosen(key, value, tuning)]:
+        raise ConfigError(f"{folder / BEST}: {odd[0]}: is not what this search chooses; remove the file and tune again")
+    return found
+
+
+def _may_be_chosen(key: str, value: Any, tuning: Tuning | None) -> bool:
+    """Whether a search may have chosen a setting; of another study's search the space is not known."""
+    if tuning is None:
+        return key.split(".")[0] in SEARCHED and not (key == "student.model" and is_own(str(value)))
+    return key in tuning.space and (key != "student.model" or value in tuning.space[key]["choices"])
 
 
 def told(results: Results) -> str:
@@ -88,8 +115,11 @@ def told(results: Results) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         result = read_json(file)
-        return result if set(result) >= FIELDS else None
-    except (OSError, ValueError, TypeError):
+        numbers = [result["seconds"], *([] if result["state"] == "FAIL" else [result["value"]])]
+        sound = result["state"] in STATES and all(type(number) in (int, float) for number in numbers)
+        now = digest({key: value for key, value in result.items() if key != CHECKSUM})
+        return result if set(result) >= FIELDS and sound and result.get(CHECKSUM, now) == now else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

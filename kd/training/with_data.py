@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kd.batch import LossContext
-from kd.data.dataset import Data, Loader, Split, stratified
+from kd.data.dataset import Data, Split, stratified
 from kd.losses.dense import labelled
 from kd.losses.objective import EnsembleObjective, Objective
 from kd.models.classifier import Ensemble, frozen
@@ -26,6 +26,7 @@ from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
 
 REMEDY = "lower training.lr, or check the weights in objective"
+ASKED = 50_000  # images that tell who is to blame for a number that is not finite
 
 
 def compute(
@@ -41,7 +42,7 @@ def compute(
     student = train(run, data, student, teacher, generator, stepper, journal, checkpoint)
     with journal.phase("evaluation", stepper.device):
         metrics, correlations = evaluate(student, data.score, data.augment, teacher)
-    Suspects(run, student, teacher, None, data.score.images, data.augment, REMEDY).require_finite(metrics)
+    Suspects(run, student, teacher, None, data.score.images[:ASKED], data.augment, REMEDY).require_finite(metrics)
     small = {name: matrix.cpu().numpy().astype(np.float16) for name, matrix in correlations.items()}  # for a figure
     arrays = {"correlations": small}
     if data.score.dense:
@@ -71,11 +72,11 @@ def train(
         if run.scale == 1
         else data.train.subset(stratified(data.train.labels, run.scale, run.seed).to(device))
     )
-    loader = Loader(split, data.augment, run.training.batch_size, generator)
+    loader = split.loader(data.augment, run.training.batch_size, generator)
     objective = _objective(run, student, teacher, data, split, generator).to(device)
     stepper.watch(objective)
     optimizer = sgd([student, objective], run.training)
-    suspects = Suspects(run, student, teacher, objective, split.images, data.augment, REMEDY)
+    suspects = Suspects(run, student, teacher, objective, split.images[:ASKED], data.augment, REMEDY)
     sums = Sums(["loss", "train_accuracy", *objective.logged()], device)
     parts = {
         "student": student,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import tiny_run
 from docs_project import blocks
-from mlflow_store import Said, Store
+from mlflow_store import Flaky, Said, Store, finished
 
 from kd.integrations.jobs import description
 from kd.integrations.networks import Networks
@@ -94,5 +94,22 @@ def test_a_model_is_sent_once_with_its_accuracy_and_loads_as_the_page_says(folde
     found = read_run(folders[0])
     torch.testing.assert_close(names["student"](found.images), found.logits, rtol=1e-4, atol=1e-4)
     assert "teacher" in capsys.readouterr().out
+    assert [len(store.curve(run, "accuracy")) for run in by_seed.values()] == [1, 1], "the run's own"
     [metric] = store.client.get_logged_model(names["model"]).metrics
     assert (metric.key, metric.value) == ("accuracy", read_json(folders[0] / "metrics.json")["accuracy"])
+
+
+def test_a_network_is_there_once_whatever_answer_is_lost(folders, tmp_path):
+    store, networks = Store(tmp_path), Networks()
+    finished(store, tmp_path / "x", "lost")
+    run = store.the_run("lost")
+    for method in ("create_logged_model", "log_model_artifacts", "log_outputs", "log_batch", "finalize_logged_model"):
+        with pytest.raises(ConnectionError):
+            networks.log_weights(Flaky(store.client, method, 1, "before"), run.info.run_id, folders[0])
+    number, reason = networks.log_weights(store.client, run.info.run_id, folders[0])
+    assert reason == ""
+    [model] = store.client.search_logged_models([run.info.experiment_id])
+    assert (model.model_id, model.status.value, len(model.metrics)) == (number, "READY", 1)
+    run = store.the_run("lost")
+    assert [output.model_id for output in run.outputs.model_outputs] == [number]
+    assert len(store.client.get_metric_history(run.info.run_id, "accuracy")) == 2, "a row's, and the run's own"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fake_results import fake_end, fake_finished, find, loaded
 
+from kd.integrations.jobs import open_study, tracker_of
 from kd.integrations.terminal import STREAM_HANDLER, Terminal, attach
 from kd.runs.folder import Records
 from kd.runtime.lines import Lines
@@ -84,6 +85,29 @@ def test_a_line_per_finished_run_says_what_it_is_its_accuracy_seconds_and_time_l
     assert "\ntime     about 20 min, 2 runs at a time\n" in Shown(study, runs).text
 
 
+def test_a_store_that_is_away_is_told_once_whatever_many_runs_say_of_it(study: Study) -> None:
+    runs = [find(study, "ssdkd", seed) for seed in (0, 1)]
+    shown, noted = Shown(study, runs, train=0, distill=0, datafree=2), []
+    open_study(study, noted.append)
+    config = {"results": study.root, "study_name": study.name, "tracking": study.tracking, **study.settings}
+    lines = []
+    for run in runs:
+        tracker = tracker_of(
+            SimpleNamespace(config=config), run, study.root / run.path, lambda *said: noted.append(said)
+        )
+        tracker._report(f"MLflow store http://127.0.0.1:9 is away ({run.seed})")
+        job = shown.begin_run(run, "datafree")
+        fake_finished(study, run)
+        lines.append(" ".join(shown("job_finished", job_id=job).split()))
+    assert [said for said in noted if said[1]] == [], "in the log of each, not on the terminal"
+    assert len(noted) == 2
+    told = "MLflow store http://127.0.0.1:9 is away (0); the run goes on, `python -m kd sync "
+    assert [told in line for line in lines] == [True, False]
+    assert ["is away" in line for line in lines] == [True, False]
+    open_study(study, print)
+    assert not list(study.root.rglob("store-trouble.txt")), "the next start tells it again"
+
+
 def test_no_line_is_wider_than_80_columns(tmp_path: Path) -> None:
     long = "a-method-whose-name-is-as-long-as-a-sentence-may-be"
     data = {"methods": ["kd", long], "seeds": [0, 1000]}
@@ -138,6 +162,41 @@ def test_a_failed_run_shows_its_error_in_full_and_its_log(study: Study, tmp_path
     fake_finished(study, run)
     shown("job_finished", job_id=job)
     assert not shown.terminal.failed, "a retry made it"
+
+
+def test_a_run_that_a_cluster_stopped_shows_what_its_executor_says(study: Study) -> None:
+    run = find(study, "scratch")
+    shown = Shown(study, [run])
+    job = shown.begin_run(run)
+    fake_end(study, run, None)
+    said = "SLURM-job '7' failed, SLURM status is: 'TIMEOUT'. For further error details see the log files."
+    extra = {"jobid": job, "rule_name": "train", "rule_msg": said, "log": []}
+    lines = shown("job_error", "", logging.ERROR, **extra)
+    assert (
+        " ".join(lines.split()) == "stopped scratch, 100 %, seed 0: SLURM-job '7' failed, SLURM status is: 'TIMEOUT'."
+    )
+    assert not shown.terminal.failed
+
+
+def test_of_runs_in_one_job_only_the_one_that_failed_is_told_as_failed(study: Study) -> None:
+    done, wrong, never = find(study, "scratch"), find(study, "kd"), find(study, "ssdkd")
+    shown = Shown(study, [done, wrong, never])
+    jobs = [shown.begin_run(run) for run in (done, wrong, never)]
+    fake_finished(study, done, finished="2999-01-01T00:00:00Z")
+    fake_end(study, wrong, "FloatingPointError: loss is nan")
+
+    def job_fails() -> str:
+        extra = {"rule_name": "distill", "rule_msg": None, "log": [], "indent": True}
+        return "".join(shown("job_error", "", logging.ERROR, jobid=job, **extra) for job in jobs)
+
+    first, failed, *_ = job_fails().splitlines()
+    assert first.startswith("1/3  scratch, 100 %")
+    assert failed.startswith("FAILED   kd")
+    assert len(shown.terminal.failed) == 1
+    again = "  again: what this job has not finished\n"
+    assert shown(None, "Trying to restart job 7c9e6679-7425-40de-944b-e07fc1f90ae7.") == again
+    assert "scratch" not in job_fails(), "it has had its line"
+    assert shown("job_finished", job_id=jobs[0]) == ""
 
 
 def test_a_run_that_was_killed_shows_what_snakemake_knows(study: Study, tmp_path: Path) -> None:

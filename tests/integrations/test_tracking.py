@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, send_at_once, write_files
+from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, report, write_files
 
 from kd.integrations.store import Store as KdStore
-from kd.integrations.tracking import TRACKED, flatten, read_history
+from kd.integrations.tracking import TRACKED, read_history
 from kd.runtime.files import read_json
 
 NEW_YEAR = 1_767_225_600_000  # 2026, in milliseconds: when the runs of mlflow_store begin
@@ -90,7 +90,8 @@ def test_everything_of_a_run_arrives(store, folder):
     assert json.loads(Path(copy).read_text()) == read_json(folder / "metrics.json")
     assert run.info.artifact_uri.startswith((store.results / "mlartifacts").as_uri())
     [has] = read_json(folder / TRACKED)["sent"].values()
-    assert has == {"run_id": run.info.run_id, "described": True, "rows": 3, "complete": True, "network": "weights.pt"}
+    arrived = {"run_id": run.info.run_id, "begun": run.info.start_time, "described": True, "rows": 3, "tried": []}
+    assert has == {**arrived, "complete": True, "network": "weights.pt"}
 
 
 def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):
@@ -98,8 +99,7 @@ def test_rows_arrive_while_the_run_goes_on_but_not_each_at_once(store, folder):
     with tracker as sink:
         sink(ROWS[:1])
         assert store.runs("live") == []
-        send_at_once(tracker)
-        sink(ROWS[:2])
+        report(tracker, sink, ROWS[:2])
         run = store.the_run("live")
         assert run.info.status == "RUNNING"
         assert store.curve(run, "loss") == [(1, 2.5), (2, 1.5)]
@@ -151,8 +151,7 @@ def job_of(folder, results, begin, ended):
         begin.wait()
         with tracker as sink:
             for number in (1, 2):
-                send_at_once(tracker)
-                sink(ROWS[:number])
+                report(tracker, sink, ROWS[:number])
             write_files(folder)
     except BaseException as error:
         said.append(repr(error))
@@ -184,8 +183,7 @@ def test_who_writes_to_the_store_keeps_others_waiting_and_a_running_job_goes_on(
         with store.store.turn(0.1) as second:
             assert not second
         with tracker as sink:
-            send_at_once(tracker)
-            sink(ROWS[:1])
+            report(tracker, sink, ROWS[:1])
             assert store.runs("waits") == []
             write_files(folder)
     assert store.sync(folder) == 1
@@ -222,8 +220,3 @@ def test_only_a_local_store_that_is_missing_is_made(store, monkeypatch):
 def test_history_is_read_without_its_gaps(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,loss,accuracy\n1.0,0.5,\n2.0,,7.0\n")
     assert read_history(tmp_path) == [{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "accuracy": 7.0}]
-
-
-def test_flat_names():
-    assert flatten({"a": {"b": {"c": 1}, "d": [1]}, "e": None}) == {"a.b.c": 1, "a.d": [1], "e": None}
-    assert flatten({}) == {}

@@ -222,7 +222,8 @@ def write_results(search: TinySearch, values: list[tuple[float | None, dict]]) -
         write_json(path, {"number": number, "state": state, "value": value, "params": params, **fields})
 
 
-def test_the_best_is_written_as_overrides_and_all_as_a_table_and_figures(search: TinySearch) -> None:
+def test_the_best_is_written_as_overrides_and_all_as_a_table_and_figures(tmp_path: Path) -> None:
+    search = TinySearch(tmp_path, SPACE | {"inversion.generator.bn": {"low": 1e-8, "high": 1e3, "integer": False}})
     first = {key: values.get("low", values.get("choices", [0])[0]) for key, values in SPACE.items()}
     params = first | {"inversion.generator.bn": 1e-07, "replay.beta": 0.1 + 0.2, "replay.refresh": "all"}
     write_results(search, [(1.0, first), (3.0, params), (2.0, first | {"replay.alpha": 0.5}), (None, first)])
@@ -305,3 +306,24 @@ def test_a_killed_worker_loses_no_trial_and_none_is_run_twice(tmp_path: Path) ->
     assert sorted(search.results()) == list(range(12))
     assert [one.state.name for one in search.trials] == ["COMPLETE"] * 12
     assert TinySearch(tmp_path, trials=14).work() == [12, 13]
+
+
+def test_a_changed_value_of_a_trial_is_seen(tmp_path: Path) -> None:
+    search = TinySearch(tmp_path / "s", trials=2)
+    search.work()
+    file = search.folder / "trial0/trial.json"
+    assert 0 in search.results()
+    write_json(file, read_json(file) | {"value": 99.0})
+    assert 0 not in search.results()
+
+
+@pytest.mark.parametrize("text", ["", '{"digest": "0123456789"}', None])
+def test_a_search_whose_description_is_damaged_keeps_its_trials(tmp_path: Path, text: str | None) -> None:
+    search = TinySearch(tmp_path / "s", trials=2)
+    begin(search.folder, search.tuning, search.said.append)
+    search.work()
+    before = search.results()
+    file = search.folder / "search.json"
+    file.unlink() if text is None else file.write_text(text)
+    begin(search.folder, search.tuning, search.said.append)
+    assert search.results() == before

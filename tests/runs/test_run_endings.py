@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import COMPUTE, execute, tiny_run
-from made_runs import SCRATCH, Made, at_boundary, made_by_one_process, same_numbers
+from made_runs import SCRATCH, Made, at_boundary, made_by_one_process, prepared_copy, same_numbers, source
 
+from kd.runs.worker import work_through
 from kd.runtime.checkpoint import Stopped
-from kd.runtime.files import read_json
+from kd.runtime.files import read_json, write_json
+from kd.runtime.messages import ConfigError
 
 
 @pytest.fixture
@@ -54,3 +56,31 @@ def test_a_device_that_is_not_there_is_noted_too(made: Made, tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"compute\.device"):
         execute(SCRATCH, made.results, tmp_path, dataclasses.replace(COMPUTE, device="cuda:7"))
     assert read_json(tmp_path / "ended.json")["error"].startswith("ConfigError: compute.device: got 'cuda:7'")
+
+
+def test_a_complete_run_has_no_note_of_an_earlier_failure(made: Made, tmp_path: Path) -> None:
+    """Its weights were damaged, making them again failed, and then they were brought back."""
+    execute(SCRATCH, made.results, tmp_path)
+    write_json(tmp_path / "ended.json", {"error": "a folder in a file's place"})
+    execute(SCRATCH, made.results, tmp_path)
+    assert not (tmp_path / "ended.json").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "history.csv", "metrics.json", "correlations.npz"])
+def test_a_damaged_file_of_a_finished_run_is_made_again(made: Made, tmp_path: Path, name: str) -> None:
+    execute(SCRATCH, made.results, tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    execute(SCRATCH, made.results, tmp_path)
+    assert (tmp_path / name).read_bytes() == whole
+
+
+def test_damaged_data_is_refused_in_a_line_and_prepared_again_by_a_worker(made: Made, tmp_path: Path) -> None:
+    data = prepared_copy(made, tmp_path) / SCRATCH.data_path
+    whole = data.read_bytes()
+    data.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(ConfigError, match="its checksum differs; delete it: the data set is then prepared again"):
+        execute(SCRATCH, tmp_path, tmp_path / "run")
+    assert work_through([SCRATCH], tmp_path, COMPUTE, source(tmp_path)) == {}
+    assert data.read_bytes() == whole
+    assert same_numbers(tmp_path / SCRATCH.path, made.results / SCRATCH.path)

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT, tiny_run
 
 from kd.runs import folder as home
-from kd.runs.folder import Records, array_file, ended, files_of, finished, run_folders, with_results
+from kd.runs.folder import Records, array_file, ended, files_of, finished, run_folders, sealed, with_results
 from kd.runs.provenance import run_code
+from kd.runtime.files import write_json
 
 NAMES = {name for kind in ("train", "distill", "datafree") for name in files_of(kind)}
 NAMES |= {home.ENDED, home.TRACKED, home.SUGGESTION, home.TRIAL}
@@ -100,3 +101,25 @@ def test_no_other_file_of_kd_or_the_workflow_writes_their_names() -> None:
     for file in (ROOT / "workflow").rglob("*.smk"):
         code = "\n".join(line.partition("#")[0] for line in file.read_text().splitlines())
         assert not [name for name in NAMES if f"/{name}" in code or f'"{name}"' in code], file
+
+
+@pytest.fixture
+def known(made: Path) -> Path:
+    """The run of `made`, with a record that knows its files."""
+    for name in ("weights.pt", "history.csv", array_file("synthetic")):
+        (made / name).write_bytes(b"0123456789")
+    (made / "metrics.json").write_text('{"accuracy": 50.25}')
+    write_json(made / "run.json", sealed(made, json.loads((made / "run.json").read_text())))
+    return made
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "run.json", "history.csv", "weights.pt", array_file("synthetic")])
+def test_a_changed_byte_of_any_file_is_seen_and_one_of_a_large_file_where_it_matters(known: Path, name: str) -> None:
+    assert finished(known, thorough=True) is not None
+    content = (known / name).read_bytes()
+    place = content.index(b"1.0" if name == "run.json" else b"5") + 2 * (name == "run.json")
+    (known / name).write_bytes(content[:place] + b"7" + content[place + 1 :])
+    assert finished(known, thorough=True) is None
+    assert (finished(known) is None) == (not name.endswith((".pt", ".npz")))
+    (known / name).write_bytes(content[:-2])
+    assert finished(known) is None, "a size is always compared"

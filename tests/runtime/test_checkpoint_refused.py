@@ -208,3 +208,13 @@ def test_what_was_put_aside_before_stays(tmp_path: Path) -> None:
         Checkpoint(tmp_path, "me", 60.0, lambda text: None).restore(Training().parts)
     aside = ["checkpoint.unusable.pt", "checkpoint.unusable-2.pt", "checkpoint.unusable-3.pt"]
     assert [(tmp_path / name).read_bytes() for name in aside] == [b"foreign 0", b"foreign 1", b"foreign 2"]
+
+
+def test_a_folder_in_its_place_is_put_aside_with_a_line(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, 1, 2)
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "checkpoint.pt").mkdir()
+    assert restored(checkpoint) == 1
+    aside = "checkpoint.pt is no file; put aside as checkpoint.unusable.pt; the one before it is tried"
+    assert checkpoint.say == [aside, "resumed from checkpoint.previous.pt"]
+    assert (tmp_path / "checkpoint.unusable.pt").is_dir()

@@ -2,12 +2,14 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 from saved_steps import full_disk, names
 
 from kd.runtime.files import read_json, write_atomically, write_json
+from kd.runtime.messages import disk_fault
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
@@ -59,3 +61,22 @@ def test_json_files_have_one_form(tmp_path):
         write_json(tmp_path / "a", {"a": float("nan")})
     assert (tmp_path / "a").read_text() == text
     assert names(tmp_path) == ["a", "b"]
+
+
+def test_what_killed_writers_have_left_goes_with_the_next_write_an_hour_later(tmp_path):
+    (tmp_path / ".a.json.1.tmp").write_bytes(b"of a dead one")
+    (tmp_path / ".a.json.2.tmp").write_bytes(b"of one that may be alive")
+    (tmp_path / ".b.json.1.tmp").write_bytes(b"of another file")
+    for name in (".a.json.1.tmp", ".b.json.1.tmp"):
+        os.utime(tmp_path / name, times=(time.time() - 3700,) * 2)
+    write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == [".a.json.2.tmp", ".b.json.1.tmp", "a.json"]
+
+
+def test_a_folder_in_a_files_place_is_named_itself(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(IsADirectoryError) as failed:
+        write_json(tmp_path / "a.json", {})
+    place = tmp_path / "a.json"
+    assert disk_fault(failed.value) == f"{place}: Is a directory; a folder is in the place of a file; move it away"
+    assert names(tmp_path) == ["a.json"]

@@ -52,6 +52,23 @@ def test_data_free_methods_have_one_teacher():
         validate(merge(DEFAULTS, ensemble), SCHEMA, "x")
 
 
+def test_images_that_stay_in_their_files_need_a_folder_and_its_normalisation():
+    stream = {"dataset": {"name": "folder", "root": "imagenet", "stream": True}}
+    known = merge(stream, {"dataset": {"mean": [0.5] * 3, "std": [0.2] * 3}})
+    validate(merge(DEFAULTS, known), SCHEMA, "x")
+    for wrong, line in (
+        (stream, "dataset.mean: got null; with dataset.stream nothing is read beforehand"),
+        (merge(known, {"dataset": {"name": "cifar10"}}), "dataset.stream: got true with dataset.name 'cifar10'; only"),
+        (merge(known, {"dataset": {"channels": 1, "mean": [0.5], "std": [0.2]}}), "dataset.channels: got 1; with"),
+        (
+            merge(known, {"kind": "datafree", "inversion": {"source": "original"}}),
+            "inversion.source: got original, whose images are held in memory; set dataset.stream: false",
+        ),
+        (merge(known, {"teacher": {"weights": "no.pt"}}), "relative to the folder that kd is started in; ImageNet's:"),
+    ):
+        assert any(line in fault for fault in faults_of(wrong)), faults_of(wrong)
+
+
 def test_our_settings_have_no_fault():
     for override in KINDS.values():
         validate(merge(BASE, override), SCHEMA, "test")

@@ -120,6 +120,15 @@ class Cluster:
         if (self.folder / "slurmd.pid").exists():  # it was killed: the node has to be known again
             _until(lambda: self._node() in ("idle", "mixed", "allocated"), "the node takes no jobs", 60)
 
+    def forget_after(self, seconds: int) -> None:
+        """Let squeue know a job for that many seconds after its end."""
+        self.min_job_age = seconds
+        self._configure()
+        _said("scontrol", "reconfigure")
+        _until(
+            lambda: f"MinJobAge = {seconds} sec" in " ".join(_said("scontrol", "show", "config").split()), "no change"
+        )
+
     def kill_controller(self) -> None:
         """Kill slurmctld without warning."""
         self._kill("slurmctld", signal.SIGKILL)

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -21,7 +22,9 @@ import pytest
 import yaml
 from conftest import PAIR, copy_project
 from local_cluster import GPUS, Cluster, missing
-from tiny_study import command_of, environment_of, finish, snakemake, write_study
+from tiny_study import command_of, environment_of, snakemake, write_study
+
+from kd.settings.merging import merge
 
 pytestmark = [
     pytest.mark.slurm,
@@ -40,6 +43,11 @@ STUDY: dict[str, Any] = {
         "scale": {"scales": [0.3], "seeds": [0, 1, 2]},
     },
 }
+TOGETHER = (  # several runs in one job, one after the other
+    *("--groups", "distill=short", "--group-components", "short=8"),
+    *("--set-resource-scopes", "gpu=local", "--resources", "gpu=1"),
+)
+WRONG = {"view": "modules", "pairs": [PAIR], "methods": ["kd"], "ablations": ["wrong"], "seeds": [0]}
 QUICK = {  # questions every few seconds, as no shared cluster would like
     "kd-slurm-init-seconds-before-status-checks": 2,
     "seconds-between-status-checks": 2,
@@ -55,23 +63,36 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def a_project(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose runs were made without Snakemake, by two processes that nobody disturbed."""
+    project = a_project(tmp_path_factory.mktemp("undisturbed") / "project")
+
+    def kd(*arguments: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "kd", *arguments], cwd=project, env=environment_of())
+
+    assert kd("plan", "tiny", "--write", "runs.yaml").wait(60) == 0
+    assert [process.wait(600) for process in [kd("run", "--settings", "runs.yaml") for _ in range(2)]] == [0, 0]
+    return project
+
+
+def a_project(folder: Path, **changes: Any) -> Path:
     project = copy_project(folder)
-    write_study(project, **STUDY)
+    write_study(project, **merge(STUDY, changes))
     file = project / "profiles/slurm/config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text("utf-8")) | QUICK), encoding="utf-8")
     return project
 
 
-def start(project: Path, said: Path) -> subprocess.Popen:
+def start(project: Path, said: Path, *arguments: str) -> subprocess.Popen:
     with said.open("ab") as file:
-        command = command_of("--workflow-profile", "profiles/slurm")
+        command = command_of("--workflow-profile", "profiles/slurm", *arguments)
         return subprocess.Popen(
             command, cwd=project, env=environment_of(), stdout=file, stderr=file, start_new_session=True
         )
 
 
-def until(found: Callable[[], Any], what: str, process: subprocess.Popen | None = None, seconds: float = 100) -> Any:
+def until(found: Callable[[], Any], what: str, process: subprocess.Popen | None = None, seconds: float = 200) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < deadline, f"{what} has not come"
@@ -121,14 +142,20 @@ def locks(project: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def a_job(project: Path, process: subprocess.Popen, but: set[str], what: str) -> str:
-    """The SLURM job of a student that has a checkpoint."""
+def a_job(project: Path, process: subprocess.Popen, but: set[str], what: str, of: str = "") -> str:
+    """The SLURM job of a student that has a checkpoint, and `of` in its path."""
 
     def found() -> str | None:
-        jobs = {str(lock["slurm_job"]) for lock in locks(project).values() if lock.get("slurm_job")} - but
+        held = {folder: lock for folder, lock in locks(project).items() if of in folder}
+        jobs = {str(lock["slurm_job"]) for lock in held.values() if lock.get("slurm_job")} - but
         return next(iter(sorted(jobs)), None)
 
     return until(found, what, process)
+
+
+def words(said: Path) -> str:
+    """What was said, without the ends of lines."""
+    return " ".join(said.read_text("utf-8").split())
 
 
 def call(*command: str) -> str:
@@ -140,9 +167,21 @@ def metrics(project: Path) -> dict[str, bytes]:
     return {str(file.relative_to(project)): file.read_bytes() for file in files}
 
 
-def test_a_study_survives_what_a_cluster_does(cluster: Cluster, tmp_path: Path) -> None:
-    quiet = a_project(tmp_path / "quiet")
-    finish(quiet, "results/studies/tiny/results.csv")
+def assert_nothing_was_made_twice(watch: Watch, project: Path, undisturbed: Path) -> None:
+    """All runs ended with the numbers of a study that nobody disturbed, after as many steps."""
+    watch.over.set()
+    watch.join()
+    numbers = metrics(undisturbed)
+    assert metrics(project) == {name: numbers.get(name) for name in metrics(project)}
+    assert not watch.back, "no run starts again where it has a checkpoint"
+    assert any(len(jobs) > 1 for jobs in watch.attempts.values()), "runs that went on in another job"
+    for file in project.glob("results/runs/**/run.json"):
+        files = file, undisturbed / file.relative_to(project)
+        counts, same = (json.loads(each.read_text("utf-8"))["counts"] for each in files)
+        assert counts == same, "nothing is trained twice"
+
+
+def test_a_study_survives_what_a_cluster_does(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     project, said = a_project(tmp_path / "stormy"), tmp_path / "said.txt"
     watch = Watch(project)
     watch.start()
@@ -167,18 +206,51 @@ def test_a_study_survives_what_a_cluster_does(cluster: Cluster, tmp_path: Path) 
     process.wait()
     assert snakemake(project, "--unlock").returncode == 0
     process = start(project, said)
-    code = process.wait(150)
-    watch.over.set()
-    watch.join()
+    code = process.wait(400)
 
     assert code == 0, said.read_text("utf-8")[-3000:]
-    assert metrics(project) == metrics(quiet)
+    assert_nothing_was_made_twice(watch, project, undisturbed)
     assert len(metrics(project)) == 8
     assert 1 < watch.most <= GPUS
     assert not watch.shared, "each job has a device of its own"
-    assert not watch.back, "no run starts again where it has a checkpoint"
-    assert any(len(jobs) > 1 for jobs in watch.attempts.values()), "runs that went on in another job"
-    for file in project.glob("results/runs/**/run.json"):
-        counts = json.loads(file.read_text("utf-8"))["counts"]
-        same = json.loads((quiet / file.relative_to(project)).read_text("utf-8"))["counts"]
-        assert counts == same, "nothing is trained twice"
+
+
+def test_forgotten_jobs_ctrl_c_and_a_run_that_fails(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    wrong = {"ablations": {"wrong": {"training": {"lr": 1e30}}}, "experiments": {"scale": None, "wrong": WRONG}}
+    project, said = a_project(tmp_path / "stormy", **wrong), tmp_path / "said.txt"
+    watch = Watch(project)
+    watch.start()
+    cluster.forget_after(2)
+    process = start(project, said, "--retries", "1")
+
+    forgotten = a_job(project, process, set(), "a student's checkpoint")
+    os.kill(process.pid, signal.SIGSTOP)  # it looks away until SLURM has forgotten the job
+    call("scancel", forgotten)
+    until(lambda: forgotten not in call("squeue", "-h", "-t", "all", "-o", "%i").split(), "the job to be forgotten")
+    busy = call("sbatch", "--parsable", "--gpus", "2", "-o", "/dev/null", "--wrap", "sleep 300").strip()
+    os.kill(process.pid, signal.SIGCONT)
+    until(lambda: f"no longer knows job {forgotten}" in words(said), "a word on the job", process)
+
+    cluster.forget_after(86_400)
+    a_job(project, process, {forgotten}, "another student's checkpoint")
+    until(lambda: call("squeue", "-h", "-t", "PD", "-o", "%i"), "a job without a node", process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    call("scancel", busy)
+    until(lambda: not call("squeue", "-h", "-o", "%i"), "the end of all jobs")
+    process = start(project, said, "--retries", "1", *TOGETHER)
+    several = a_job(project, process, {forgotten}, "a checkpoint of a run in a job of several", "ce-kd")
+    call("scancel", several)
+    code = process.wait(400)
+
+    assert code == 1, said.read_text("utf-8")[-3000:]
+    assert "None assigned" not in words(said)
+    [failed] = set(
+        re.findall(r"FAILED {3}kd, wrong.*\n(?: {2}error: .*\n)(?: {4}.*\n)*? {2}log: (\S+)", said.read_text("utf-8"))
+    )
+    assert "error: epoch 1: loss is nan" in (project / failed).read_text("utf-8")
+    assert_nothing_was_made_twice(watch, project, undisturbed)
+    assert len(metrics(project)) == 5, "the others went on"
+    jobs = [line for line in call("scontrol", "-o", "show", "job").splitlines() if "Comment=rule_short" in line]
+    asked = [re.search(r"TimeLimit=(\S+) .*TresPerJob=\S*gpu:(\d)", line).groups() for line in jobs]
+    assert asked == [("00:30:00", "1"), ("01:00:00", "1")], "time for three runs, twice as much for the retry; one GPU"

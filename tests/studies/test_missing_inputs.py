@@ -51,6 +51,22 @@ def test_a_missing_folder_of_images_is_refused_before_anything_runs(
     assert main(["status", *map(str, chosen[1:])]) == 0
 
 
+def test_images_that_stay_in_their_files_are_missed_until_all_is_done(tmp_path: Path) -> None:
+    root, normalised = tree(tmp_path / "images", "train", "test"), {"mean": [0.5] * 3, "std": [0.5] * 3}
+    file = written(tmp_path, **dataset(name="folder", root=str(root), stream=True, **normalised))
+    study = loaded(tmp_path, file)
+    [data] = study.datasets
+    (study.root / data).parent.mkdir(parents=True)
+    (study.root / data).write_bytes(b"the list of its files")
+    require_data(study)
+    shutil.rmtree(root)
+    with pytest.raises(ConfigError, match=r"which is not there; needed: .* \(docs/imagenet\.md: [^\n]*\Z"):
+        require_data(study)
+    for run in study.runs.values():
+        fake_finished(study, run)
+    require_data(study)
+
+
 def test_the_home_folder_of_nobody_is_missing_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = written(tmp_path, **dataset(name="folder", root="~nobody-here/images"))
     line = said_by(capsys, "plan", file, "--config", f"results={tmp_path / 'results'}")

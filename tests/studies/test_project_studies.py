@@ -46,8 +46,12 @@ def test_the_published_studies_hold_what_they_promise(name):
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "config/studies").glob("*.yaml")))
-def test_every_study_of_the_project_has_runs(name):
-    study = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": name}, for_search=True)
+def test_every_study_of_the_project_has_runs(name, tmp_path):
+    given = {"study": name}
+    if name == "crd-imagenet":  # its teacher is a file of the user's
+        (tmp_path / "resnet34.pt").write_bytes(b"weights")
+        given["teacher"] = {"weights": str(tmp_path / "resnet34.pt")}
+    study = load_study(ROOT / "config/config.yaml", SCHEMAS, given, for_search=True)
     assert study.students
     assert set(study.table["experiment"]) == set(study.experiments)
 
@@ -133,3 +137,25 @@ def test_equal_work_is_equal(name):
         for run in map(study.runs.get, paths):
             steps = run.distillation.steps_per_epoch(capacity(run, 5_000))
             assert steps * run.distillation.training.epochs * run.distillation.training.batch_size == passes
+
+
+def test_crd_on_imagenet_holds_what_it_promises(tmp_path):
+    (tmp_path / "resnet34.pt").write_bytes(b"weights")
+    given = {"study": "crd-imagenet", "teacher": {"weights": str(tmp_path / "resnet34.pt")}}
+    study = load_study(ROOT / "config/config.yaml", SCHEMAS, given)
+    small = load_study(ROOT / "config/config.yaml", SCHEMAS, {"study": "crd-imagenet", "quick": True})
+    assert (
+        set(study.table["method"]) == set(small.table["method"]) == {"scratch", "kd", "at", "sp", "cc", "crd", "crd-kd"}
+    )
+    assert {run.teacher.kind for run in study.runs.values() if run.teacher} == {"given"}
+    assert {run.teacher.kind for run in small.runs.values() if run.teacher} == {"train"}
+    assert all(run.dataset.stream for version in (study, small) for run in version.runs.values())
+    for path in study.students:
+        training = study.runs[path].training
+        assert (training.epochs, training.batch_size, training.lr) == (100, 256, 0.1)
+        assert (training.milestones, training.gamma, training.weight_decay) == ((30, 60, 90), 0.1, 0.0001)
+    published = study.table.drop_duplicates("method").set_index("method")["quoted"]
+    errors = {"scratch": 30.25, "kd": 29.34, "at": 29.30, "sp": 29.38, "cc": 30.04, "crd": 28.83, "crd-kd": 28.62}
+    assert {method: round(100 - accuracy, 2) for method, accuracy in published.items()} == errors
+    assert small.table["quoted"].isna().all(), "ten classes are no thousand"
+    assert set(study.claims) > set(small.claims)

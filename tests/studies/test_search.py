@@ -6,6 +6,7 @@ import pytest
 from own_studies import PAIR, SETTINGS, experiment, fault, loader, search
 
 from kd.settings.merging import merge
+from kd.studies.search import flatten
 
 LR = {"training.lr": {"low": 0.1, "high": 0.2}}
 
@@ -224,3 +225,8 @@ def test_a_sampler_whose_package_is_missing_is_refused(load, monkeypatch):
     monkeypatch.setattr("kd.studies.search_entry.importlib.util.find_spec", lambda name: None)
     text = fault(load, experiments={"a": experiment()}, tune=search(sampler="cmaes"))
     assert "tune.t.sampler: got cmaes; its package is missing: pip install cmaes, or take tpe" in text
+
+
+def test_flat_names():
+    assert flatten({"a": {"b": {"c": 1}, "d": [1]}, "e": None}) == {"a.b.c": 1, "a.d": [1], "e": None}
+    assert flatten({}) == {}

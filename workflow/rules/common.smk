@@ -48,6 +48,8 @@ try:
 except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
+if not workflow.is_main_process:
+    workflow.execution_settings.keep_going = True  # a job may be several runs (--groups): one that fails stops no other
 config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
 config.update(
     roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking), searches=searches_of(STUDY)
@@ -58,15 +60,19 @@ FOLDER = f"{ROOT}/studies/{STUDY.name}"  # the view that is this study
 DATASETS = STUDY.datasets  # path below ROOT -> Dataset
 
 
+def cores_of(run):
+    """Return the CPU cores that a run's job asks for."""
+    return STUDY.compute.for_kind(run.kind).cores(run.dataset.stream)
+
+
 def slots():
     """Return how many runs may be made at the same time; cores and jobs are known when the DAG is."""
     if not workflow.local_exec:
         return min(workflow.nodes or 1, len(RUNS))
     cores, limit = workflow.cores or 1, workflow.global_resources.get("gpu")
-    computes = [STUDY.compute.for_kind(run.kind) for run in RUNS.values()]
-    most = [cores // min(min(each.threads * each.processes for each in computes), cores), len(RUNS)]
+    most = [cores // min(min(map(cores_of, RUNS.values())), cores), len(RUNS)]
     if limit is not None and limit.value and STUDY.compute.gpus:
-        most.append(limit.value // min(each.gpus for each in computes))
+        most.append(limit.value // min(STUDY.compute.for_kind(run.kind).gpus for run in RUNS.values()))
     return max(min(most), 1)
 
 
@@ -209,6 +215,11 @@ def worker_files(wildcards):
 def compute_of_search(wildcards):
     """Return how the trials of a search are computed: by the kind of run that they are."""
     return STUDY.compute.for_kind(tuning_at(wildcards).settings["kind"])
+
+
+def cores_of_search(wildcards):
+    """Return the CPU cores that a worker of a search asks for."""
+    return compute_of_search(wildcards).cores(tuning_at(wildcards).settings["dataset"].get("stream", False))
 
 
 def worker_inputs(wildcards):

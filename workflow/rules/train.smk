@@ -22,7 +22,7 @@ rule train:
         run=RUN_KIND["train"],
     conda:
         "../../environment.yml"
-    threads: SHARED.threads * SHARED.processes
+    threads: lambda wildcards: cores_of(run_at(wildcards))
     resources:
         gpu=SHARED.gpus,
         mem_mb=STUDY.compute.mem_mb,
@@ -45,7 +45,6 @@ use rule distill as datafree with:
         files_of_run("datafree"),
     wildcard_constraints:
         run=RUN_KIND["datafree"],
-    threads: SINGLE.threads
     resources:
         gpu=SINGLE.gpus,
         mem_mb=STUDY.compute.mem_mb,
@@ -57,7 +56,6 @@ use rule train as given with:
         files_of_run("given"),
     wildcard_constraints:
         run=RUN_KIND["given"],
-    threads: SINGLE.threads
     resources:
         gpu=SINGLE.gpus,
         mem_mb=STUDY.compute.mem_mb,

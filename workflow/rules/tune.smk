@@ -12,7 +12,7 @@ rule worker:
     retries: 2  # the trial of a worker that died goes on from its checkpoint
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: compute_of_search(wildcards).threads * compute_of_search(wildcards).processes
+    threads: lambda wildcards: cores_of_search(wildcards)
     resources:
         gpu=lambda wildcards: compute_of_search(wildcards).gpus,
         mem_mb=STUDY.compute.mem_mb,

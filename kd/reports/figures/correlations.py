@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kd.reports.figures.drawing import SMALL, class_ticks, finish, label_outside, panels, short
-from kd.runs.folder import METRICS, RECORD, array_file
+from kd.runs.folder import METRICS, RECORD, array_file, arrays_in
 from kd.runtime.files import read_json
 
 
@@ -19,7 +19,7 @@ def draw(folders: dict[str, Path], title: str, note: str) -> Any:
     where either run lacks what this needs (older runs, kept teachers).
     """
     found = {label: folder / array_file("correlations") for label, folder in folders.items()}
-    matrices = {label: dict(np.load(file)) for label, file in found.items() if file.exists()}
+    matrices = {label: arrays_in(file) for label, file in found.items() if file.exists()}
     distilled = next(label for label, run in matrices.items() if "difference" in run)
     teacher = matrices[distilled].get("teacher")
     differences = {}

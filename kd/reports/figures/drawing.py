@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kd.runtime.files import refuse_links_of_others, write_atomically
 from kd.runtime.messages import escaped
 
 # CIELAB lightness 44, 71, 26, 8, 62, 35, 53, 17: in greyscale, too, any two are 9 apart and neighbours 18.
@@ -25,9 +26,12 @@ PER_INCH = 16  # characters of that size in an inch, about
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG and, next to it, as SVG; the same figure always has the same bytes. Closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_links_of_others([path.parent])
+    given = {"png": {"dpi": 130, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None}}}
     with pyplot().rc_context({"svg.hashsalt": "kd"}):
-        figure.savefig(path.with_suffix(".png"), dpi=130, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        for kind, how in given.items():
+            file = path.with_suffix(f".{kind}")
+            write_atomically(file, lambda opened, kind=kind, how=how: figure.savefig(opened, format=kind, **how))
     pyplot().close(figure)
 
 

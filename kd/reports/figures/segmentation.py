@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kd.reports.figures.drawing import SMALL, finish, pyplot, short
-from kd.runs.folder import METRICS, RECORD, array_file
+from kd.runs.folder import METRICS, RECORD, array_file, arrays_in
 from kd.runtime.files import read_json
 
 PREDICTIONS = array_file("predictions")
@@ -34,7 +34,7 @@ def draw_predictions(folders: dict[str, Path], title: str, note: str) -> Any:
 
     Runs without the file (kept teachers) are left out.
     """
-    found = {label: dict(np.load(file)) for label, file in _files(folders) if file.exists()}
+    found = {label: arrays_in(file) for label, file in _files(folders) if file.exists()}
     if not found:
         return _nothing(title)
     first = next(iter(found.values()))

@@ -9,7 +9,7 @@ import numpy as np
 
 from kd.reports.figures.drawing import COLOURS, GREY, SMALL, class_ticks, finish, panels, pyplot, short
 from kd.reports.figures.segmentation import colours, painted, strips_of
-from kd.runs.folder import RECORD, array_file
+from kd.runs.folder import RECORD, array_file, arrays_in
 from kd.runtime.files import read_json
 
 ACROSS = 8  # images in a row of a panel
@@ -31,7 +31,7 @@ def draw_histograms(folders: dict[str, Path], title: str, note: str) -> Any:
 
 def read_arrays(folders: dict[str, Path]) -> dict[str, Arrays]:
     """Return the arrays of the runs, by label."""
-    return {label: dict(np.load(folder / array_file("synthetic"))) for label, folder in folders.items()}
+    return {label: arrays_in(folder / array_file("synthetic")) for label, folder in folders.items()}
 
 
 def classes_of(folders: dict[str, Path]) -> list[str]:
