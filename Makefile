@@ -3,7 +3,7 @@
 # make test-gpu   what needs a GPU, in three minutes, with PYTHON as it is (torch, numpy, pandas, PyYAML, pytest;
 #             kd not installed): captured steps give the numbers of steps as they are for every loss and source, also
 #             after failures, resumed, together; no step waits for the GPU; memory is freed. docs/gpu.md lists them
-# make test-slurm   a study on a real SLURM of one node that is started here: needs root, slurm-wlm and munge
+# make test-slurm   studies on a real SLURM of one node that is started here: needs root, slurm-wlm and munge
 # make test-server   studies on a team's MLflow server, on a PostgreSQL that is started here: needs root, postgresql, and
 #             psycopg2-binary in .venv
 # make lint   formatters and linters, as the tests' style check runs them

@@ -162,6 +162,7 @@ def suffer(fault: Fault, made: Prepared, world: Path, seed: int) -> Outcome:
         "resumed" if resumed else "complete" if "already complete" in again.said and not waits else "from the start"
     )
     left += ["put aside without a line"] * bool(aside and untold)
+    told = told.replace(f"{world.parent}/", "")  # where the worlds are is nobody's business
     texts = (told, tracebacks, "; ".join(left), "; ".join(aside), "; ".join(differ))
     outcome = Outcome(step.name, fault.kind, place, ends, went_on, result, *texts, round(time.monotonic() - started, 2))
     if result == "equal" and not tracebacks:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -122,11 +123,9 @@ def tuning() -> Tuning:
 
 
 def work_on_a_search() -> None:
-    from contextlib import nullcontext
-
     make(run_of(tuning().settings, 0).teacher)
     with job("job.txt") as say:
-        search(tuning(), "mine", RESULTS, OFTEN, lambda run, folder: nullcontext(), None, say)
+        search(tuning(), "mine", RESULTS, OFTEN, lambda run, folder: contextlib.nullcontext(), None, say)
 
 
 def choose_the_best() -> None:
@@ -246,12 +245,9 @@ def _trial(text: bytes) -> Any:
 
 
 def _table(text: bytes) -> Any:
-    import io
-
     frame = pd.read_csv(io.BytesIO(text))
-    return frame[
-        [name for name in frame if not name.startswith(("seconds", "started", "finished", "peak_memory"))]
-    ].to_csv()
+    may = ("seconds", "started", "finished", "peak_memory", "commit")
+    return frame[[name for name in frame if not name.startswith(may)]].to_csv()
 
 
 CONTENT: dict[str, Callable[[bytes], Any] | None] = {  # of files that are not equal byte for byte; None: not compared

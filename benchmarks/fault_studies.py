@@ -20,7 +20,7 @@ ALL, MAIN, STOP, INTERRUPT = "SIGKILL to all", "SIGKILL to Snakemake only", "SIG
 SIGNALS = {ALL: signal.SIGKILL, MAIN: signal.SIGKILL, STOP: signal.SIGTERM, INTERRUPT: signal.SIGINT}
 KINDS = tuple(SIGNALS)
 TARGET = "results/studies/tiny/results.csv"  # needs all runs, and no figures
-SECONDS = 300  # after which a study counts as hung
+SECONDS = 900  # after which a study counts as hung
 
 
 class Studies:

@@ -49,6 +49,7 @@ def main() -> int:
     given = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     warm_up()
+    git = git_state()  # of the code that is tried, whatever is committed meanwhile
     started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="kd-faults-", dir=given.folder))
     try:
         outcomes, counts = tried(
@@ -57,7 +58,7 @@ def main() -> int:
     except ConfigError as error:
         sys.exit(f"error: {error}")
     minutes = (time.monotonic() - started) / 60
-    text = markdown(outcomes, counts, given.seed, given.jobs, minutes)
+    text = markdown(outcomes, counts, git, given.seed, given.jobs, minutes)
     if given.out:
         publish(outcomes, text, given.out)
     print(f"\n{text}", flush=True)
@@ -238,12 +239,18 @@ def rows(outcomes: list[Outcome], counts: dict[tuple[str, str], int]) -> list[Ro
     return [Row(*cell, counts.get(cell, -1), cells[cell]) for cell in sorted(cells, key=place)]
 
 
-def markdown(outcomes: list[Outcome], counts: dict[tuple[str, str], int], seed: int, jobs: int, minutes: float) -> str:
+def markdown(
+    outcomes: list[Outcome],
+    counts: dict[tuple[str, str], int],
+    git: dict[str, str],
+    seed: int,
+    jobs: int,
+    minutes: float,
+) -> str:
     """Return the table, with what it was measured on and how to read it."""
     table = [row.cells() for row in rows(outcomes, counts)]
     all_of = Row("(together)", "", -1, outcomes).cells()
     lines = [HEAD, ["---"] * len(HEAD), *table, all_of]
-    git = git_state()
     commit = git["commit"][:10] + (" with local changes" if git["diff"] else "")
     return f"""## Faults
 

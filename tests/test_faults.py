@@ -23,7 +23,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_nothing_is_lost_and_nothing_differs(tmp_path: Path) -> None:
-    options = ["--only", "prepare", "kd", "--faults", "22", "--studies", "0", "--jobs", "2"]
+    options = ["--only", "teacher", "given", "--faults", "20", "--studies", "0", "--jobs", "2"]
     out = tmp_path / "out"
     done = subprocess.run(
         [*PROGRAM, *options, f"--folder={tmp_path}", f"--out={out}"], capture_output=True, text=True, timeout=300
@@ -31,12 +31,12 @@ def test_nothing_is_lost_and_nothing_differs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     with (out / "faults.csv").open(encoding="utf-8") as file:
         tried = list(csv.DictReader(file))
-    assert len(tried) == 22
-    assert {row["step"] for row in tried} == {"prepare data", "distill: kd"}
+    assert len(tried) == 20
+    assert {row["step"] for row in tried} == {"train: teacher", "given teacher"}
     assert {row["kind"] for row in tried} >= {"SIGKILL", "SIGKILL, torn file", "SIGTERM", "a flipped byte", "a folder"}
     assert any(row["went_on"] == "resumed" for row in tried), "a checkpoint was gone on from"
     assert any(row["told"] for row in tried), "a user was asked to act"
-    assert "| distill: kd | SIGKILL |" in (out / "table.md").read_text("utf-8")
+    assert "| train: teacher | SIGKILL |" in (out / "table.md").read_text("utf-8")
     assert not list(tmp_path.glob("kd-faults-*")), "what was equal is removed"
 
 

@@ -219,8 +219,10 @@ class Store:
         if any(words in text for words in ("unsupported URI", "filesystem tracking backend", "Invalid SQLite URL")):
             return f"{store} is of no kind that can be used; write tracking.uri or $MLFLOW_TRACKING_URI with {SCHEMES}"
         if _is_away(error):
-            reason = re.search(r"\[Errno -?\d+\] ([\w ]+)|timed out|\d+ error responses|Connection refused", text)
-            return f"{store} is away ({(reason[1] or reason[0]) if reason else text[:200]})"
+            words = r"timed out|\d+ error responses|Connection refused|Remote end closed connection|Connection reset"
+            reason = re.search(rf"\[Errno -?\d+\] ([\w ]+)|{words}", text)
+            rest = text.rpartition("Caused by ")[2].rpartition("failed with exception ")[2][:200]
+            return f"{store} is away ({(reason[1] or reason[0]) if reason else rest})"
         hint = "look at tracking.uri and $MLFLOW_TRACKING_URI, at your rights and at the store's own log"
         return f"{store} refuses ({type(error).__name__}: {text[:300]}); {hint}"
 

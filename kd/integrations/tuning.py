@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import math
 import re
 import shutil
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from kd.integrations.trial_storage import TrialStorage
-from kd.runs.folder import SUGGESTION, TRIAL, finished
+from kd.runs.folder import HISTORY, SUGGESTION, TRIAL, finished
 from kd.runtime.files import on_the_way, read_json, refuse_links_of_others, write_atomically, write_json
 from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
@@ -64,6 +65,12 @@ def begin(folder: Path, tuning: Tuning, say: Say = inform) -> None:
             others.rmdir()
         folder.mkdir(exist_ok=True)
         write_json(folder / SEARCH, {"digest": tuning.digest, **tuning.identity})
+
+
+def _last_epoch(run: Path) -> int:
+    """Return the last epoch of a finished run."""
+    with (run / HISTORY).open(encoding="utf-8") as file:
+        return max(int(float(row["epoch"])) for row in csv.DictReader(file))
 
 
 def _digest_in(folder: Path) -> str:
@@ -186,7 +193,8 @@ def trial(
     record = finished(folder / "run") if state == "COMPLETE" else None
     spent = max(time.monotonic() - started, record["seconds"]["total"] if record else 0.0)
     result = {key: given[key] for key in ("optuna_trial", "params")} | {"number": number, "search": tuning.digest}
-    result |= {"state": state, "value": value, "epoch": max(reported, default=None), "seconds": round(spent, 3)}
+    last = max(reported, default=_last_epoch(folder / "run") if record else None)  # of a run that was complete: none
+    result |= {"state": state, "value": value, "epoch": last, "seconds": round(spent, 3)}
     result |= {"note": note, "code": code(params)}
     result |= {CHECKSUM: digest(result)}
     storage.tell(given, state, value, reported)

@@ -128,7 +128,7 @@ def ended(folder: Path) -> dict[str, Any] | None:
     """Return how a run ended that did not finish: `error` (None: it was stopped) and how far it came."""
     try:
         note = read_json(folder / ENDED)
-        return note | {"error": note["error"] and str(note["error"])}
+        return note | {"error": None if note["error"] is None else str(note["error"])}
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -33,6 +33,7 @@ from kd.reports.figures import correlations, synthetic
 from kd.runs import watch
 from kd.runs.compiler_cache import compiler_cache
 from kd.runs.export import read_bundle, read_run
+from kd.runs.folder import sealed
 from kd.runtime.checkpoint import MAGIC, Checkpoint
 from kd.runtime.files import read_json, write_json
 from kd.runtime.messages import ConfigError
@@ -193,7 +194,9 @@ def test_a_record_names_no_code_in_the_results_folder(
 ) -> None:
     folder = results / tiny_run("kd").teacher.path
     record = read_json(folder / "run.json")
-    write_json(folder / "run.json", record | {"settings": record["settings"] | {"model": "results.smuggled_net:build"}})
+    del record["files"]
+    of_theirs = record | {"settings": record["settings"] | {"model": "results.smuggled_net:build"}}
+    write_json(folder / "run.json", sealed(folder, of_theirs))
     with pytest.raises(
         ConfigError, match=r"run\.json: model results\.smuggled_net:build: its code lies in the results"
     ):
@@ -202,7 +205,8 @@ def test_a_record_names_no_code_in_the_results_folder(
     assert "its code lies in the results folder" in capsys.readouterr().err
     assert not canary.exists()
     # the user's own, elsewhere, is what a record may name: it is asked for the network
-    write_json(folder / "run.json", record | {"settings": record["settings"] | {"model": "smuggled_net:build"}})
+    own = record | {"settings": record["settings"] | {"model": "smuggled_net:build"}}
+    write_json(folder / "run.json", sealed(folder, own))
     with pytest.raises(ValueError, match="it was asked"):
         read_run(folder)
     assert canary.exists()
@@ -226,7 +230,7 @@ def test_best_settings_hold_what_a_search_chooses(tmp_path: Path, of: str, text:
     tuning = load_study(CONFIG, SCHEMAS, given, for_search=True).tunings["t"]
     folder = folder_of(tmp_path / "results", of.rpartition("/")[0] or "mine", "t")
     folder.mkdir(parents=True)
-    write_json(folder / "search.json", {"digest": tuning.digest})
+    write_json(folder / "search.json", {"digest": tuning.digest, **tuning.identity})
     (folder / "best.yaml").write_text("replay: {alpha: 0.5}\n")
     assert len(load_study(CONFIG, SCHEMAS, given).students) == 2
     (folder / "best.yaml").write_text(text + "\n")

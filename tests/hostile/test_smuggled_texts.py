@@ -15,7 +15,7 @@ from kd.__main__ import main
 from kd.reports.page.document import page_of, write_page
 from kd.reports.publish import publish
 from kd.reports.tables import read_results
-from kd.runs.folder import with_results
+from kd.runs.folder import ended, with_results
 from kd.runtime.files import read_json, write_json
 from kd.runtime.lines import RED, Lines
 from kd.runtime.messages import printable
@@ -75,6 +75,8 @@ def test_status_shows_the_notes_of_others_whatever_they_hold(
         for odd in ODD:
             (folder / name).write_text(json.dumps(good | {key: odd}))
             status(study)
+            note = ended(folder)
+            assert note is None or isinstance(note["error"], str | None)
     write_json(folder / name, good)
     given = ["--config", f"results={study.root}"]
     assert main(["status", str(tmp_path / "watched.yaml"), *given]) == 0

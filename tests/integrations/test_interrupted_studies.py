@@ -76,3 +76,18 @@ def test_a_run_goes_on_next_to_an_orphan(project: Path) -> None:
     assert "already complete" in log
     assert json.loads((folder / "run.json").read_text())["counts"]["student_steps"] == 150 * (1437 // 64)
     assert not list(folder.glob("lease*")) + list(folder.glob("checkpoint*"))
+
+
+def test_a_finished_run_outlives_its_job(project: Path) -> None:
+    """A job that dies after its run is complete costs nothing: its files stay, and nothing is trained again."""
+    only = {"experiments": {"data": {"methods": ["scratch"]}, "scale": None}}
+    write_study(project, settings={"tracking": {"enabled": False}}, **only)
+    script = project / "workflow/scripts/run.py"
+    as_it_is = script.read_text("utf-8")
+    script.write_text(as_it_is + "    raise SystemExit('killed as it ended')\n", encoding="utf-8")
+    assert snakemake(project, "--cores", "2", RESULTS).returncode != 0
+    [record] = project.glob("results/runs/**/run.json")
+    before = record.stat().st_mtime_ns
+    script.write_text(as_it_is, encoding="utf-8")
+    finish(project, RESULTS)
+    assert record.stat().st_mtime_ns == before

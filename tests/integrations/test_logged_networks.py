@@ -17,6 +17,7 @@ from kd.integrations.jobs import description
 from kd.integrations.networks import Networks
 from kd.integrations.tracking import note
 from kd.runs.export import read_run
+from kd.runs.folder import sealed
 from kd.runtime.files import read_json, write_json
 from kd.settings.run import Run
 
@@ -43,7 +44,8 @@ def folders(store: Path, tmp_path: Path) -> list[Path]:
         {name: value + 0.3 if value.dim() > 1 else value for name, value in weights.items()}, other / "weights.pt"
     )
     record = read_json(other / "run.json")
-    write_json(other / "run.json", {**record, "settings": {**record["settings"], "seed": 1}})
+    del record["files"]
+    write_json(other / "run.json", sealed(other, {**record, "settings": {**record["settings"], "seed": 1}}))
     return [folder, other]
 
 

@@ -103,7 +103,7 @@ def test_a_store_that_is_back_in_a_moment_is_asked_again(store, folder, monkeypa
     is_complete(store, "blink")
 
 
-@pytest.mark.parametrize("killed", ["in silence", "stopped"])
+@pytest.mark.parametrize("killed", ["silently", "stopped"])
 def test_a_run_that_never_ends_does_not_stay_running(store, folder, monkeypatch, killed):
     experiment, said = f"never-{killed}", Said()
     tracker = store.tracker(folder, experiment, said)

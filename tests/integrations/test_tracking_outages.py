@@ -232,13 +232,13 @@ def test_a_copied_store_keeps_its_files_next_to_it_and_leaves_other_experiments_
 
 def test_a_server_that_was_set_up_again_gets_what_it_lost(store, folder, monkeypatch):
     """Asked by experiment, as a server is: there nobody looks into the file."""
-    finished(store, folder, "again on a server")
+    finished(store, folder, "again-on-a-server")
     monkeypatch.setattr(store.store, "runs", store.store._runs_of_server)
     assert store.sync(folder) == 0
     monkeypatch.setattr(store.store, "_runs_of_server", lambda experiments: set())
     monkeypatch.setattr(store.store, "runs", store.store._runs_of_server)
     assert store.sync(folder) == 1
-    assert len(store.runs("again on a server")) == 2
+    assert len(store.runs("again-on-a-server")) == 2
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///{}?timeout=30", "sqlite+pysqlite:///{}"])

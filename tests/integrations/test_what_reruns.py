@@ -19,6 +19,8 @@ from conftest import ROOT, copy_project
 from forked_dry_runs import DryRuns
 from tiny_study import JOB_BY_JOB, environment_of, finish, write_study
 
+from kd.runs.folder import sealed
+from kd.runtime.files import read_json, write_json
 from kd.studies.status import states
 from kd.studies.study import load_study
 
@@ -110,8 +112,10 @@ def other_data(project: Path) -> None:
 
 def made_at_another_time(project: Path) -> None:
     """As when a study was killed between a run and its table, and the stamps were lost."""
-    file = run(project, SCRATCH) / "run.json"
-    file.write_text(file.read_text("utf-8").replace('"finished": "2', '"finished": "1'), "utf-8")
+    folder = run(project, SCRATCH)
+    record = read_json(folder / "run.json")
+    del record["files"]
+    write_json(folder / "run.json", sealed(folder, record | {"finished": f"1{record['finished'][1:]}"}))
     os.utime(project / RESULTS)
 
 
@@ -130,8 +134,8 @@ CASES: dict[str, tuple[set[str], list[Callable[[Path], None]]]] = {
     "run gone": ({KD}, [lose(KD)]),
     "run and data gone": ({KD}, [lose(KD), lose_data, without_metadata]),
     "run and teacher gone": ({TEACHER, KD}, [lose(KD, TEACHER), stamp(FUTURE)]),
-    "other teacher": ({KD}, [other_teacher]),
-    "other teacher, metadata": ({KD}, [other_teacher, without_metadata]),
+    "other teacher": ({TEACHER, KD}, [other_teacher]),  # it is not what its run has written
+    "other teacher, metadata": ({TEACHER, KD}, [other_teacher, without_metadata]),
     "other data": (EVERYTHING, [other_data, without_metadata]),
     "table of other runs": (set(), [made_at_another_time, without_metadata]),
     "torn record": ({SCRATCH}, [torn_record]),

@@ -71,7 +71,7 @@ def test_a_worker_whose_reader_has_gone_makes_its_runs(stream, made: Made, tmp_p
 
 
 def test_the_note_of_an_end_hides_no_error(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "load", lambda *_: pytest.fail("the error itself"))
+    monkeypatch.setattr(run, "reading", lambda *_: pytest.fail("the error itself"))
     monkeypatch.setattr(run, "write_json", no_space)
     with pytest.raises(pytest.fail.Exception, match="the error itself"):
         execute(SCRATCH, made.results, tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import COMPUTE, tiny_run
 
-import kd.runs.run
+import kd.data.dataset
 import kd.runs.staged_data as staged_data
 from kd.data.prepare import prepare
 from kd.data.raw import Source
@@ -114,8 +114,8 @@ def test_a_run_reads_the_copy_and_ends_with_the_same_bytes(tmp_path: Path, monke
     run, read = tiny_run("scratch"), []
     data = tmp_path / run.data_path
     prepare(run.dataset, data, Source(None, tmp_path, False))
-    load = kd.runs.run.load
-    monkeypatch.setattr(kd.runs.run, "load", lambda file, *given: read.append(file) or load(file, *given))
+    load = kd.data.dataset.load
+    monkeypatch.setattr(kd.data.dataset, "load", lambda file, *given: read.append(file) or load(file, *given))
     run_step(run, tmp_path / "a", data, [], COMPUTE)
     run_step(run, tmp_path / "b", data, [], Compute.by_hand(device="cpu", stage=str(tmp_path / "node")))
     assert read == [data, *copies(tmp_path / "node")]

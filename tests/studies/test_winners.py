@@ -28,7 +28,8 @@ def finish(load, tmp_path, name="t", study="mine", **content):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "best.yaml").write_text(BEST, "utf-8")
     if content:
-        write_json(folder / "search.json", {"digest": load(**content).tunings[name].digest})
+        tuning = load(**content).tunings[name]
+        write_json(folder / "search.json", {"digest": tuning.digest, **tuning.identity})
 
 
 PLACES = {

@@ -48,8 +48,6 @@ try:
 except ConfigError as error:
     sys.exit(f"error: {error}")  # only the readable line; an exception would add where in this file it was raised
 
-if not workflow.is_main_process:
-    workflow.execution_settings.keep_going = True  # a job may be several runs (--groups): one that fails stops no other
 config.update(STUDY.settings)  # for the scripts: what changes no number is passed this way, not through params
 config.update(
     roots=STUDY.roots, study_name=STUDY.name, tracking=without_secret(STUDY.tracking), searches=searches_of(STUDY)
@@ -100,6 +98,7 @@ def job_inputs(run, done, *outputs):
     outputs: the job's own file, and the one that is made of it.
     """
     ignore_marks_of_runs()
+    go_on_in_a_job()
     data, teachers = inputs_of(run, STUDY.root)
     if done:
         return [ancient(file.as_posix()) for file in (data, *teachers) if file.exists()]
@@ -116,6 +115,13 @@ def ignore_marks_of_runs():
         return [] if job.rule.name in {*RUN_KIND, "worker"} else await marked(job)
 
     workflow.persistence.incomplete = of_others
+
+
+@cache
+def go_on_in_a_job():
+    """Let a job that is several runs (--groups) go on with the others when one fails: it is not told --keep-going."""
+    if not workflow.is_main_process:
+        workflow.execution_settings.keep_going = True
 
 
 def make_again(output, above=None):
