@@ -75,8 +75,8 @@ def _mobilenetv2(cost: float, **settings: Any) -> Model:
     return Model("kd.models.mobilenetv2:MobileNetV2", settings, maps.mobilenetv2, multiply_adds=cost)
 
 
-def _deeplabv3(**settings: Any) -> Model:
-    return Model("kd.models.deeplabv3:DeepLabV3", settings, dense=True)
+def _deeplabv3(cost: float, **settings: Any) -> Model:
+    return Model("kd.models.deeplabv3:DeepLabV3", settings, dense=True, multiply_adds=cost)
 
 
 MODELS: dict[str, Model] = {
@@ -111,11 +111,11 @@ MODELS: dict[str, Model] = {
     "shufflenetv1": Model("kd.models.shufflenetv1:ShuffleNetV1", {}, maps.shufflenetv1, multiply_adds=38.6),
     "shufflenetv2": Model("kd.models.shufflenetv2:ShuffleNetV2", {}, maps.shufflenetv2, multiply_adds=44.4),
     # segmentation; the first two are torchvision's, the last two are for small images on a CPU
-    "deeplabv3_resnet50": _deeplabv3(backbone="resnet50"),
-    "deeplabv3_mobilenetv3": _deeplabv3(backbone="mobilenet_v3_large"),
-    "deeplabv3_mobilenetv2": _deeplabv3(backbone="mobilenetv2"),
-    "deeplabv3_small": _deeplabv3(backbone="resnet8", width=64, rates=(1, 2, 3)),
-    "deeplabv3_tiny": _deeplabv3(backbone="resnet8", width=32, rates=(1, 2, 3), stem=8, widths=(8, 16, 32)),
+    "deeplabv3_resnet50": _deeplabv3(639, backbone="resnet50"),
+    "deeplabv3_mobilenetv3": _deeplabv3(40.1, backbone="mobilenet_v3_large"),
+    "deeplabv3_mobilenetv2": _deeplabv3(22.2, backbone="mobilenetv2"),
+    "deeplabv3_small": _deeplabv3(5.9, backbone="resnet8", width=64, rates=(1, 2, 3)),
+    "deeplabv3_tiny": _deeplabv3(1.5, backbone="resnet8", width=32, rates=(1, 2, 3), stem=8, widths=(8, 16, 32)),
 }
 
 FORMS = (

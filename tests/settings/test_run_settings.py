@@ -99,6 +99,7 @@ OTHERS = {
     "oldest": "random",
     "max": "phi",
     "drawn": "all",
+    "random": "own",
     "maml": "reptile",
     "float32": "bf16",
 }

@@ -45,7 +45,7 @@ class Descent(Source):
         self.work = {"generator_steps": steps, "images": batch_size}
         maps = 2 * (context.data.image_size,) if context.teacher.dense else ()  # [S, S], a class for every pixel
         self.targets = torch.zeros(batch_size, *maps, dtype=torch.int64, device=self.device)
-        self.targets_from = "drawn"  # or own: what the teacher predicts itself
+        self.targets_from = "random"  # or own: what the teacher predicts itself
         self.best: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
 
     def batch(
@@ -119,7 +119,9 @@ class Descent(Source):
         phi = modulation(confidence, buffer.class_share(classes), self.modulating)
         terms = {
             "bn": batchnorm_loss(self.statistics.layers, self._compared(self.statistics.collect())),
-            "oh": (phi * class_loss(logits, self.targets if self.targets_from == "drawn" else logits.argmax(1))).mean(),
+            "oh": (
+                phi * class_loss(logits, self.targets if self.targets_from == "random" else logits.argmax(1))
+            ).mean(),
         }
         loss = self.bn * terms["bn"] + self.oh * terms["oh"]
         if adversary is not None:

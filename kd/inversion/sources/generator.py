@@ -59,7 +59,7 @@ class MetaGenerator(RememberingDescent):
         noise_dim: int = 256,
         width: int = 64,
         doublings: int = 2,
-        targets: Literal["drawn", "own"] = "drawn",
+        targets: Literal["random", "own"] = "random",
         precision: Literal["float32", "bf16"] = "float32",
     ):
         super().__init__(context, batch_size, warmup, steps, bn, oh, adv, bn_momentum=bn_momentum)
