@@ -68,8 +68,8 @@ SOURCES: dict[str, SourceEntry] = {
                 at_most=6,
             ),
             "targets": Setting(
-                "classes that the task term asks for: random ones (of segmentation, maps of them), or the teacher's own "
-                "prediction",
+                "classes that the task term asks for: random ones (of segmentation, maps of them), or the teacher's "
+                "own prediction",
                 neutral="random",
             ),
             "precision": Setting("of the inversion; bf16 is autocast, which only GPUs gain from", neutral="float32"),
