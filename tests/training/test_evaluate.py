@@ -96,6 +96,8 @@ def test_all_images_are_scored_in_their_order_and_in_parts(count):
 
 def test_images_are_normalised():
     class Sum(nn.Module):
+        dense = False
+
         def forward(self, images):
             return Output(images.sum((2, 3)), None)
 
@@ -117,6 +119,8 @@ def test_networks_score_in_eval_mode_without_gradient_and_go_back_to_their_mode(
 
 def test_half_precision_logits_are_raised_to_float32():
     class Half(nn.Module):
+        dense = False
+
         def forward(self, images):
             return Output(images.mean((2, 3)).bfloat16(), None)
 
