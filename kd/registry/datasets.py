@@ -30,6 +30,7 @@ OWN_FOLDER = {  # data sets that are a folder of the user's -> what is in it
     "pairs": "classes.yaml, train/ and test/, each with images/ and labels/",
 }
 SEGMENTATION = ("rooms", "nyuv2", "pairs")  # whose labels are maps; the others have a class per image
+WITH_DEPTH = ("rooms", "nyuv2")  # as a fourth channel, where dataset.channels is 4
 CLASSES_FILE = "classes.yaml"  # in the root of pairs
 SYNTHETIC = "synthetic"  # what students are scored on where the data set has no images (none)
 GREY = ("digits", "fashion_mnist")  # their images have no colours, so the only view of them is rgb

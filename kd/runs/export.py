@@ -190,7 +190,7 @@ def read_bundle(file: Path | io.BytesIO) -> tuple[Ready, dict[str, Any]]:
     channels = views.channels(card["view"], card["channels"])
     built = build(card["model"], num_classes=len(card["classes"]), in_channels=channels, image_size=card["image_size"])
     fill(built, content["state_dict"])
-    if card["view"] != "rgb":
+    if channels != card["channels"]:
         views.look_through(card["view"], built, Augment(mean, std, 0, False))
     return Ready(built, mean, std).eval(), card
 

@@ -30,7 +30,7 @@ class Run:
     kind: str  # given, train, distill or datafree
     dataset: Dataset
     model: str
-    view: Literal["rgb", "luminance", "chrominance"]  # what the network sees of an image
+    view: Literal["rgb", "luminance", "chrominance", "depth"]  # what the network sees of an image
     scale: float
     precision: str
     seed: int

@@ -267,7 +267,9 @@ class Teacher:
         pattern="",
         schema={"minItems": 1, "maxItems": 32, "items": {"type": "string", "minLength": 1}, "uniqueItems": False},
     )
-    view: Literal["rgb", "luminance", "chrominance"] = setting("rgb", "what the network sees of a colour image")
+    view: Literal["rgb", "luminance", "chrominance", "depth"] = setting(
+        "rgb", "what the network sees of an image; depth: of dataset.channels 4"
+    )
     seed: int | None = setting(
         0,
         "seed of the one teacher that all students share; null: one teacher per student seed",
@@ -282,7 +284,9 @@ class Student:
     """The student; an experiment's `pairs` name it."""
 
     model: str = setting("wrn_16_1", "the second name of an experiment's pair replaces it")
-    view: Literal["rgb", "luminance", "chrominance"] = setting("rgb", "what the network sees of a colour image")
+    view: Literal["rgb", "luminance", "chrominance", "depth"] = setting(
+        "rgb", "what the network sees of an image; depth: of dataset.channels 4"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.registry import models
-from kd.registry.datasets import DATASETS, GREY, OWN_FOLDER, SEGMENTATION
+from kd.registry.datasets import DATASETS, GREY, OWN_FOLDER, SEGMENTATION, WITH_DEPTH
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
 from kd.registry.sources import SOURCES, source_defaults
@@ -136,6 +136,8 @@ def _dataset_faults(dataset: dict[str, Any]) -> Iterator[str]:
     if dataset.get("stream"):
         yield from _stream_faults(dataset)
     channels = dataset.get("channels")
+    if channels == 4 and name not in (*WITH_DEPTH, "none"):
+        yield f"dataset.channels: got 4; colours and depth are those of {', '.join(WITH_DEPTH)}"
     for key in ("mean", "std"):
         values = dataset.get(key)
         if values and channels and len(values) != channels:
@@ -197,6 +199,8 @@ def _network_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[s
         view, name = settings[who]["view"], settings["dataset"]["name"]
         if view != "rgb" and name in GREY:
             yield f"{who}.view: got {view!r}; the images of dataset.name {name} have no colours: take view: rgb"
+        elif view == "depth" and settings["dataset"].get("channels") != 4:
+            yield f"{who}.view: got {view!r}; only rooms and nyuv2 have a depth: set dataset.channels: 4"
 
 
 def _output_faults(dataset: str, networks: list[tuple[str, str]]) -> Iterator[str]:

@@ -56,6 +56,6 @@ def network(run: Run, data: Data, device: torch.device) -> nn.Module:
     """Build the run's network; it turns every batch into the run's view and has that many input channels."""
     channels = views.channels(run.view, data.channels)
     network = build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
-    if run.view != "rgb":
+    if channels != data.channels:
         views.look_through(run.view, network, data.augment)
     return network.to(device, memory_format=torch.channels_last)

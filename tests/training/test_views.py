@@ -56,6 +56,20 @@ def test_a_network_looks_through_its_view_and_keeps_its_state_dict() -> None:
     assert set(plain.state_dict()) == names
 
 
+def test_of_colours_and_depth_each_view_has_its_own() -> None:
+    images = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    std = torch.tensor([0.2, 0.25, 0.3, 0.1])
+    assert torch.equal(views.mix(images, views.weights("rgb", std)), images[:, :3])
+    assert torch.equal(views.mix(images, views.weights("depth", std)), images[:, 3:])
+    for view in ("luminance", "chrominance"):
+        of_colours = views.mix(images[:, :3], views.weights(view, std[:3]))
+        assert torch.equal(views.mix(images, views.weights(view, std)), of_colours)
+    assert [views.channels(view, 4) for view in ("rgb", "depth", "luminance", "chrominance")] == [3, 1, 1, 2]
+    assert (views.channels("rgb", 1), views.channels("rgb", 3)) == (1, 3)
+    with pytest.raises(ConfigError, match="set dataset.channels: 4"):
+        views.channels("depth", 3)
+
+
 def test_luminance_teaches_chrominance(tmp_path: Path) -> None:
     """On colour images of a folder: classes differ in brightness and in hue."""
     rng = np.random.default_rng(0)
