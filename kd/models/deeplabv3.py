@@ -41,6 +41,7 @@ class DeepLabV3(Classifier):
         image_size: int,
     ) -> None:
         super().__init__(in_channels=in_channels, image_size=image_size)
+        self.maps_are_signed = backbone.startswith("mobilenet")
         sizes = {"in_channels": in_channels, "image_size": image_size, "num_classes": 1}
         if backbone == "resnet8":
             channels = widths[-1]

@@ -35,7 +35,7 @@ from kd.data import cifar, fashion_mnist
 from kd.data.dataset import load
 from kd.data.prepare import _mean_std, prepare
 from kd.data.raw import Source
-from kd.registry.datasets import DATASETS
+from kd.registry.datasets import DATASETS, OWN_FOLDER, SEGMENTATION
 from kd.runtime.torchvision_compat import import_torchvision
 from kd.settings.run import Run
 from kd.settings.shapes import Dataset
@@ -59,7 +59,7 @@ def write_idx(folder, packed=True):
     return data
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in ("none", *SEGMENTATION)])
 def test_a_subset_is_what_taking_its_labels_by_hand_gives(monkeypatch, tmp_path, name):
     root = tmp_path / "data"
     if name == "fashion_mnist":
@@ -221,7 +221,7 @@ def test_classes_belong_to_every_identity_and_root_to_that_of_a_folder(name):
     runs = [identities(name=name, root="/a/x", classes=classes) for classes in (None, 2, 3, ["a", "b"], ["a", "c"])]
     assert [len(set(values)) for values in zip(*runs, strict=True)] == [5] * 4
     same = [a == b for a, b in zip(runs[0], identities(name=name, root="/b/x"), strict=True)]
-    assert same == [name != "folder"] * 4
+    assert same == [name not in OWN_FOLDER] * 4
 
 
 @pytest.mark.parametrize("other", ["imgs/", "./imgs", ".//imgs/.", "imgs//"])

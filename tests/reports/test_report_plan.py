@@ -81,8 +81,8 @@ def test_a_figure_of_single_runs_has_a_limited_number_of_panels(study):
     rows = study.table[study.table["method"] == "kd"]
     many = [rows.assign(method=f"m{number}", path=f"runs/{number}") for number in range(plan.PANELS + 5)]
     large = replace(study, table=pd.concat([study.table, *many]))
-    assert len(example_runs(large, "distill")) == plan.PANELS
-    assert len(example_runs(large, "distill", {"runs/3", "runs/28"})) == 2
+    assert len(example_runs(large, ("distill",))) == plan.PANELS
+    assert len(example_runs(large, ("distill",), {"runs/3", "runs/28"})) == 2
 
 
 def test_an_experiment_has_no_other_figures_name(tmp_path: Path):
