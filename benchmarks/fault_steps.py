@@ -39,7 +39,7 @@ from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.settings.merging import merge, run_of
 from kd.settings.run import Run
-from kd.studies.search import Tuning, folder_of
+from kd.studies.search import Tuning, flatten, folder_of
 from kd.studies.study import load_study
 
 OFTEN = dataclasses.replace(COMPUTE, checkpoint_seconds=1e-9)
@@ -176,7 +176,7 @@ def tracked() -> None:
     folder, uri = RESULTS / KD.path, os.environ.get(URI)
     store = Store({"uri": uri, "models": False}, RESULTS)
     data = {"name": "digits", "source": KD.data_path, "context": "training"}
-    params = tracking.flatten(KD.as_dict())
+    params = flatten(KD.as_dict())
     said = {"experiment": "faults", "name": "kd", "tags": {"path": KD.path}, "params": params, "dataset": data}
     with job("job.txt") as say:
         with contextlib.suppress(Exception):  # as kd.integrations.jobs.open_study, which says so
