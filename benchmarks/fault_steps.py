@@ -179,6 +179,7 @@ def tracked() -> None:
     params = flatten(KD.as_dict())
     said = {"experiment": "faults", "name": "kd", "tags": {"path": KD.path}, "params": params, "dataset": data}
     with job("job.txt") as say:
+        with_teacher()  # whose files may have been damaged
         with contextlib.suppress(Exception):  # as kd.integrations.jobs.open_study, which says so
             store.make_ready("faults")
         run_step(KD, folder, *inputs_of(KD, RESULTS), OFTEN, tracking.Tracker(folder, store, said, say))
@@ -192,8 +193,8 @@ def tracked() -> None:
 
 
 def _arrived(store: Store) -> list[Any]:
-    """Return what the store holds of each run: state, curves, final numbers, files. One that was made again because a file
-    of it was damaged is there twice, with equal numbers, and is named once.
+    """Return what the store holds of each run: state, curves, final numbers, files. One that was made again because a
+    file of it was damaged is there twice, with equal numbers, and is named once.
     """
     client = store.client()
     [number] = [each.experiment_id for each in client.search_experiments() if each.name == "faults"]
