@@ -73,7 +73,8 @@ def send(
             there = _points(client, run_id, history) if arrived["tried"] else set()
             if status == "RUNNING":
                 arrived["tried"] = [*arrived["tried"], [len(history), now()]]
-                note()
+                if not note():
+                    return  # nor with which times its rows were sent
             for metrics in curves(history, arrived["rows"], first or last, last, arrived["tried"]):
                 client.log_batch(run_id, metrics=[each for each in metrics if (each.key, each.step) not in there])
             arrived.update(rows=max(arrived["rows"], len(history)), tried=[])
