@@ -119,7 +119,12 @@ def _may_be_damaged(file: Path, kind: str) -> bool:
     weights have a checksum.
     """
     trial = next((above for above in file.parents if (above / "trial.json").exists()), None)
-    if not file.is_file() or file.name in NOT_OURS or (trial is not None and file.name != "trial.json"):
+    if (
+        not file.is_file()
+        or file.name in NOT_OURS
+        or "mlartifacts" in file.parts
+        or (trial is not None and file.name != "trial.json")
+    ):
         return False
     return kind != FLIP or file.parent.name != "kept" or file.suffix == ".pt"
 

@@ -39,7 +39,7 @@ from kd.runtime.messages import ConfigError
 from kd.runtime.progress import inform
 from kd.settings.merging import merge, run_of
 from kd.settings.run import Run
-from kd.studies.search import Tuning, folder_of
+from kd.studies.search import Tuning, flatten, folder_of
 from kd.studies.study import load_study
 
 OFTEN = dataclasses.replace(COMPUTE, checkpoint_seconds=1e-9)
@@ -176,9 +176,10 @@ def tracked() -> None:
     folder, uri = RESULTS / KD.path, os.environ.get(URI)
     store = Store({"uri": uri, "models": False}, RESULTS)
     data = {"name": "digits", "source": KD.data_path, "context": "training"}
-    params = tracking.flatten(KD.as_dict())
+    params = flatten(KD.as_dict())
     said = {"experiment": "faults", "name": "kd", "tags": {"path": KD.path}, "params": params, "dataset": data}
     with job("job.txt") as say:
+        with_teacher()  # whose files may have been damaged
         with contextlib.suppress(Exception):  # as kd.integrations.jobs.open_study, which says so
             store.make_ready("faults")
         run_step(KD, folder, *inputs_of(KD, RESULTS), OFTEN, tracking.Tracker(folder, store, said, say))
@@ -192,19 +193,22 @@ def tracked() -> None:
 
 
 def _arrived(store: Store) -> list[Any]:
-    """Return what the store holds of each run: state, curves, final numbers, files."""
+    """Return what the store holds of each run: state, curves, final numbers, files. One that was made again because a
+    file of it was damaged is there twice, with equal numbers, and is named once.
+    """
     client = store.client()
     [number] = [each.experiment_id for each in client.search_experiments() if each.name == "faults"]
-    return [
+    found = [
         {
             "status": run.info.status,
             "params": len(run.data.params),
-            "curve": [[m.step, m.value] for m in client.get_metric_history(run.info.run_id, "train_accuracy")],
+            "curve": sorted([m.step, m.value] for m in client.get_metric_history(run.info.run_id, "train_accuracy")),
             "accuracy": run.data.metrics.get("accuracy"),
             "files": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
         }
         for run in client.search_runs([number])
     ]
+    return [each for place, each in enumerate(found) if each not in found[:place]]
 
 
 SHORT_KD = {"training__batch_size": 128}

@@ -40,7 +40,7 @@ def send(
     history: list[dict[str, float]],
     status: str,
     started: int | None = None,
-    note: Callable[[], None] = lambda: None,
+    note: Callable[[], bool] = lambda: True,
 ) -> None:
     """Bring a run in the store up to date with the rows and, when finished, the files.
 
@@ -57,7 +57,8 @@ def send(
         experiment = _experiment_of(client, arrived["run_id"]) if arrived["run_id"] else None
         if experiment is None:
             arrived.update({**NOTHING, "begun": arrived["begun"] or started or first or now()})
-            note()
+            if not note():
+                return  # after a kill nobody would know that it was begun
             experiment = store.experiment(client, description["experiment"])
             [run_id, *_] = _open_runs(client, experiment, description, arrived) or [None]
             if run_id is None:
@@ -66,13 +67,14 @@ def send(
             arrived["run_id"] = run_id
         run_id = arrived["run_id"]
         if not arrived["described"]:
-            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in description["params"].items()])
+            client.log_batch(run_id, params=[Param(key, _text(value)) for key, value in description["params"].items()])
             arrived["described"] = True
         if history:
             there = _points(client, run_id, history) if arrived["tried"] else set()
             if status == "RUNNING":
                 arrived["tried"] = [*arrived["tried"], [len(history), now()]]
-                note()
+                if not note():
+                    return  # nor with which times its rows were sent
             for metrics in curves(history, arrived["rows"], first or last, last, arrived["tried"]):
                 client.log_batch(run_id, metrics=[each for each in metrics if (each.key, each.step) not in there])
             arrived.update(rows=max(arrived["rows"], len(history)), tried=[])
@@ -96,6 +98,11 @@ def send(
         else:
             client.set_terminated(run_id, status, last)
         arrived["complete"] = status == "FINISHED"
+
+
+def _text(value: Any) -> str:
+    """Return a param as MLflow shows it, whatever the order of keys: it refuses to be told the same in other words."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list | tuple) else str(value)
 
 
 def _open_runs(client: Any, experiment: str, description: dict[str, Any], arrived: dict[str, Any]) -> list[str]:

@@ -57,9 +57,12 @@ class Tracker:
         self._sending: threading.Thread | None = None
 
     def __enter__(self) -> Callable[[list[dict[str, float]]], None]:
-        before = arrived(read_state(self.folder), self.store)
+        noted = read_state(self.folder)
+        before = arrived(noted, self.store)
         if not before["complete"]:
             self.arrived.update(before)
+        if not noted:  # killed before it ends, the run could not be sent: `sync` asks this note what to send
+            self._note()
         return self._sink
 
     def _sink(self, history: list[dict[str, float]]) -> None:
@@ -107,16 +110,18 @@ class Tracker:
             self.say(f"{trouble}; the run goes on, `{self.later}` sends the rest later")
         self._away = True
 
-    def _note(self) -> None:
-        note(self.folder, self.state, self.say)
+    def _note(self) -> bool:
+        return note(self.folder, self.state, self.say)
 
 
-def note(folder: Path, state: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Write what was sent into mlflow.json; a full disk costs this note only: what only informs ends no run."""
+def note(folder: Path, state: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Write what was sent into mlflow.json; whether that could be done: what only informs ends no run."""
     try:
         write_json(folder / TRACKED, state)
     except OSError as error:
         say(f"{folder / TRACKED} not written ({error}); what was sent may be sent again")
+        return False
+    return True
 
 
 def read_state(folder: Path) -> dict[str, Any]:
