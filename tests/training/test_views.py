@@ -66,7 +66,7 @@ def test_of_colours_and_depth_each_view_has_its_own() -> None:
         assert torch.equal(views.mix(images, views.weights(view, std)), of_colours)
     assert [views.channels(view, 4) for view in ("rgb", "depth", "luminance", "chrominance")] == [3, 1, 1, 2]
     assert (views.channels("rgb", 1), views.channels("rgb", 3)) == (1, 3)
-    with pytest.raises(ConfigError, match="set dataset.channels: 4"):
+    with pytest.raises(ConfigError, match=r"set dataset\.channels: 4"):
         views.channels("depth", 3)
 
 
