@@ -15,13 +15,21 @@ OPERATIONS = 11  # of Optuna's journal: op_code counts from 0
 
 
 def open_journal(journal: Path, say: Callable[[str], Any]) -> Any:
-    """Return Optuna's storage in this file, which is made, or mended, where it has to be."""
+    """Return Optuna's storage in this file, which is made, or mended, where it has to be.
+
+    One that Optuna cannot make sense of is put aside: what trials have found is in their folders.
+    """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     journal.parent.mkdir(parents=True, exist_ok=True)
     mend(journal, say)
-    return JournalStorage(JournalFileBackend(str(journal), file_lock(journal)))
+    try:
+        return JournalStorage(JournalFileBackend(str(journal), file_lock(journal)))
+    except (LookupError, TypeError, ValueError):
+        aside = journal.rename(journal.with_name(f"{journal.name}.damaged-{time.time_ns()}"))
+        say(f"{journal}: Optuna cannot read it; a new one is begun, as it was: {aside.name}")
+        return JournalStorage(JournalFileBackend(str(journal), file_lock(journal)))
 
 
 def mend(journal: Path, say: Callable[[str], Any]) -> None:

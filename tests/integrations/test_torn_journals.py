@@ -66,6 +66,18 @@ def test_a_search_goes_on_and_loses_nothing_that_was_written(spoil, search, tmp_
     assert search(4)[1] == [], "said once"
 
 
+def test_a_journal_that_optuna_cannot_read_is_put_aside(search, tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.log"
+    search(0)
+    spoilt = journal.read_bytes().replace(b'"param_name"', b'"pasam_name"', 1)
+    journal.write_bytes(spoilt)
+    result, [said] = search(1)
+    assert result["value"] == result["params"]["x"]
+    assert said.startswith(f"{journal}: Optuna cannot read it; a new one is begun")
+    [aside] = tmp_path.glob("optuna.log.damaged-*")
+    assert aside.read_bytes() == spoilt
+
+
 def test_a_journal_torn_while_a_trial_is_at_work_takes_its_result(search, tmp_path: Path) -> None:
     journal = tmp_path / "optuna.log"
 
