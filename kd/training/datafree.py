@@ -22,13 +22,13 @@ from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
 from kd.training import compiled
 from kd.training.diagnosis import Suspects, require_learning, require_sound_loss, require_varied_images
-from kd.training.evaluate import Result, divergences, evaluate, predict_classes
+from kd.training.evaluate import Result, evaluate, predict_classes
 from kd.training.networks import student_and_teacher
 from kd.training.optimisers import learning_rate, set_lr, sgd
 from kd.training.segmentation import shown
 from kd.training.step import Sums, asked_of, train_step
 from kd.training.stepper import Stepper
-from kd.training.synthetic_set import Course, describe, followed, gap
+from kd.training.synthetic_set import Course, describe, divergences, followed, gap
 from kd.training.texture import texture
 
 HELD_OUT_BATCHES = 4  # of the source, that the student is scored on and never sees

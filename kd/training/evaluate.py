@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from kd.batch import Output, per_sample
 from kd.data.augment import Augment
 from kd.data.dataset import Split
-from kd.losses.kd import kl_divergence
 from kd.models.classifier import Ensemble, evaluating
 from kd.training.segmentation import at_once, evaluate_maps
 
@@ -79,7 +78,7 @@ def _correlation(logits: Tensor) -> Tensor:
 def predict(model: nn.Module, images: Tensor, augment: Augment) -> Tensor:
     """Return logits [N, K], float32, of uint8 images [N, C, S, S], not augmented, the model in eval mode."""
     with evaluating(model):
-        return torch.cat([model(part).logits.float() for part in _parts(model, images, augment)])
+        return torch.cat([model(part).logits.float() for part in parts(model, images, augment)])
 
 
 def predict_classes(model: nn.Module, images: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
@@ -89,25 +88,14 @@ def predict_classes(model: nn.Module, images: Tensor, augment: Augment) -> tuple
     """
     kind, found = torch.uint8 if model.dense else torch.int64, []
     with evaluating(model):
-        for part in _parts(model, images, augment):
+        for part in parts(model, images, augment):
             confidence, classes = model(part).logits.float().softmax(1).max(1)
             found.append((classes.to(kind), per_sample(confidence)))
     classes, confidence = zip(*found, strict=True)
     return torch.cat(classes), torch.cat(confidence)
 
 
-def divergences(teacher: nn.Module, student: nn.Module, images: Tensor, augment: Augment) -> Tensor:
-    """Return KL(teacher || student) of images [N, C, S, S], not augmented, [N]; of segmentation means over pixels."""
-    with evaluating(teacher), evaluating(student):
-        return torch.cat(
-            [
-                per_sample(kl_divergence(*(model(part).logits.float() for model in (teacher, student)), 1.0))
-                for part in _parts(student, images, augment)
-            ]
-        )
-
-
-def _parts(model: nn.Module, images: Tensor, augment: Augment) -> Iterator[Tensor]:
+def parts(model: nn.Module, images: Tensor, augment: Augment) -> Iterator[Tensor]:
     """Yield normalised images in parts: of a segmenting network's logits [b, K, S, S] only few fit."""
     for part in images.split(at_once(images.shape[-1]) if model.dense else BATCH):
         yield augment.normalise(part)

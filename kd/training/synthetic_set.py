@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kd.batch import per_sample
+from kd.data.augment import Augment
 from kd.data.dataset import Data
 from kd.inversion.replay import ReplayBuffer
 from kd.inversion.sources.base import Images
-from kd.training.evaluate import divergences, predict_classes
+from kd.losses.kd import kl_divergence
+from kd.models.classifier import evaluating
+from kd.training.evaluate import parts, predict_classes
 
 CONFIDENCE_BINS = 20
 
@@ -72,6 +76,17 @@ def gap(buffer: ReplayBuffer, data: Data, student: nn.Module, teacher: nn.Module
     divergence = divergences(teacher, student, buffer.images[index], data.augment).double()
     drawn = buffer.probabilities()[index]
     return {"gap_stored": divergence.mean(), "gap_drawn": (drawn * divergence).sum() / drawn.sum()}
+
+
+def divergences(teacher: nn.Module, student: nn.Module, images: Tensor, augment: Augment) -> Tensor:
+    """Return KL(teacher || student) of images [N, C, S, S], not augmented, [N]; of segmentation means over pixels."""
+    with evaluating(teacher), evaluating(student):
+        return torch.cat(
+            [
+                per_sample(kl_divergence(*(model(part).logits.float() for model in (teacher, student)), 1.0))
+                for part in parts(student, images, augment)
+            ]
+        )
 
 
 def describe(buffer: ReplayBuffer, data: Data, teacher: nn.Module, shown: int = 64) -> dict[str, np.ndarray]:

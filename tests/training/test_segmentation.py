@@ -30,9 +30,10 @@ from kd.registry.datasets import NYU_13
 from kd.runs.run import run_step
 from kd.runtime.checkpoint import Checkpoint, Stopped
 from kd.settings.run import Run
-from kd.training.evaluate import divergences, evaluate, predict_classes
+from kd.training.evaluate import evaluate, predict_classes
 from kd.training.optimisers import learning_rate
 from kd.training.segmentation import confusion, iou_by_class
+from kd.training.synthetic_set import divergences
 
 SIZE, K = 16, 13
 PLAIN = Augment(torch.zeros(3), torch.ones(3) / 255, pad=0, flip=False)
