@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from kd.integrations import store as stores
 from kd.integrations.tracking import Tracker, sync
 from kd.runtime.files import write_json
@@ -116,3 +118,24 @@ class Flaky:
             return answer
 
         return call
+
+
+# Fixtures, for modules that name them: `environment, folder = mlflow_store.environment, mlflow_store.folder`
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    stores.Store({"uri": None}, results).make_ready("first")
+    return Store(results)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def folder(store, request):
+    """A folder for the run of a test."""
+    return store.results / "runs" / request.node.name.replace("[", "-").strip("]")

@@ -145,7 +145,7 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 def targets(labels: Tensor) -> Tensor:
     """Return labels as losses take them: int64, in maps UNLABELLED instead of IGNORED."""
-    return labels if labels.dim() < 2 else labels.long().masked_fill_(labels == IGNORED, UNLABELLED)
+    return labels if labels.dim() < 2 else labels.long().masked_fill(labels == IGNORED, UNLABELLED)
 
 
 class Loader:

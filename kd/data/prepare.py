@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd.data.found import found
-from kd.data.raw import Source, subset
+from kd.data.raw import IGNORED, RawData, Source, subset
 from kd.registry.datasets import DATASETS
 from kd.runtime.files import write_atomically
 from kd.runtime.messages import ConfigError
@@ -36,6 +36,7 @@ def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], A
     """
     module, function = DATASETS[dataset.name].split(":")
     raw = subset(getattr(importlib.import_module(module), function)(dataset, source), dataset.classes)
+    _require_labels(raw)
     train, test = (
         _resize(_with_channels(_channels_first(images), dataset.channels), dataset.image_size)
         for images in (raw.train_images, raw.test_images)
@@ -58,6 +59,16 @@ def prepare(dataset: Dataset, path: Path, source: Source, say: Callable[[str], A
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(content, file))
     return record
+
+
+def _require_labels(raw: RawData) -> None:
+    """Raise ConfigError for label maps in which no pixel has a class."""
+    for split, labels in (("training", raw.train_labels), ("test", raw.test_labels)):
+        if labels.ndim > 1 and (labels == IGNORED).all():
+            raise ConfigError(
+                f"dataset.classes: no pixel of the {split} label maps is of any of {', '.join(raw.classes)}; name "
+                "others, or look at the maps"
+            )
 
 
 def _mean_std(images: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:

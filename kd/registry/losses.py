@@ -47,6 +47,7 @@ class Entry:
     rules: tuple[Rule, ...] = ()  # between settings
     pairs: tuple[PairRule, ...] = ()  # which networks it relates
     one_teacher: bool = False  # the student takes over parts of its teacher: refused for ensembles
+    dense: bool = False  # fits networks that say a class for every pixel
 
 
 TEMPERATURE = Setting("divides the logits of both networks", above=0)
@@ -54,9 +55,9 @@ FIRST_EPOCHS = Setting("epochs of the first stage, before the schedule begins", 
 KEEP = Setting("keep the loss in the main stage; otherwise it is 0 there")
 
 LOSSES: dict[str, Entry] = {
-    "ce": Entry("kd.losses.ce:ce"),
+    "ce": Entry("kd.losses.ce:ce", dense=True),
     # on logits
-    "kd": Entry("kd.losses.kd:kd", {"temperature": TEMPERATURE}),
+    "kd": Entry("kd.losses.kd:kd", {"temperature": TEMPERATURE}, dense=True),
     "dkd": Entry(
         "kd.losses.dkd:dkd",
         {
@@ -101,6 +102,7 @@ LOSSES: dict[str, Entry] = {
                 lambda of: of["positive"] != "relax" or of["memory"] != "queue",
             ),
         ),
+        dense=True,
     ),
     "rkd": Entry(
         "kd.losses.rkd:rkd",
@@ -108,21 +110,24 @@ LOSSES: dict[str, Entry] = {
             "distance_weight": Setting("weight of the distances", at_least=0),
             "angle_weight": Setting("weight of the angles", at_least=0),
         },
+        dense=True,
     ),
-    "pkt": Entry("kd.losses.pkt:pkt"),
-    "cc": Entry("kd.losses.cc:CC", {"feat_dim": Setting("width of the embeddings", at_least=1)}),
+    "pkt": Entry("kd.losses.pkt:pkt", dense=True),
+    "cc": Entry("kd.losses.cc:CC", {"feat_dim": Setting("width of the embeddings", at_least=1)}, dense=True),
     # on intermediate maps
     "fitnet": Entry(
         "kd.losses.fitnet:FitNet",
         {"layer": Setting("which map, counted from 0, the stem's", at_least=0)},
         pairs=(convolution_at_layer,),
+        dense=True,
     ),
     "at": Entry(
         "kd.losses.at:at",
         {"p": Setting("exponent of the activations", at_least=1)},
         pairs=(same_number_of(STAGES),),
+        dense=True,
     ),
-    "sp": Entry("kd.losses.sp:sp", pairs=(same_number_of(LAST),)),
+    "sp": Entry("kd.losses.sp:sp", pairs=(same_number_of(LAST),), dense=True),
     "vid": Entry(
         "kd.losses.vid:VID",
         {
@@ -131,17 +136,20 @@ LOSSES: dict[str, Entry] = {
         },
         rules=(Rule("init_pred_var", "above eps", lambda of: of["init_pred_var"] > of["eps"]),),
         pairs=(same_number_of(STAGES),),
+        dense=True,
     ),
-    "nst": Entry("kd.losses.nst:nst", pairs=(same_number_of(STAGES),)),
+    "nst": Entry("kd.losses.nst:nst", pairs=(same_number_of(STAGES),), dense=True),
     "kdsvd": Entry(
         "kd.losses.kdsvd:kdsvd",
         {"k": Setting("singular vectors of each of the teacher's maps", at_least=1)},
         pairs=(same_number_of(STAGES, at_least=2), equal_widths(STAGES), singular_vectors_of_stages),
+        dense=True,
     ),
     "reviewkd": Entry(
         "kd.losses.reviewkd:ReviewKD",
         {"max_mid_width": Setting("largest width of the fused maps, else that of the student's feature", at_least=1)},
         pairs=(same_number_of(STAGES),),
+        dense=True,
     ),
     "simkd": Entry(
         "kd.losses.simkd:SimKD",
@@ -159,6 +167,7 @@ LOSSES: dict[str, Entry] = {
             "keep": KEEP,
         },
         pairs=(same_number_of(STAGES), convolutions_between_stages),
+        dense=True,
     ),
     "ft": Entry(
         "kd.losses.ft:FT",
@@ -168,11 +177,13 @@ LOSSES: dict[str, Entry] = {
             "factor_rate": Setting("channels of the factors, as a share of the teacher's", above=0),
         },
         pairs=(same_number_of(LAST), channels_left_by_factor_rate),
+        dense=True,
     ),
     "fsp": Entry(
         "kd.losses.fsp:FSP",
         {"first_epochs": FIRST_EPOCHS, "keep": KEEP},
         pairs=(same_number_of(ALL, at_least=2), equal_widths(ALL)),
+        dense=True,
     ),
 }
 

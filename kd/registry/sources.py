@@ -27,6 +27,7 @@ class SourceEntry:
     needs_batchnorm: bool | str = True  # of the teacher: its statistics guide the synthesis; or which weight asks that
     files: tuple[str, ...] = ()  # settings that are paths of files, whose content belongs to a run's identity
     size_multiple: int = 1  # the image size must be a multiple of this
+    dense: bool = False  # fits teachers that say a class for every pixel
 
 
 DESCENT: dict[str, Setting] = {  # of all sources that take several steps down a loss for every batch
@@ -75,6 +76,7 @@ SOURCES: dict[str, SourceEntry] = {
             "precision": Setting("of the inversion; bf16 is autocast, which only GPUs gain from", neutral="float32"),
         },
         size_multiple=4,
+        dense=True,
     ),
     "adversarial": SourceEntry(
         "kd.inversion.sources.adversarial:Adversarial",
@@ -155,6 +157,7 @@ SOURCES: dict[str, SourceEntry] = {
         synthesises=False,
         modulates=False,
         needs_batchnorm=False,
+        dense=True,
     ),
 }
 

@@ -110,7 +110,7 @@ def _network(folder: Path, record: dict[str, Any], run: Run, data: Data) -> Netw
         "mean": data.augment.mean.tolist(),
         "std": data.augment.std.tolist(),
         "input": _input(data.channels, data.image_size, run.dataset.stream),
-        "output": f"logits [B, {len(data.classes)}], float32; softmax gives probabilities, in the order of the classes",
+        "output": _output(len(data.classes), data.image_size if built.dense else 0),
         "parameters": sum(parameter.numel() for parameter in built.parameters()),
         "metrics": numbers,
         "run": run.path,
@@ -139,6 +139,11 @@ def _adopted(run: Run, student: nn.Module, teacher: nn.Module, labels: Tensor) -
         teacher=teacher,
     )
     return Objective(run.objective, context).adopt(student, teacher)
+
+
+def _output(classes: int, size: int) -> str:
+    each = f", {size}, {size}" if size else ""
+    return f"logits [B, {classes}{each}], float32; softmax over the classes gives probabilities, in their order"
 
 
 def _input(channels: int, size: int, stream: bool) -> str:

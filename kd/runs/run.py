@@ -115,7 +115,8 @@ def outcome(metrics: dict[str, Any]) -> str:
     scored = metrics.get("scored", "test")
     if scored == SYNTHETIC:
         return f"agrees with its teacher on {metrics['accuracy']:.2f} % of the held-out synthetic images"
-    return f"accuracy {metrics['accuracy']:.2f} % on the {scored} images"
+    score = "mean IoU" if "pixel_accuracy" in metrics else "accuracy"
+    return f"{score} {metrics['accuracy']:.2f} % on the {scored} images"
 
 
 @contextmanager

@@ -203,6 +203,11 @@ def _network_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[s
             yield f"{who}.view: got {view!r}; only rooms and nyuv2 have a depth: set dataset.channels: 4"
 
 
+def _has_maps(dataset: str, networks: list[str]) -> bool:
+    """Whether a class is said of every pixel."""
+    return dataset in SEGMENTATION or (dataset == "none" and any(map(models.is_dense, networks)))
+
+
 def _output_faults(dataset: str, networks: list[tuple[str, str]]) -> Iterator[str]:
     """Yield networks that say one class per image where labels are maps, and the reverse."""
     maps = dataset in SEGMENTATION
@@ -246,6 +251,11 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
             f"replay.full_size: got {full} at scale {scale:g}; inversion.{name} makes {made} images a round, all of "
             f"which need room: set full_size: {math.ceil(made / scale)}"
         )
+    if _has_maps(settings["dataset"]["name"], teachers) and not source.dense:
+        yield (
+            f"inversion.source: got {name}, which asks for one class per image, and the teacher says one for every "
+            f"pixel; take {' or '.join(key for key, entry in SOURCES.items() if entry.dense)}"
+        )
     needed = source.needs_batchnorm
     needed = own[needed] > 0 if isinstance(needed, str) else needed
     if needed and _has_batchnorm(teachers[0], weight_files(settings["teacher"])) is False:
@@ -274,6 +284,10 @@ def _objective_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator
         yield f"teacher.model: got {len(teachers)} networks; objective.{single[0]} takes over parts of one: name one"
     if kind != "datafree" and not terms:
         yield "objective: every weight is 0; give at least one loss a weight above 0"
+    if kind != "datafree" and _has_maps(settings["dataset"]["name"], [settings["student"]["model"]]):
+        for name in sorted(name for name in terms if name in LOSSES and not LOSSES[name].dense):
+            fitting = ", ".join(key for key, entry in LOSSES.items() if entry.dense)
+            yield f"objective.{name}: is for one class per image, and there is one for every pixel; take {fitting}"
     of_terms = [fault for name, values in settings["objective"].items() for fault in _term_faults(name, values)]
     yield from of_terms
     if kind == "distill" and not of_terms:

@@ -1,4 +1,7 @@
-"""How noisy synthetic images are, next to real ones: total variation and spectrum (claim (e) of SSD-KD, figure 5)."""
+"""How noisy synthetic images are, next to real ones: total variation and spectrum.
+
+SSD-KD (Liu et al., CVPR 2024) says of its images on NYUv2 that they show better texture and less noise than Fast10's.
+"""
 
 from __future__ import annotations
 

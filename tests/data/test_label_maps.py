@@ -143,6 +143,17 @@ def test_of_fewer_classes_the_others_pixels_are_ignored(tmp_path):
     assert (content["train_labels"].numpy() == expected).all()
 
 
+def test_maps_without_any_class_are_refused(tmp_path):
+    root = a_folder(tmp_path, values())
+    write_pair(root, "test", "a", np.full((8, 8), 11, np.uint8))
+    write_pair(root, "test", "b", np.full((8, 8), 11, np.uint8))
+    with pytest.raises(
+        ConfigError, match=r"dataset\.classes: no pixel of the test label maps is of any of sky, road, car"
+    ):
+        prepare(PAIRS, tmp_path / "prepared.pt", source(root), lambda line: None)
+    assert not (tmp_path / "prepared.pt").exists()
+
+
 def test_batches_move_images_and_maps_alike_and_padding_is_ignored(tmp_path):
     path = tmp_path / "prepared.pt"
     prepare(PAIRS, path, source(a_folder(tmp_path, values())), lambda line: None)

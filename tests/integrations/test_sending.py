@@ -2,28 +2,14 @@
 
 import time
 
+import mlflow_store
 import pytest
-from mlflow_store import ROWS, Flaky, Said, Store, finished, report, write_files
+from mlflow_store import ROWS, Flaky, Said, finished, report, write_files
 
 from kd.integrations import store as stores
 from kd.runtime.run_lock import RunLock
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    results = tmp_path_factory.mktemp("results")
-    stores.Store({"uri": None}, results).make_ready("first")
-    return Store(results)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def folder(store, request):
-    return store.results / "runs" / request.node.name.replace("[", "-").strip("]")
+environment, folder, store = mlflow_store.environment, mlflow_store.folder, mlflow_store.fresh
 
 
 FAULTS = pytest.mark.parametrize(

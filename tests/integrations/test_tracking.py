@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow_store
 import pytest
 from mlflow_store import AWAY, ROWS, TAGS, Said, Store, finished, report, write_files
 
@@ -33,14 +34,7 @@ def store(made):
     return Store(results)
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def folder(store, request):
-    return store.results / "runs" / request.node.name.replace("[", "-").strip("]")
+environment, folder = mlflow_store.environment, mlflow_store.folder
 
 
 # -------------------------------------------------------------------------------------------------------- end to end

@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 
+import mlflow_store
 import pytest
 from mlflow_store import AWAY, ROWS, Said, Store, finished, report, write_files
 
@@ -14,22 +15,7 @@ from kd.integrations.tracking import TRACKED
 from kd.runtime.files import read_json, write_json
 from kd.runtime.run_lock import RunLock
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    results = tmp_path_factory.mktemp("results")
-    KdStore({"uri": None}, results).make_ready("first")
-    return Store(results)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def folder(store, request):
-    return store.results / "runs" / request.node.name.replace("[", "-").strip("]")
+environment, folder, store = mlflow_store.environment, mlflow_store.folder, mlflow_store.fresh
 
 
 def arrived_in(store, folder):

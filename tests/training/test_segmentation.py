@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import COMPUTE, execute, tiny_run
+from conftest import COMPUTE, ROOT, execute, tiny_run
 from PIL import Image
 from tape import play_on_cpu
 from torch.nn import functional as F
@@ -23,13 +24,17 @@ from kd.data.rooms import scene
 from kd.inversion.layouts import draw_layouts
 from kd.inversion.priors import adversarial_loss, class_loss
 from kd.inversion.replay import ReplayBuffer
+from kd.inversion.sources.descent import Descent
 from kd.losses.ce import ce
 from kd.losses.kd import kd
 from kd.models.build import build
 from kd.registry.datasets import NYU_13
+from kd.registry.losses import LOSSES
 from kd.runs.run import run_step
 from kd.runtime.checkpoint import Checkpoint, Stopped
+from kd.runtime.messages import ConfigError
 from kd.settings.run import Run
+from kd.settings.validation import validate_run
 from kd.training.evaluate import evaluate, predict_classes
 from kd.training.optimisers import learning_rate
 from kd.training.segmentation import confusion, iou_by_class
@@ -300,3 +305,44 @@ def test_captured_and_stopped_runs_end_with_the_bytes_of_plain_ones(method, chan
     assert steppers[-1].computed["not_captured"] == {}
     assert steppers[-1].computed["captured"]
     assert numbers(tmp_path / "replayed") == plain
+
+
+# --- what cannot be, and what moves ---
+
+
+def test_layouts_move_with_the_images_that_are_asked_for_them():
+    augment = Augment(torch.zeros(3), torch.ones(3) / 255, pad=3, flip=True)
+    layouts = labels_of(8, SIZE, SIZE, ignored=0).long()
+    source = SimpleNamespace(targets=layouts, augment=augment, random=torch.Generator().manual_seed(0))
+    images = (10 * layouts[:, None].float() + 10).expand(-1, 3, -1, -1) / 255  # 0 only where padding is seen
+    seen, asked = Descent._augmented(source, images)
+    values = seen[:, 0].round().long()
+    assert torch.equal(values == 0, asked == UNLABELLED)
+    assert torch.equal(values[values > 0], 10 * asked[values > 0] + 10)
+    assert (asked == UNLABELLED).any()
+    assert source.targets is layouts
+    assert layouts.min() == 0
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in LOSSES.items() if entry.dense))
+def test_a_loss_for_maps_trains_a_student(name, world, tmp_path):
+    root, results = world
+    staged = {f"objective__{name}__first_epochs": 1} if name in ("ab", "ft", "fsp") else {}
+    method = {"ce": "scratch", "crd": "crd"}.get(name, name)
+    changes = {"objective__crd__negatives": 8, "training__epochs": 1} if name == "crd" else {"training__epochs": 1}
+    run = a_run(root, method, **staged, **changes)
+    assert math.isfinite(execute(run, results, tmp_path)["loss"])
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in LOSSES.items() if not entry.dense))
+def test_a_loss_for_one_class_per_image_is_refused_in_a_line(name, world):
+    with pytest.raises(ConfigError) as refused:
+        validate_run(a_run(world[0], name), ROOT, "here")
+    lines = str(refused.value).split("\n")
+    assert f"here: objective.{name}: is for one class per image, and there is one for every pixel" in lines[0]
+
+
+@pytest.mark.parametrize("method", ["deepinversion", "cmi", "nayer", "dafl"])
+def test_a_source_for_one_class_per_image_is_refused_in_a_line(method, world):
+    with pytest.raises(ConfigError, match=r"inversion\.source: got .*take generator or original"):
+        validate_run(a_run(world[0], method), ROOT, "here")

@@ -34,7 +34,7 @@ class Images(NamedTuple):
     """New images for the buffer, not augmented."""
 
     images: Tensor  # [B, C, S, S] uint8
-    classes: Tensor  # [B] int64; of segmentation [B, S, S]
+    classes: Tensor  # [B] int64; of segmentation [B, S, S], of the augmented images, for the counts
     phi: Tensor  # [B] modulation values, which may become priorities; 1 where there is none
     confidence: Tensor | None = None  # [B] the teacher's, in that class; None where nothing was synthesised
     losses: dict[str, Tensor] = {}  # noqa: RUF012  [] each, for the curves; kd.training.diagnosis checks `loss` and `image_std`

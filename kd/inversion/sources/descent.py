@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import kd.runtime.quick_optimisers  # noqa: F401
-from kd.batch import per_sample
+from kd.batch import UNLABELLED, per_sample
+from kd.data.dataset import targets
 from kd.inversion.layouts import draw_layouts
 from kd.inversion.modulation import modulation
 from kd.inversion.priors import BatchStatistics, Statistics, adversarial_loss, batchnorm_loss, blend, class_loss
@@ -102,26 +103,36 @@ class Descent(Source):
         classes = torch.randperm(self.num_classes, generator=self.random, device=self.device)
         self.targets.copy_(classes.repeat(-(-self.batch_size // self.num_classes))[: self.batch_size])
 
+    def _augmented(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images [B, C, S, S], augmented and normalised, and what is asked of them; maps are moved alike."""
+        if self.targets.dim() < 2:
+            return self.augment(images, self.random), self.targets
+        seen, asked = self.augment.pair(images, self.targets, self.random)
+        return seen, targets(asked)
+
     def _judge(
-        self, seen: Tensor, adversary: nn.Module | None, buffer: ReplayBuffer
+        self, seen: Tensor, adversary: nn.Module | None, buffer: ReplayBuffer, asked: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Show normalised images [B, C, S, S] to the teacher and, where there is one, the adversary.
 
-        Return the loss and its terms, [] each, with each sample's class (of segmentation its map [B, S, S]), phi and
-        confidence, [B] each; and the teacher's penultimate feature [B, D].
+        asked: the targets of these images, where they have been moved. Return the loss and its terms, [] each, with
+        each sample's class (of segmentation the map [B, S, S] of what is seen), phi and confidence, [B] each; and the
+        teacher's penultimate feature [B, D].
         """
         lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with self.statistics, lower:
             output = self.teacher(seen)
         logits = output.logits.float()
-        classes = self.targets if self.modulating.class_of == "target" else logits.argmax(1)
+        predicted = logits.argmax(1)
+        asked = predicted if self.targets_from == "own" else self.targets if asked is None else asked
+        classes = predicted
+        if self.modulating.class_of == "target":
+            classes = torch.where(asked == UNLABELLED, predicted, asked)  # where padding is seen nothing is asked
         confidence = per_sample(logits.softmax(1).gather(1, classes[:, None])[:, 0])
         phi = modulation(confidence, buffer.class_share(classes), self.modulating)
         terms = {
             "bn": batchnorm_loss(self.statistics.layers, self._compared(self.statistics.collect())),
-            "oh": (
-                phi * class_loss(logits, self.targets if self.targets_from == "random" else logits.argmax(1))
-            ).mean(),
+            "oh": (phi * class_loss(logits, asked)).mean(),
         }
         loss = self.bn * terms["bn"] + self.oh * terms["oh"]
         if adversary is not None:

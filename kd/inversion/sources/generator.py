@@ -113,8 +113,8 @@ class MetaGenerator(RememberingDescent):
         """Move the inner copy and the noise one step down; what is to last is copied into this source's tensors."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             images = self.inner(self.noise)
-            augmented = self.augment(images, self.random)
-        found, _ = self._judge(augmented, adversary, buffer)
+            augmented, asked = self._augmented(images)
+        found, _ = self._judge(augmented, adversary, buffer, asked)
         self.inner_optimizer.zero_grad(set_to_none=True)
         found["loss"].backward()
         if self.meta == "maml":

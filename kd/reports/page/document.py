@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from kd.registry.datasets import SYNTHETIC
 from kd.reports.page import answers, background, experiment
 from kd.reports.page.markup import Html, anchor, joined, tag
 from kd.reports.page.pictures import framed
 from kd.reports.plan import PlannedFigure, plan_tables
+from kd.reports.tables import score_of
 from kd.runs.folder import Records
 from kd.runtime.files import write_atomically
 from kd.studies.study import Study
@@ -123,7 +123,7 @@ def _header(page: Page, results: pd.DataFrame) -> Html:
 
 def _reading(results: pd.DataFrame) -> list[str]:
     images = " and ".join(sorted(set(results["scored"].dropna())))
-    score = "Agreement with the teacher" if images == SYNTHETIC else "Accuracy"
+    score = {"agreement": "Agreement with the teacher", "mean IoU": "Mean IoU"}.get(score_of(results), "Accuracy")
     return [
         f"{score} is in % of the {images} images, after the last epoch; mean ± standard deviation over n seeds of the "
         "student.",
