@@ -105,7 +105,11 @@ class Tuning:
 
 
 def _is_in(value: Any, values: dict[str, Any]) -> bool:
-    return value in values["choices"] if "choices" in values else values["low"] <= value <= values["high"]
+    if "choices" in values:
+        return value in values["choices"]
+    low, high = values["low"], values["high"]
+    slack = 1e-9 * max(abs(low), abs(high))  # a grid's points have twelve digits: a trial left out would be asked again
+    return low - slack <= value <= high + slack
 
 
 def grid(space: dict[str, dict[str, Any]], seed: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import pytest
 from own_studies import PAIR, SETTINGS, experiment, fault, loader, search
 
 from kd.settings.merging import merge
-from kd.studies.search import flatten
+from kd.studies.search import flatten, grid
 
 LR = {"training.lr": {"low": 0.1, "high": 0.2}}
 
@@ -182,6 +182,21 @@ def test_a_grid_has_as_many_trials_as_points(load):
         study = load(experiments={"a": experiment()}, tune={"t": {**entry, "sampler": "grid"}})
         counts.append(study.tunings["t"].trials)
     assert counts == [12, 12, 5]
+
+
+def test_every_point_of_a_grid_counts_as_one_of_its_space(load):
+    """One that did not would be run again without end: a third has more digits than a point."""
+    space = {
+        "replay.alpha": {"low": 2 / 3, "high": 5 / 3, "step": 1 / 3},
+        "inversion.generator.steps": {"low": 1, "high": 3},
+    }
+    tuning = load(experiments={"a": experiment()}, tune=search(space=space, sampler="grid")).tunings["t"]
+    points = grid(tuning.space, 0)
+    assert len(points) == 12
+    assert any(not 2 / 3 <= point["replay.alpha"] <= 5 / 3 for point in points)
+    assert all(tuning.holds(point) for point in points)
+    assert not tuning.holds(points[0] | {"replay.alpha": 1.7})
+    assert not tuning.holds({"replay.alpha": 1.0})
 
 
 def test_how_a_search_is_made_is_no_part_of_it(load, monkeypatch):
