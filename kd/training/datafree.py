@@ -70,7 +70,8 @@ def score(student: nn.Module, teacher: nn.Module, data: Data, held_out: Tensor |
     if held_out is not None:
         split = Split(held_out, predict_classes(teacher, held_out, data.augment)[0])
         found, _ = evaluate(student, split, data.augment)
-        metrics = (metrics or found) | {"agreement_synthetic": found["accuracy"]}
+        agreement = found.get("pixel_accuracy", found["accuracy"])
+        metrics = (metrics or found | {"accuracy": agreement}) | {"agreement_synthetic": agreement}
     return metrics
 
 
