@@ -52,10 +52,8 @@ def load(dataset: Dataset, source: Source) -> RawData:
 def _scenes(file: Any, path: Path, numbers: np.ndarray, table: np.ndarray, dataset: Dataset) -> list[np.ndarray]:
     """Return images [n, S, S, C] and label maps [n, S, S] of these scenes; MATLAB's files hold columns first."""
     size, depth = dataset.image_size, dataset.channels == 4
-    images, labels = (
-        np.empty((len(numbers), size, size, 3 + depth), np.uint8),
-        np.empty((len(numbers), size, size), np.uint8),
-    )
+    images = np.empty((len(numbers), 3 + depth, size, size), np.uint8).transpose(0, 2, 3, 1)  # prepared without a copy
+    labels = np.empty((len(numbers), size, size), np.uint8)
     for place, number in enumerate(numbers):
         try:
             images[place, ..., :3] = _square(file["images"][number].transpose(2, 1, 0), size, Image.BILINEAR)

@@ -1,13 +1,16 @@
 """Images with a class for every pixel: folders of pairs, NYUv2's files, rooms; what is cut, resized, moved, ignored."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy.io import savemat
 
 from kd.batch import UNLABELLED
 from kd.data import nyuv2, pairs, rooms
@@ -229,9 +232,7 @@ def test_rooms_have_depth_as_a_fourth_channel_where_asked_for(monkeypatch):
 
 def write_nyuv2(root: Path, scenes=6, height=48, width=64) -> dict[str, np.ndarray]:
     """Write the three files in their own layout, columns first, with few small scenes."""
-    h5py, rng = pytest.importorskip("h5py"), np.random.default_rng(0)
-    from scipy.io import savemat
-
+    rng = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
     images = rng.integers(0, 256, (scenes, 3, width, height), dtype=np.uint8)
     labels = rng.integers(0, 895, (scenes, width, height)).astype(np.uint16)
@@ -261,6 +262,16 @@ def test_nyuv2_scenes_have_their_13_classes_and_depth(tmp_path):
             raw_class = labels[y, x]
             expected = IGNORED if raw_class == 0 else nyuv2.OF_40[world["of_raw"][raw_class - 1] - 1] - 1
             assert raw.train_labels[place, y, x] == expected
+
+
+def test_nyuv2_is_read_without_a_second_copy_of_its_images(tmp_path):
+    write_nyuv2(tmp_path, scenes=200)
+    dataset = described("nyuv2", image_size=48, channels=4)
+    tracemalloc.start()
+    prepare(dataset, tmp_path / "prepared.pt", source(tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.25 * 200 * 48 * 48 * 5  # bytes of all images with depth and of all maps
 
 
 def test_the_13_classes_of_the_40_are_those_of_the_published_table():
