@@ -104,7 +104,7 @@ def data_of(content: dict[str, Any], split: type[Split], path: Path, dataset: Da
         content[name] if values is None else _per_channel(name, values, train.images.shape[1])
         for name, values in (("mean", dataset.mean), ("std", dataset.std))
     )
-    augment = Augment(mean.to(device), std.to(device), dataset.pad, dataset.flip)
+    augment = Augment(mean.to(device), std.to(device), dataset.pad, dataset.flip, dataset.rescale)
     on_device = (split(part.images.to(device), part.labels.to(device)) for part in (train, score))
     scored = SYNTHETIC if described else "validation" if dataset.validation else "test"
     return Data(*on_device, scored, full_size, content["classes"], augment, content.get("palette"))

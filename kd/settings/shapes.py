@@ -55,6 +55,13 @@ class Dataset:
     )
     pad: int = setting(2, "augmentation: random crop after padding by this many pixels", at_least=0)
     flip: bool = setting(False, "augmentation: random horizontal flip")
+    rescale: float = setting(
+        1.0,
+        "augmentation: images are enlarged or shrunk at random, by up to this factor; 1: not",
+        neutral=1.0,
+        at_least=1,
+        at_most=4,
+    )
     channels: int | None = setting(
         None,
         "null: as the images are; 3: grey images are repeated; of none: 1 or 3; of rooms, nyuv2 4: colours and depth",
@@ -82,7 +89,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.stream:
-            object.__setattr__(self, "pad", 0)  # its crops are others
+            for name, neutral in (("pad", 0), ("rescale", 1.0)):  # its crops are others, of any size
+                object.__setattr__(self, name, neutral)
         if self.root is not None:
             object.__setattr__(self, "root", str(PurePosixPath(self.root)))  # a link's `..` leads elsewhere: it stays
 

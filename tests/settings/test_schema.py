@@ -35,7 +35,14 @@ def test_what_is_not_required_has_a_neutral_value_or_a_default_in_the_code():
     names = ("generator", "adversarial", "deepinversion", "cmi", "nayer", "original")
     sources = {f"inversion.{name}" for name in names}
     replay = {f"replay.{key}" for key in ("replacement", "admitted", "initial_priority", "with_replacement")}
-    own_teacher = {"dataset.channels", "dataset.mean", "dataset.std", "dataset.stream", "teacher.weights"}
+    own_teacher = {
+        "dataset.channels",
+        "dataset.rescale",
+        "dataset.mean",
+        "dataset.std",
+        "dataset.stream",
+        "teacher.weights",
+    }
     assert optional == training | sources | replay | own_teacher | {"distillation.steps", "distillation.rounds"}
 
 
