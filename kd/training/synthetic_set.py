@@ -98,7 +98,8 @@ def describe(buffer: ReplayBuffer, data: Data, teacher: nn.Module, shown: int = 
     classes, confidence = predict_classes(teacher, buffer.images[: buffer.size], data.augment)
     spread = torch.linspace(0, buffer.size - 1, min(shown, buffer.size), device=classes.device).long()
     order = spread if teacher.dense else spread[classes[spread].sort(stable=True).indices]
-    return {
+    palette = {} if data.palette is None else {"palette": data.palette.cpu().numpy()}
+    return palette | {
         "images": buffer.images[order].cpu().numpy(),
         "image_classes": classes[order].cpu().numpy(),
         "class_counts": np.bincount(classes.cpu().numpy().ravel(), minlength=len(data.classes)),

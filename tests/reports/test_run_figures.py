@@ -11,7 +11,8 @@ from matplotlib.text import Text
 from kd.reports.figures.correlations import common_limit, heat_maps
 from kd.reports.figures.course import course
 from kd.reports.figures.drawing import save
-from kd.reports.figures.synthetic import histograms, image_grid
+from kd.reports.figures.segmentation import COLOUR, colours, overlaid
+from kd.reports.figures.synthetic import histograms, image_grid, images_and_maps
 
 CLASSES = ["aeroplane", "bird", "cat"]
 NOTE = "digits, a → b, seed 0."
@@ -62,7 +63,7 @@ def test_fourteen_runs_have_panels_of_their_own_with_both_counts_of_classes():
         np.testing.assert_allclose(left.lines[0].get_ydata(), shares(arrays["class_counts_by_epoch"][-1]))
         assert list(left.lines[1].get_ydata()) == pytest.approx([100 / 3, 100 / 3])
         np.testing.assert_allclose([bar.get_height() for bar in right.patches], shares(arrays["confidence_counts"]))
-    for said in ("class of images as stored", "class when they were made", "aeroplane", NOTE):
+    for said in ("class of images as stored", "class of images when made", "aeroplane", NOTE):
         assert said in texts(figure)
 
 
@@ -70,7 +71,7 @@ def test_the_course_shows_the_same_count_as_the_dashes_of_the_histograms():
     sets = {f"run {number}": run(number) for number in range(3)}
     figure = course(sets, dict.fromkeys(sets, history()), CLASSES, "Title", NOTE, most=2)
     assert "The first 2 of 3 runs." in texts(figure)
-    assert "class when the image was made" in texts(figure)
+    assert "class of images when made" in texts(figure)
     heat, other = figure.axes[:2]
     for axis, arrays in zip((heat, other), sets.values(), strict=False):
         [image] = axis.images
@@ -119,3 +120,40 @@ def test_panels_of_correlations_share_a_scale_that_no_odd_run_decides():
         assert said in texts(figure)
     far = heat_maps({"a": alike[0], "b": alike[1], "odd": np.ones((3, 3))}, CLASSES, "Title", NOTE)
     assert "Beyond its ends are at most 1e+02 % of a panel's cells." in texts(far)
+
+
+def mapped(number: int) -> dict[str, np.ndarray]:
+    """Return the arrays of a data-free run of segmentation, with depth as a fourth channel and a palette."""
+    draw = np.random.default_rng(number)
+    images, maps = draw.integers(0, 256, (10, 4, 4, 4), dtype=np.uint8), draw.integers(0, 3, (10, 4, 4))
+    palette = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    return run(number) | {"images": images, "image_classes": maps, "palette": palette}
+
+
+def test_of_segmentation_classes_are_counted_in_pixels():
+    sets = {"run 0": mapped(0)}
+    figure = histograms(sets, CLASSES, "Title", NOTE)
+    assert figure.axes[0].get_title(loc="left") == f"run 0: {sets['run 0']['class_counts'].sum()} pixels"
+    for said in ("% of pixels", "class of pixels as stored", "class of pixels when made", "counted per pixel"):
+        assert said in texts(figure)
+    assert "class of pixels when made" in texts(course(sets, {"run 0": history()}, CLASSES, "Title", NOTE))
+
+
+def test_synthetic_images_stand_above_the_teachers_maps_in_the_colours_of_the_data_set():
+    sets = {f"run {number}": mapped(number) for number in range(2)}
+    figure = images_and_maps(sets, CLASSES, "Title", NOTE)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["run 0", "teacher's map", "run 1", "teacher's map"]
+    image, shown = (np.asarray(axis.images[0].get_array()) for axis in figure.axes[:2])
+    first = sets["run 0"]
+    assert (image[:, :4] == first["images"][0, :3].transpose(1, 2, 0)).all()
+    expected = COLOUR * first["palette"][first["image_classes"][0]] + (1 - COLOUR) * image[:, :4].mean(2, keepdims=True)
+    assert np.abs(shown[:, :4] - expected).max() <= 0.5
+
+
+def test_pixels_without_a_class_are_black_over_the_image():
+    table = colours(2)
+    assert len({tuple(colour) for colour in table}) == 3
+    white, maps = np.full((1, 1, 1, 2), 255, np.uint8), np.array([[[1, 255]]])
+    seen = overlaid(white, maps, table)[0, 0]
+    assert (seen[1] == round(255 * (1 - COLOUR))).all()
+    assert (np.abs(seen[0] - (COLOUR * table[1] + (1 - COLOUR) * 255)) <= 0.5).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kd.reports.figures.drawing import COLOURS, SMALL, class_ticks, finish, plain_numbers, pyplot, short
-from kd.reports.figures.synthetic import Arrays, classes_of, read_arrays, shares
+from kd.reports.figures.synthetic import Arrays, classes_of, counted, read_arrays, shares
 from kd.runs.folder import HISTORY
 
 
@@ -53,7 +53,7 @@ def course(
         gap.set_xlabel("epoch", fontsize=SMALL)
     class_ticks(axes[0, 0].yaxis, classes)
     names = (
-        "class when the image was made",
+        f"class of {counted(sets)} when made",
         "teacher's confidence",
         "priority in the buffer",
         "KL(teacher || student), nats",

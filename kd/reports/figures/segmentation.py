@@ -11,6 +11,7 @@ from kd.reports.figures.drawing import SMALL, finish, pyplot, short
 from kd.runs.folder import METRICS, RECORD, array_file, arrays_in
 from kd.runtime.files import read_json
 
+COLOUR = 0.7  # of an overlay; the rest is the image
 PREDICTIONS = array_file("predictions")
 
 
@@ -24,9 +25,15 @@ def colours(count: int, palette: np.ndarray | None = None) -> np.ndarray:
     return np.concatenate([palette, np.zeros((1, 3), np.uint8)])
 
 
-def painted(maps: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return label maps [n, S, S] in the colours of `colours`, [n, S, S, 3]."""
-    return table[np.minimum(maps, len(table) - 1)]
+def pictures(images: np.ndarray) -> np.ndarray:
+    """Return the colours of images [n, C, S, S] uint8 as figures show them, [n, S, S, 3]; a depth is left out."""
+    return np.broadcast_to(images[:, :3].transpose(0, 2, 3, 1), (len(images), *images.shape[2:], 3))
+
+
+def overlaid(images: np.ndarray, maps: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return label maps [n, S, S], in the colours of `colours`, over grey images [n, C, S, S]: [n, S, S, 3] uint8."""
+    grey = pictures(images).mean(3, keepdims=True)
+    return (COLOUR * table[np.minimum(maps, len(table) - 1)] + (1 - COLOUR) * grey).round().astype(np.uint8)
 
 
 def draw_predictions(folders: dict[str, Path], title: str, note: str) -> Any:
@@ -40,13 +47,14 @@ def draw_predictions(folders: dict[str, Path], title: str, note: str) -> Any:
     first = next(iter(found.values()))
     classes = read_json(folders[next(iter(found))] / RECORD)["classes"]
     table = colours(len(classes), first.get("palette"))
-    rows = {"image": first["images"][:, :3].transpose(0, 2, 3, 1), "labels": painted(first["labels"], table)}
+    maps = {"labels": first["labels"]}
     taught = next((arrays["taught"] for arrays in found.values() if "taught" in arrays), None)
     if taught is not None:
-        rows["teacher"] = painted(taught, table)
+        maps["teacher"] = taught
     for label, arrays in found.items():
-        score = read_json(folders[label] / METRICS)["accuracy"]
-        rows[f"{short(label, 24)}\n{score:.1f} %"] = painted(arrays["predicted"], table)
+        maps[f"{short(label, 24)}\n{read_json(folders[label] / METRICS)['accuracy']:.1f} %"] = arrays["predicted"]
+    images = first["images"]
+    rows = [("image", pictures(images)), *((name, overlaid(images, each, table)) for name, each in maps.items())]
     return strips_of(rows, classes, table, title, note)
 
 
@@ -60,16 +68,15 @@ def _nothing(title: str) -> Any:
     return figure
 
 
-def strips_of(rows: dict[str, np.ndarray], classes: list[str], table: np.ndarray, title: str, note: str) -> Any:
+def strips_of(rows: list[tuple[str, np.ndarray]], classes: list[str], table: np.ndarray, title: str, note: str) -> Any:
     """Return a figure with a strip of pictures [n, S, S, 3] per row, its name at its left, and the classes' colours."""
-    beside = 0.075 * max(len(part) for name in rows for part in name.split("\n"))  # inches
-    wide = (9 - beside) / len(next(iter(rows.values())))
+    beside = 0.075 * max(len(part) for name, _ in rows for part in name.split("\n"))  # inches
+    wide = (9 - beside) / len(rows[0][1])
     size = (9.2, (wide + 0.08) * len(rows))
     figure, axes = pyplot().subplots(len(rows), 1, figsize=size, layout="constrained", squeeze=False)
-    for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
-        shape = list(pictures[0].shape)
-        gap = np.full((shape[0], max(1, shape[1] // 24), 3), 255, np.uint8)
-        axis.imshow(np.concatenate([part for each in pictures for part in (each, gap)][:-1], axis=1))
+    for axis, (name, shown) in zip(axes[:, 0], rows, strict=True):
+        gap = np.full((shown.shape[1], max(1, shown.shape[2] // 24), 3), 255, np.uint8)
+        axis.imshow(np.concatenate([part for each in shown for part in (each, gap)][:-1], axis=1))
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=SMALL)
         axis.set_xticks([])
         axis.set_yticks([])

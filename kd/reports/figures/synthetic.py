@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kd.reports.figures.drawing import COLOURS, GREY, SMALL, class_ticks, finish, panels, pyplot, short
-from kd.reports.figures.segmentation import colours, painted, strips_of
+from kd.reports.figures.segmentation import colours, overlaid, pictures, strips_of
 from kd.runs.folder import RECORD, array_file, arrays_in
 from kd.runtime.files import read_json
 
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]  # of a run's synthetic.npz
 def draw_images(folders: dict[str, Path], title: str, note: str) -> Any:
     """Return the figure of stored images, label -> folder of a data-free run."""
     sets, classes = read_arrays(folders), classes_of(folders)
-    if next(iter(sets.values()))["image_classes"].ndim > 1:
+    if counted(sets) == "pixels":
         return images_and_maps(sets, classes, title, note)
     return image_grid(sets, classes, title, note)
 
@@ -32,6 +32,11 @@ def draw_histograms(folders: dict[str, Path], title: str, note: str) -> Any:
 def read_arrays(folders: dict[str, Path]) -> dict[str, Arrays]:
     """Return the arrays of the runs, by label."""
     return {label: arrays_in(folder / array_file("synthetic")) for label, folder in folders.items()}
+
+
+def counted(sets: dict[str, Arrays]) -> str:
+    """Return what counts of classes are of: `images`, or of segmentation `pixels`."""
+    return "pixels" if next(iter(sets.values()))["image_classes"].ndim > 1 else "images"
 
 
 def classes_of(folders: dict[str, Path]) -> list[str]:
@@ -61,11 +66,12 @@ def image_grid(sets: dict[str, Arrays], classes: list[str], title: str, note: st
 
 def images_and_maps(sets: dict[str, Arrays], classes: list[str], title: str, note: str) -> Any:
     """Return a figure of stored images with the teacher's map of each below it, two strips per run."""
-    table, strips = colours(len(classes)), {}
+    table, strips = colours(len(classes), next(iter(sets.values())).get("palette")), []
     for label, arrays in sets.items():
         chosen = np.linspace(0, len(arrays["images"]) - 1, min(ACROSS, len(arrays["images"]))).round().astype(int)
-        strips[short(label, 24)] = arrays["images"][chosen, :3].transpose(0, 2, 3, 1)
-        strips[f"teacher's map\n({short(label, 20)})"] = painted(arrays["image_classes"][chosen], table)
+        images = arrays["images"][chosen]
+        strips.append((short(label, 24), pictures(images)))
+        strips.append(("teacher's map", overlaid(images, arrays["image_classes"][chosen], table)))
     return strips_of(strips, classes, table, title, f"{note} Below each image is what the teacher sees in it.")
 
 
@@ -99,11 +105,12 @@ def histograms(sets: dict[str, Arrays], classes: list[str], title: str, note: st
     for axis in places[len(sets) :].flat:
         axis.set_visible(False)
     shown: dict[str, Any] = {}
+    unit = counted(sets)
     for (left, right), (label, arrays) in zip(places, sets.items(), strict=False):
         left.sharey(places[0][0])
         right.sharey(places[0][1])
-        left.set_title(f"{short(label)}: {arrays['class_counts'].sum():,} images", fontsize=SMALL, loc="left")
-        shown |= _classes(left, arrays, classes)
+        left.set_title(f"{short(label)}: {arrays['class_counts'].sum():,} {unit}", fontsize=SMALL, loc="left")
+        shown |= _classes(left, arrays, classes, unit)
         counts = arrays["confidence_counts"]
         edges = np.linspace(0, 1, len(counts) + 1)
         right.bar(edges[:-1], shares(counts), width=edges[1], align="edge", color=COLOURS[0])
@@ -118,7 +125,9 @@ def histograms(sets: dict[str, Arrays], classes: list[str], title: str, note: st
             axis.set_xlabel(name, fontsize=SMALL)
             axis.tick_params(labelbottom=True)
     for row in axes:
-        row[0].set_ylabel("% of images", fontsize=SMALL)
+        row[0].set_ylabel(f"% of {unit}", fontsize=SMALL)
+    if unit == "pixels":
+        note += " Classes are counted per pixel; a confidence is the mean over an image's pixels."
     note += (
         " Bars count as the figure of images does, dashes as that of the course: the teacher may name another class "
         "once an image is stored, in 8 bits and not augmented."
@@ -127,15 +136,15 @@ def histograms(sets: dict[str, Arrays], classes: list[str], title: str, note: st
     return figure
 
 
-def _classes(axis: Any, arrays: Arrays, classes: list[str]) -> dict[str, Any]:
+def _classes(axis: Any, arrays: Arrays, classes: list[str], unit: str) -> dict[str, Any]:
     """Draw both counts of a run's classes; return what is shown."""
     numbers = np.arange(len(classes))
-    shown = {"class of images as stored": axis.bar(numbers, shares(arrays["class_counts"]), color=COLOURS[0])}
+    shown = {f"class of {unit} as stored": axis.bar(numbers, shares(arrays["class_counts"]), color=COLOURS[0])}
     if "class_counts_by_epoch" in arrays:
         made = shares(arrays["class_counts_by_epoch"][-1])
         size = max(3.0, min(12.0, 150 / len(classes)))
         style = {"color": COLOURS[1], "markersize": size, "markeredgewidth": 2}
-        [shown["class when they were made"]] = axis.plot(numbers, made, "_", **style)
+        [shown[f"class of {unit} when made"]] = axis.plot(numbers, made, "_", **style)
     shown["all classes equally often"] = axis.axhline(100 / len(classes), color=GREY, linestyle=":", linewidth=1)
     return shown
 
