@@ -224,8 +224,12 @@ def has_batchnorm(name: str) -> bool | None:
     return None if found is None else found.has_batchnorm
 
 
-def is_dense(name: str) -> bool:
-    """Return whether the network says a class for every pixel; a library's and the user's own do not."""
+def is_dense(name: str) -> bool | None:
+    """Return whether the network says a class for every pixel; a library's do not; None for the user's own, where only
+    building it would tell.
+    """
+    if is_own(name):
+        return None
     found = entry(name)
     return found is not None and found.dense
 

@@ -212,11 +212,11 @@ def _output_faults(dataset: str, networks: list[tuple[str, str]]) -> Iterator[st
     """Yield networks that say one class per image where labels are maps, and the reverse."""
     maps = dataset in SEGMENTATION
     for who, name in networks:
-        if dataset == "none" or models.is_dense(name) == maps:
+        if dataset == "none" or models.is_dense(name) in (maps, None):
             continue
         if maps:
             dense = ", ".join(known for known, entry in models.MODELS.items() if entry.dense)
-            yield f"{who}.model: got {name}; the labels of dataset.name {dataset} are maps; take one of {dense}"
+            yield f"{who}.model: got {name}; the labels of dataset {dataset} are maps; take one of {dense} or your own"
         else:
             yield f"{who}.model: got {name}, which labels every pixel; the images of {dataset} have one class each"
 
@@ -251,7 +251,7 @@ def _datafree_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[
             f"replay.full_size: got {full} at scale {scale:g}; inversion.{name} makes {made} images a round, all of "
             f"which need room: set full_size: {math.ceil(made / scale)}"
         )
-    if _has_maps(settings["dataset"]["name"], teachers) and not source.dense:
+    if _has_maps(settings["dataset"]["name"], [*teachers, settings["student"]["model"]]) and not source.dense:
         yield (
             f"inversion.source: got {name}, which asks for one class per image, and the teacher says one for every "
             f"pixel; take {' or '.join(key for key, entry in SOURCES.items() if entry.dense)}"

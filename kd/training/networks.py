@@ -18,6 +18,8 @@ from kd.settings.run import Run
 from kd.training.device_flags import set_flags
 from kd.training.stepper import Stepper
 
+SAYS = {False: "one class per image", True: "a class for every pixel"}
+
 
 def student_and_teacher(
     run: Run, data: Data, teacher_weights: list[Path], stepper: Stepper
@@ -45,6 +47,12 @@ def student_and_teacher(
                 f"{weights}: cannot be used as weights of the teacher {described.model}: {error}; put the right file "
                 "there, or delete this one: the teacher is then made again"
             ) from None
+    for described, own in zip(run.teachers or (), teachers, strict=True):
+        if own.dense != student.dense:
+            raise ConfigError(
+                f"teacher.model: {described.model} says {SAYS[own.dense]}, student.model: {run.model} "
+                f"{SAYS[student.dense]}; take two of a kind"
+            )
     teacher = Ensemble(teachers) if len(teachers) > 1 else (teachers or [None])[0]
     if teacher is not None:
         teacher.eval().requires_grad_(False)
@@ -53,9 +61,17 @@ def student_and_teacher(
 
 
 def network(run: Run, data: Data, device: torch.device) -> nn.Module:
-    """Build the run's network; it turns every batch into the run's view and has that many input channels."""
+    """Build the run's network; it turns every batch into the run's view and has that many input channels.
+
+    Raises ConfigError where it says a class for every pixel and the labels are no maps, and the reverse.
+    """
     channels = views.channels(run.view, data.channels)
     network = build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
+    if (len(data.train) or len(data.score)) and network.dense != data.score.dense:
+        raise ConfigError(
+            f"model: {run.model} says {SAYS[network.dense]}; the labels of {run.dataset.label} are "
+            f"{SAYS[data.score.dense]}: take another network"
+        )
     if channels != data.channels:
         views.look_through(run.view, network, data.augment)
     return network.to(device, memory_format=torch.channels_last)

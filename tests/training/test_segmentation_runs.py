@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tape import play_on_cpu
 from kd.data.prepare import prepare
 from kd.data.raw import IGNORED, Source
 from kd.data.rooms import scene
+from kd.models.build import build
 from kd.registry.datasets import NYU_13
 from kd.registry.losses import LOSSES
 from kd.runs.export import read_run
@@ -149,3 +151,75 @@ def test_a_teacher_of_ones_own_teaches_without_data(world, tmp_path):
     exported = read_run(tmp_path / run.path)
     assert exported.logits.shape == (len(exported.images), K, SIZE, SIZE)
     assert exported.card["output"].startswith("logits [B, 13, 16, 16]")
+
+
+OWN = """
+from torch import nn
+
+
+def convolved(inside, outside, stride):
+    return nn.Sequential(nn.Conv2d(inside, outside, 3, stride, 1), nn.BatchNorm2d(outside), nn.ReLU())
+
+
+def pixels(num_classes, in_channels, image_size):
+    return nn.Sequential(convolved(in_channels, 8, 2), convolved(8, 12, 2), nn.Conv2d(12, num_classes, 1))
+
+
+def image(num_classes, in_channels, image_size):
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)]
+    return nn.Sequential(convolved(in_channels, 8, 2), *pooled)
+"""
+
+
+@pytest.fixture
+def own_nets(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_pixels.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "nets_of_pixels"
+    sys.modules.pop("nets_of_pixels", None)
+
+
+@pytest.mark.parametrize("method", ["scratch", "kd", "crd", "ssdkd"])
+def test_a_network_of_ones_own_learns_to_label_pixels(method, world, own_nets):
+    root, results = world
+    changes = {"objective__crd__negatives": 8} if method == "crd" else {}
+    run = a_run(root, method, student__model=f"{own_nets}:pixels", **changes)
+    validate_run(run, ROOT, "here")
+    metrics = execute(run, results, results / run.path)
+    assert {"accuracy", "pixel_accuracy", "loss"} <= set(metrics)
+    assert math.isfinite(metrics["loss"])
+    exported = read_run(results / run.path)
+    assert exported.logits.shape == (len(exported.images), K, SIZE, SIZE)
+
+
+def test_a_network_of_ones_own_that_says_one_class_per_image_is_refused_in_a_line(world, own_nets, tmp_path):
+    root, results = world
+    run = a_run(root, "kd", student__model=f"{own_nets}:image")
+    validate_run(run, ROOT, "here")  # only building it tells
+    says = r"nets_of_pixels:image says one class per image; the labels of pairs-.* are a class for every pixel"
+    with pytest.raises(ConfigError, match=says):
+        execute(run, results, tmp_path / "made")
+
+
+def test_of_networks_without_data_both_must_label_pixels(world, own_nets, tmp_path):
+    described = {"classes": K, "image_size": SIZE, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}
+    of_data = {f"dataset__{key}": value for key, value in {"name": "none", "root": None, **described}.items()}
+    taught = build(f"{own_nets}:pixels", num_classes=K, image_size=SIZE)
+    learned = a_run(world[0], "scratch", student__model=f"{own_nets}:pixels", training__epochs=30)
+    execute(learned, world[1], tmp_path / "learned")
+    taught.load_state_dict(torch.load(tmp_path / "learned" / "weights.pt", weights_only=True))
+    torch.save(taught.body.state_dict(), tmp_path / "own.pt")
+    teacher = {"teacher__model": f"{own_nets}:pixels", "teacher__weights": str(tmp_path / "own.pt")}
+
+    def made(method, student):
+        run = a_run(world[0], method, **of_data, **teacher, student__model=f"{own_nets}:{student}")
+        prepare(run.dataset, tmp_path / run.data_path, Source(None, tmp_path, download=False), lambda line: None)
+        weights = [tmp_path / "own.pt"]
+        run_step(run.teacher, tmp_path / run.teacher.path, tmp_path / run.data_path, weights, COMPUTE)
+        return execute(run, tmp_path, tmp_path / run.path)
+
+    assert made("ssdkd", "pixels")["scored"] == "synthetic"
+    with pytest.raises(ConfigError, match=r"pixels says a class for every pixel, .*one class per image; take two"):
+        made("ssdkd", "image")
+    with pytest.raises(ConfigError, match=r"inversion\.source: got cmi, .*take generator or original"):
+        made("cmi", "pixels")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd.data.dataset import Data
 from kd.inversion.replay import ReplayBuffer
 from kd.registry.sources import SOURCES
+from kd.runtime.messages import ConfigError
 from kd.settings.shapes import Inversion, Modulation
 
 
@@ -76,5 +77,12 @@ class Source:
 
 def build_source(settings: Inversion, context: SourceContext) -> Source:
     """Build the source that the settings name. Raises ConfigError if it refuses the teacher or its settings."""
-    module, name = SOURCES[settings.source].code.split(":")
+    entry = SOURCES[settings.source]
+    if context.teacher.dense and not entry.dense:
+        fitting = " or ".join(name for name, other in SOURCES.items() if other.dense)
+        raise ConfigError(
+            f"inversion.source: got {settings.source}, which asks for one class per image, and the teacher says one "
+            f"for every pixel; take {fitting}"
+        )
+    module, name = entry.code.split(":")
     return getattr(importlib.import_module(module), name)(context, **settings.arguments())
