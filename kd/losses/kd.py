@@ -36,4 +36,4 @@ def kd(student: Output, teacher: Output, batch: Batch, *, temperature: float = 4
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     """Return log softmax(logits / T), [B, K], with half-precision logits raised to float32."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.log_softmax(logits / temperature, dim=1)
+    return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=1)

@@ -115,7 +115,7 @@ MODELS: dict[str, Model] = {
     "deeplabv3_mobilenetv3": _deeplabv3(40.1, backbone="mobilenet_v3_large"),
     "deeplabv3_mobilenetv2": _deeplabv3(22.2, backbone="mobilenetv2"),
     "deeplabv3_small": _deeplabv3(5.9, backbone="resnet8", width=64, rates=(1, 2, 3)),
-    "deeplabv3_tiny": _deeplabv3(1.5, backbone="resnet8", width=32, rates=(1, 2, 3), stem=8, widths=(8, 16, 32)),
+    "deeplabv3_tiny": _deeplabv3(3.3, backbone="resnet8", width=48, rates=(1, 2, 3), stem=12, widths=(12, 24, 48)),
 }
 
 FORMS = (
