@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_run
 from matplotlib import pyplot
 from matplotlib.text import Text
 
 from kd.reports.figures.correlations import common_limit, heat_maps
 from kd.reports.figures.course import course
 from kd.reports.figures.drawing import save
-from kd.reports.figures.segmentation import COLOUR, colours, overlaid
+from kd.reports.figures.segmentation import COLOUR, colours, draw_iou, overlaid
 from kd.reports.figures.synthetic import histograms, image_grid, images_and_maps
+from kd.runtime.files import write_json
 
 CLASSES = ["aeroplane", "bird", "cat"]
 NOTE = "digits, a → b, seed 0."
@@ -157,3 +159,26 @@ def test_pixels_without_a_class_are_black_over_the_image():
     seen = overlaid(white, maps, table)[0, 0]
     assert (seen[1] == round(255 * (1 - COLOUR))).all()
     assert (np.abs(seen[0] - (COLOUR * table[1] + (1 - COLOUR) * 255)) <= 0.5).all()
+
+
+def test_the_iou_of_each_class_is_shown_of_the_teacher_and_of_runs(tmp_path):
+    folders = {}
+    for method, scores in (("scratch", [10.0, 20.0, None]), ("kd", [30.0, None, 50.0])):
+        made = tiny_run(method)
+        folders[method] = tmp_path / made.path
+        folders[method].mkdir(parents=True)
+        write_json(folders[method] / "run.json", {"classes": CLASSES, "settings": made.as_dict()})
+        found = {f"iou_{label}": score for label, score in enumerate(scores) if score is not None}
+        write_json(folders[method] / "metrics.json", found | {"accuracy": 33.0})
+    assert rows_of(draw_iou(folders, "Title", NOTE)) == {"scratch": "10 20 33", "kd": "30 50 33"}
+    teacher = tmp_path / made.teacher.path
+    teacher.mkdir(parents=True)
+    write_json(teacher / "metrics.json", {"iou_0": 61.0, "iou_1": 62.0, "iou_2": 63.0, "accuracy": 62.0})
+    assert rows_of(draw_iou(folders, "Title", NOTE))["teacher"] == "61 62 63 62"
+
+
+def rows_of(figure) -> dict[str, str]:
+    [axes] = figure.axes
+    cells = sorted((text.get_position()[1], text.get_position()[0], text.get_text()) for text in axes.texts)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    return {name: " ".join(said for row, _, said in cells if row == number) for number, name in enumerate(names)}

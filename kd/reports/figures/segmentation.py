@@ -10,6 +10,7 @@ import numpy as np
 from kd.reports.figures.drawing import SMALL, finish, pyplot, short
 from kd.runs.folder import METRICS, RECORD, array_file, arrays_in
 from kd.runtime.files import read_json
+from kd.settings.run import Run
 
 COLOUR = 0.7  # of an overlay; the rest is the image
 PREDICTIONS = array_file("predictions")
@@ -89,10 +90,24 @@ def strips_of(rows: list[tuple[str, np.ndarray]], classes: list[str], table: np.
     return figure
 
 
+def _of_teacher(folders: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Return the scores of the first teacher of a run, where they are kept and are of real images."""
+    for folder in folders.values():
+        try:
+            run = Run.from_dict(read_json(folder / RECORD)["settings"])
+        except (ValueError, KeyError, TypeError):  # of another version of kd
+            continue
+        for teacher in run.teachers or ():
+            root = folder.parents[len(Path(run.path).parts) - 1]
+            file = root / teacher.path / METRICS
+            return {"teacher": read_json(file)} if file.exists() and "accuracy" in read_json(file) else {}
+    return {}
+
+
 def draw_iou(folders: dict[str, Path], title: str, note: str) -> Any:
-    """Return a table of intersection over union, rows: runs by label, columns: classes and their mean."""
+    """Return a table of intersection over union, rows: the teacher, runs by label; columns: classes and their mean."""
     classes = read_json(next(iter(folders.values())) / RECORD)["classes"]
-    numbers = {label: read_json(folder / METRICS) for label, folder in folders.items()}
+    numbers = _of_teacher(folders) | {label: read_json(folder / METRICS) for label, folder in folders.items()}
     values = np.array(
         [
             [own.get(f"iou_{number}", np.nan) for number in range(len(classes))] + [own["accuracy"]]
