@@ -21,6 +21,7 @@ from PIL import Image
 from kd.reports.figures.drawing import pyplot, save
 from kd.reports.page import answers
 from kd.reports.page.document import command_of, page_of, write_page
+from kd.reports.page.experiment import summary
 from kd.reports.page.hover import name_points
 from kd.reports.page.markup import Cell, Html, table, tag
 from kd.reports.page.pictures import inline, picture
@@ -316,3 +317,10 @@ def test_three_hundred_runs_take_seconds_and_megabytes(tmp_path: Path) -> None:
     file = write_page(page_of(study), results, (), study.root, folder)
     assert time.process_time() - start < 30
     assert file.stat().st_size < 5e6
+
+
+def test_of_segmentation_the_score_is_called_mean_iou(study: Study) -> None:
+    results = finished(study).assign(pixel_accuracy=80.0)
+    shown = str(summary(results[results["experiment"] == "free"]))
+    assert "Mean IoU in %: mean ± standard deviation" in shown
+    assert "ccuracy" not in shown

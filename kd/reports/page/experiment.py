@@ -71,8 +71,8 @@ def summary(rows: pd.DataFrame) -> Html:
     lines = [list(cells) for cells in zip(*columns.values(), strict=True)]
     attributes = [_data(row) for row in groups.itertuples()]
     caption = (
-        f"{score.capitalize()} in %: mean ± standard deviation; a ring per seed and a bar for their mean, from "
-        f"{rows['accuracy'].min():.2f} to {rows['accuracy'].max():.2f} %"
+        f"{score[0].upper()}{score[1:]} in %: mean ± standard deviation; a ring per seed and a bar for their mean, "
+        f"from {rows['accuracy'].min():.2f} to {rows['accuracy'].max():.2f} %"
         + ("; differences paired by seed (95 % interval)" if "difference" in groups else "")
     )
     return table(list(columns), lines, caption, attributes)
