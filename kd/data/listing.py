@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kd.registry.datasets import CLASSES_FILE
 from kd.runtime.messages import ConfigError, bearable
 
 SPLITS = ("train", "test")
@@ -65,17 +66,19 @@ class Skipped:
 def listing(root: Path) -> str:
     """Return sixteen hex digits that identify the image files of a tree by class, name and size.
 
-    A copy of the tree has the same; a file that changes but keeps its name and size is not seen. Empty where the tree
-    is not there or cannot be read.
+    A copy of the tree has the same; a file that changes but keeps its name and size is not seen, but for the names of
+    pairs (`CLASSES_FILE`), which are read. Empty where the tree is not there or cannot be read.
     """
     found = hashlib.sha256()
     try:
+        if (names := root / CLASSES_FILE).is_file():
+            found.update(names.read_bytes())
         for split in SPLITS:
             for name in class_names(root / split, Skipped()):
                 found.update(os.fsencode(f"{split}/{name}/\n"))
                 for file, size in image_files(root / split / name, Skipped()).items():
                     found.update(os.fsencode(f"{file}\0{size}\n"))
-    except ValueError:  # a ConfigError, or a path that no folder can have
+    except (ValueError, OSError):  # a ConfigError, or a path that no folder can have
         return ""
     return found.hexdigest()[:16]
 
@@ -101,7 +104,7 @@ def note_others(root: Path, skipped: Skipped) -> None:
     """Note the files below a tree's root that belong to neither split; of a folder that cannot be read its name."""
     with readable(root), os.scandir(root) as entries:
         for entry in entries:
-            if entry.name not in SPLITS:
+            if entry.name not in (*SPLITS, CLASSES_FILE):
                 skipped.add(OUTSIDE, *_inside(entry))
 
 

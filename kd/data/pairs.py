@@ -26,6 +26,7 @@ from kd.runtime.yaml_files import read_yaml
 from kd.settings.shapes import Dataset
 
 PARTS = ("images", "labels")
+ORIENTATION = 0x0112  # EXIF's tag of how an image is turned to be seen
 MOST = 255  # classes: a label is a byte, and 255 is ignored
 
 
@@ -63,9 +64,16 @@ def read_classes(file: Path) -> Classes:
         raise ConfigError(f"{file}: unknown key {shown(unknown[0])}; allowed: names, ignore, palette")
     names = content.get("names")
     by_value = dict(enumerate(names)) if isinstance(names, list) else names
-    fits = isinstance(by_value, dict) and all(_is_byte(value) for value in by_value)
-    if not fits or not 2 <= len(by_value) <= MOST or not all(isinstance(name, str) for name in by_value.values()):
-        raise ConfigError(f"{file}: names: got {kind_of(names)}; needed: 2 to 255 names by their values, 0 to 255")
+    if not isinstance(by_value, dict) or not 2 <= len(by_value) <= MOST:
+        came = kind_of(names) if not isinstance(by_value, dict) else f"{len(by_value)} of them"
+        raise ConfigError(f"{file}: names: got {came}; needed: 2 to 255 names by their values, 0 to 255")
+    for value, name in by_value.items():
+        if not _is_byte(value):
+            raise ConfigError(f"{file}: names: got the value {shown(value)}; needed: integers from 0 to 255")
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(
+                f"{file}: names: {value}: got {shown(name)}; needed: a name, in quotes if YAML reads it otherwise"
+            )
     by_value = dict(sorted(by_value.items()))
     if len(set(by_value.values())) < len(by_value):
         raise ConfigError(f"{file}: names: a class is named twice; give each value a name of its own")
@@ -99,18 +107,24 @@ def _palette(file: Path, palette: Any, names: list[str]) -> np.ndarray | None:
     if palette is None:
         return None
     if not isinstance(palette, dict) or set(palette) != set(names):
-        raise ConfigError(
-            f"{file}: palette: got {kind_of(palette)}; needed: a colour [red, green, blue] of every class"
-        )
+        came = kind_of(palette)
+        if isinstance(palette, dict):
+            unknown, lacking = (
+                sorted(one - other, key=str) for one, other in ((set(palette), set(names)), (set(names), set(palette)))
+            )
+            came = f"{shown(unknown[0])}, which is no class" if unknown else f"none for {shown(lacking[0])}"
+        raise ConfigError(f"{file}: palette: got {came}; needed: a colour [red, green, blue] of every class")
     for name, colour in palette.items():
         if not _is_colour(colour):
             raise ConfigError(f"{file}: palette: {name}: got {kind_of(colour)}; needed: three integers from 0 to 255")
+    if len({tuple(colour) for colour in palette.values()}) < len(names):
+        raise ConfigError(f"{file}: palette: two classes have one colour; give each a colour of its own")
     return np.array([palette[name] for name in names], np.uint8)
 
 
 def _pairs(split: Path, skipped: Skipped) -> list[tuple[Path, Path]]:
-    """Return each image with its label map, by name. Raises ConfigError where one of them is missing."""
-    images, labels = ({Path(name).stem: name for name in image_files(split / part, skipped)} for part in PARTS)
+    """Return each image with its label map, by name. Raises ConfigError where one is missing, or has two files."""
+    images, labels = (_by_name(split / part, skipped) for part in PARTS)
     if not images:
         raise ConfigError(
             f"dataset.root: {split / 'images'} holds no image; needed: files ending in {', '.join(ENDINGS)}"
@@ -124,30 +138,65 @@ def _pairs(split: Path, skipped: Skipped) -> list[tuple[Path, Path]]:
     return [(split / "images" / name, split / "labels" / labels[stem]) for stem, name in images.items()]
 
 
+def _by_name(folder: Path, skipped: Skipped) -> dict[str, str]:
+    """Return the files of a folder by their names before the ending."""
+    found: dict[str, str] = {}
+    for file in image_files(folder, skipped):
+        if (before := found.setdefault(Path(file).stem, file)) != file:
+            raise ConfigError(
+                f"dataset.root: {folder} has both {bearable(before)} and {bearable(file)}; images and label maps are "
+                "paired by the name before the ending: remove or rename one"
+            )
+    return found
+
+
 def label_map(file: Path, image: Path, classes: Classes, size: int) -> np.ndarray:
-    """Return a label map [size, size] uint8. Raises ConfigError for a value or colour that no class has."""
+    """Return a label map [size, size] uint8.
+
+    Raises ConfigError for a value or colour that no class has, and for a map of another size than its image as it is
+    seen: EXIF data may turn an image, and only another size tells whether the map is of the turned one.
+    """
     with opened(image) as shown_image, opened(file) as labels:
-        if labels.size != shown_image.size:
-            raise ConfigError(f"dataset.root: {file} is {labels.size} pixels large and its image {shown_image.size}")
-        square = ImageOps.fit(labels, (size, size), Image.NEAREST)
-        values = np.asarray(square.convert("RGB") if square.mode in ("RGBA", "RGB") else square)
+        upright = ImageOps.exif_transpose(shown_image).size
+        if shown_image.getexif().get(ORIENTATION, 1) != 1 and not labels.size == upright != shown_image.size:
+            raise ConfigError(f"dataset.root: {image} is turned by its EXIF data; save it and {file} upright")
+        if labels.size != upright:
+            raise ConfigError(
+                f"dataset.root: {file} is {labels.size} pixels large and its image {upright}; make them equally large"
+            )
+        values = np.asarray(labels.convert("RGB") if labels.mode in ("RGBA", "RGB") else labels)
     found = _of_colours(values, file, classes) if values.ndim == 3 else _of_values(values, file, classes)
-    return found.astype(np.uint8)
+    return np.asarray(ImageOps.fit(Image.fromarray(found.astype(np.uint8)), (size, size), Image.NEAREST))
 
 
 def _of_values(values: np.ndarray, file: Path, classes: Classes) -> np.ndarray:
-    odd = values[values > 255] if values.dtype != np.uint8 else values[classes.table[values] < 0]
-    if odd.size:
-        raise ConfigError(f"{file}: value {odd[0]} is neither in `names` nor in `ignore` of {CLASSES_FILE}; add it")
-    return classes.table[values.astype(np.uint8)]
+    """Return the labels of values [H, W], of 1, 8, 16 or 32 bits."""
+    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+        raise ConfigError(f"{file}: its values are {values.dtype}; save them as integers")
+    bytes_ = values.astype(np.uint8)
+    if (odd := values[(values != bytes_) | (classes.table[bytes_] < 0)]).size:
+        raise ConfigError(
+            f"{file}: value {int(odd[0])} is neither in `names` nor in `ignore` of {CLASSES_FILE}; add it there"
+        )
+    return classes.table[bytes_]
 
 
 def _of_colours(values: np.ndarray, file: Path, classes: Classes) -> np.ndarray:
+    """Return the labels of colours [H, W, 3]."""
     if classes.palette is None:
         raise ConfigError(f"{file}: is a colour image; give `palette` in {CLASSES_FILE}, or save the values themselves")
-    same, ignored = ((values[:, :, None] == known).all(-1) for known in (classes.palette, classes.ignored))  # [S, S, K]
-    if (odd := values[~(same.any(-1) | ignored.any(-1))]).size:
+    known = _as_numbers(np.concatenate([classes.palette, classes.ignored]))
+    labels = np.concatenate([np.arange(len(classes.palette)), np.full(len(classes.ignored), IGNORED)])
+    order = known.argsort()
+    numbers = _as_numbers(values)
+    place = order[np.searchsorted(known, numbers, sorter=order).clip(max=len(known) - 1)]
+    if (odd := values[known[place] != numbers]).size:
         raise ConfigError(
-            f"{file}: colour {odd[0].tolist()} is neither in `palette` nor in `ignore` of {CLASSES_FILE}; add it"
+            f"{file}: colour {odd[0].tolist()} is neither in `palette` nor in `ignore` of {CLASSES_FILE}; add it there"
         )
-    return np.where(ignored.any(-1), IGNORED, same.argmax(-1))
+    return labels[place]
+
+
+def _as_numbers(colours: np.ndarray) -> np.ndarray:
+    """Return a number for each colour [..., 3]."""
+    return colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)

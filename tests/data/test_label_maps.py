@@ -16,6 +16,7 @@ from kd.batch import UNLABELLED
 from kd.data import nyuv2, pairs, rooms
 from kd.data.augment import random_crop_flip
 from kd.data.dataset import Loader, load, stratified
+from kd.data.listing import listing
 from kd.data.prepare import prepare
 from kd.data.raw import IGNORED, Source
 from kd.registry.datasets import NYU_13
@@ -104,12 +105,18 @@ def test_colours_are_classes_by_the_palette(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"names": {0: "sky"}}, "names: got a mapping; needed: 2 to 255 names"),
-        ({"names": {0: "sky", 300: "road"}}, "names: got a mapping; needed: 2 to 255 names"),
+        ({"names": {0: "sky"}}, "names: got 1 of them; needed: 2 to 255 names"),
+        ({"names": "sky"}, "names: got 'sky' (text); needed: 2 to 255 names"),
+        ({"names": {0: "sky", 300: "road"}}, "names: got the value 300; needed: integers from 0 to 255"),
+        ({"names": {0: "sky", "3": "road"}}, "names: got the value '3'; needed: integers"),
+        ({"names": {0: "sky", 3: True}}, "names: 3: got True; needed: a name, in quotes"),
+        ({"names": {0: "sky", 3: " "}}, "names: 3: got ' '; needed: a name"),
         ({"names": ["sky", "sky"]}, "named twice"),
         ({"ignore": [3]}, "ignore: got 3"),
         ({"ignore": [[0, 0]]}, "ignore: got [0, 0]"),
-        ({"palette": {"sky": [1, 2, 3]}}, "palette: got a mapping; needed: a colour"),
+        ({"palette": {"sky": [1, 2, 3]}}, "palette: got none for 'car'; needed: a colour"),
+        ({"palette": {**COLOURS, "cat": [1, 2, 3]}}, "palette: got 'cat', which is no class"),
+        ({"palette": {**COLOURS, "car": [40, 50, 60]}}, "palette: two classes have one colour"),
         ({"palette": {**COLOURS, "car": [1, 2, 300]}}, "palette: car: got a list; needed: three integers"),
         ({"classes": 3}, "unknown key 'classes'"),
         ({"names": {0: "sky", 3: "road"}}, "value 7 is neither in `names` nor in `ignore`"),
@@ -134,6 +141,66 @@ def test_a_map_of_another_size_than_its_image_is_named(tmp_path):
     Image.fromarray(values(9, 9)).save(root / "test/labels/b.png")
     with pytest.raises(ConfigError, match=r"b.png is \(9, 9\) pixels large and its image \(8, 8\)"):
         pairs.load(PAIRS, source(root))
+
+
+def turned(image: Path, orientation: int) -> None:
+    """Let EXIF say how the image is turned to be seen."""
+    with Image.open(image) as stored:
+        exif = stored.getexif()
+        exif[pairs.ORIENTATION] = orientation
+        stored.save(image, exif=exif)
+
+
+def test_an_image_that_exif_turns_needs_a_map_that_only_fits_the_turned_one(tmp_path):
+    root, labels = a_folder(tmp_path, values()), values(8, 12)
+    write_pair(root, "test", "b", labels)
+    turned(root / "test/images/b.png", 6)  # a quarter to the right
+    with pytest.raises(ConfigError, match=r"b\.png is turned by its EXIF data; save it and .*b\.png upright"):
+        pairs.load(PAIRS, source(root))
+    upright = np.rot90(labels, 3)
+    Image.fromarray(upright).save(root / "test/labels/b.png")
+    raw = pairs.load(PAIRS, source(root))
+    square = raw.test_labels[1]
+    seen = square != IGNORED
+    assert (raw.test_images[1, ..., 0][seen] == 10 * np.array([0, 3, 7])[square[seen]]).all()
+    for orientation, size in ((3, (8, 12)), (6, (8, 8))):  # the same size either way
+        write_pair(root, "test", "b", values(*size))
+        turned(root / "test/images/b.png", orientation)
+        with pytest.raises(ConfigError, match="is turned by its EXIF data"):
+            pairs.load(PAIRS, source(root))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, bool])
+def test_a_value_that_is_named_nowhere_is_an_error_in_maps_of_any_depth(tmp_path, kind):
+    root = a_folder(tmp_path, values(), names={0: "sky", 3: "road", 7: "car"})
+    wrong = np.zeros((8, 20), kind)
+    file = root / "test/labels/b.png"
+    write_pair(root, "test", "b", wrong.astype(np.uint8))
+    Image.fromarray(wrong).save(file)
+    pairs.load(PAIRS, source(root))
+    wrong[2, 1] = 1  # outside of the square that is kept
+    Image.fromarray(wrong).save(file)
+    with pytest.raises(ConfigError, match=r"b\.png: value 1 is neither in `names` nor in `ignore`"):
+        pairs.load(PAIRS, source(root))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    root = a_folder(tmp_path, values())
+    for part in pairs.PARTS:
+        other = root / "train" / part / "a.bmp"
+        Image.fromarray(values()).save(other)
+        with pytest.raises(ConfigError, match=rf"{part} has both a\.bmp and a\.png; .*remove or rename one"):
+            pairs.load(PAIRS, source(root))
+        other.unlink()
+
+
+def test_the_names_of_the_classes_are_part_of_what_was_read(tmp_path):
+    root = a_folder(tmp_path, values())
+    raw = pairs.load(PAIRS, source(root))
+    assert not raw.tree.skipped.files
+    assert listing(root) == raw.tree.listing
+    write_classes(root, ignore=[12])
+    assert listing(root) != raw.tree.listing
 
 
 def test_of_fewer_classes_the_others_pixels_are_ignored(tmp_path):
