@@ -41,6 +41,7 @@ def do(given: argparse.Namespace) -> int:
 
     from kd.reports.compare import FORMATS, compare, side, verdict
     from kd.reports.results import load_results
+    from kd.studies.claims import score_of
     from kd.studies.command_line import settings_from
 
     chosen = settings_from(given.config)
@@ -49,7 +50,9 @@ def do(given: argparse.Namespace) -> int:
     sides = [_found(text, given.study, chosen) if text.startswith(FILTER) else side(text) for text in given.sides]
     results = pd.concat([load_results(study, **chosen) for study in given.study or [None]], ignore_index=True)
     compared = compare(results, sides, given.measure)
-    print(printable(FORMATS[given.format](compared, given.measure)), end="")
+    for_people = given.measure == "accuracy" and given.format != "csv"
+    name = score_of(results) if for_people else given.measure
+    print(printable(FORMATS[given.format](compared, name)), end="")
     holds = True if given.above is None else verdict(compared, given.above)
     return {True: 0, None: 3, False: 4}[holds]
 

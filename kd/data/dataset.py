@@ -98,6 +98,8 @@ def data_of(content: dict[str, Any], split: type[Split], path: Path, dataset: Da
         if not train.dense:
             _require_every_class(train.labels[rest], train.labels, content["classes"], dataset.validation)
         score, train = train.subset(held_out), train.subset(rest.nonzero()[:, 0])
+        if train.dense:
+            _require_labelled(train, score, dataset.validation)
     else:
         score = split(content["test_images"], content["test_labels"])
     mean, std = (
@@ -126,6 +128,17 @@ def _require_every_class(left: Tensor, labels: Tensor, classes: list[str], valid
             f"dataset.validation: got {validation}, which holds out all training images of class {classes[empty[0]]!r} "
             f"({before[empty[0]]}){others}; lower it, or give each class at least two images"
         )
+
+
+def _require_labelled(train: Split, score: Split, validation: float) -> None:
+    """Raise ConfigError where no image is left to learn from, or the maps of one of both parts have no class."""
+    for part, what in ((train, "left to learn from"), (score, "held out")):
+        if not len(part) or (part.labels == IGNORED).all():
+            count = f"no map with a class among the {len(part)}" if len(part) else "none"
+            raise ConfigError(
+                f"dataset.validation: got {validation}; of {len(train) + len(score)} training images {count} is "
+                f"{what}; choose another fraction"
+            )
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:

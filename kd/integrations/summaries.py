@@ -88,7 +88,7 @@ def compared(summary: pd.DataFrame) -> str:
 def note(summary: pd.DataFrame) -> str:
     """Return an experiment's description, in Markdown: its table of means, differences, intervals and seconds."""
     interval = f"{100 * CONFIDENCE:.0f} % interval"
-    head = ["", "accuracy %", "n"]
+    head = ["", f"{summary.attrs.get('score', 'accuracy')} %", "n"]
     head += [f"difference to {variant(summary.iloc[0], ' ')} ({interval})", "p"] if "difference" in summary else []
     lines = [markdown_row([*head, "seconds"]), "|---" * (len(head) + 1) + "|"]
     for name, row in zip(labels(summary), summary.itertuples(), strict=True):

@@ -55,7 +55,7 @@ class BatchStatistics:
     def __init__(self, network: nn.Module):
         self.layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         if not self.layers:
-            name = type(network).__name__
+            name = getattr(network, "known_as", type(network).__name__)
             raise ConfigError(
                 f"teacher.model: {name} has no BatchNorm2d layer; data-free methods learn from its statistics what the "
                 "training images were like: take another teacher"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +15,7 @@ from torch.nn import functional as F
 
 from kd.batch import Output
 from kd.models.classifier import Classifier, called, evaluating
-from kd.runtime.torchvision_compat import import_torchvision
+from kd.runtime.torchvision_compat import import_torchvision, make_importable
 
 
 def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> Classifier:
@@ -62,6 +65,7 @@ class LogitsAdapter(Classifier):
 
     def __init__(self, name: str, body: nn.Module, images: Tensor) -> None:
         super().__init__(in_channels=images.shape[1], image_size=images.shape[-1])
+        self.known_as = name
         linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear) and path]
         if not linear:
             raise ValueError(f"model {name!r} has no nn.Linear to give its logits, so kd finds no penultimate feature")
@@ -117,6 +121,11 @@ def _of_pixels(name: str, model: nn.Module, images: Tensor, logits: Tensor) -> C
 
     Raises ValueError for a `Classifier` that is not dense or whose logits do not have the images' size.
     """
+    if logits.shape[-1] > images.shape[-1]:
+        raise ValueError(
+            f"model {name!r} returns logits of shape {list(logits.shape)} for images of {images.shape[3]} pixels; they "
+            "must not be larger than the images"
+        )
     if not isinstance(model, Classifier):
         return MapsAdapter(name, model, images, logits)
     if not model.dense or logits.shape[2:] != images.shape[2:]:
@@ -140,6 +149,7 @@ class MapsAdapter(Classifier):
 
     def __init__(self, name: str, body: nn.Module, images: Tensor, logits: Tensor) -> None:
         super().__init__(in_channels=images.shape[1], image_size=images.shape[-1])
+        self.known_as = name
         self.body = body
         self.head_path = _head_of_pixels(name, body, images, logits)
         self.taps = _last_of_each_resolution(body, images, self.head)  # paths within body
@@ -255,7 +265,10 @@ def _timm(function: str, *, num_classes: int, in_channels: int, image_size: int)
 
 
 def _own(name: str, where: str, function: str, sizes: dict[str, int]) -> nn.Module:
-    builder = getattr(importlib.import_module(where), function, None)
+    if importlib.util.find_spec("torchvision"):  # which the user's module may import, too
+        make_importable()
+    with _said(name, "its module cannot be imported"):
+        builder = getattr(importlib.import_module(where), function, None)
     if not callable(builder):
         raise ValueError(f"model {name!r}: {where} has no function {function!r}")
     try:
@@ -264,10 +277,27 @@ def _own(name: str, where: str, function: str, sizes: dict[str, int]) -> nn.Modu
         raise ValueError(
             f"model {name!r} is called as {function}(num_classes=..., in_channels=..., image_size=...): {error}"
         ) from error
-    model = builder(**sizes)
+    with _said(name, f"{function} fails"):
+        model = builder(**sizes)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
+
+
+@contextmanager
+def _said(name: str, what: str) -> Iterator[None]:
+    """Raise what the user's code raises as a ValueError of one line, with its place in that code."""
+    try:
+        yield
+    except Exception as error:
+        file = importlib.util.find_spec(name.partition(":")[0])
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((frame for frame in reversed(frames) if file and frame.filename == file.origin), frames[-1])
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"model {name!r}: {what}: {type(error).__name__}{f': {why}' if why else ''} "
+            f"({place.filename}, line {place.lineno})"
+        ) from error
 
 
 def _ramp(model: nn.Module, in_channels: int, image_size: int) -> Tensor:

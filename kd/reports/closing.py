@@ -9,9 +9,9 @@ import pandas as pd
 
 from kd.reports.compare import compare, side
 from kd.reports.results import finished, typed
-from kd.reports.tables import plus_minus, score_of, summarise
+from kd.reports.tables import plus_minus, summarise
 from kd.runtime.messages import ConfigError
-from kd.studies.claims import judge
+from kd.studies.claims import judge, score_of
 from kd.studies.command_line import command_for
 from kd.studies.labels import fitted, row_labels, widest
 from kd.studies.study import Study

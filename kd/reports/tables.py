@@ -13,7 +13,7 @@ from kd.reports.networks_table import costs
 from kd.runs.folder import RECORD, metrics
 from kd.runtime.files import read_json
 from kd.runtime.messages import escaped
-from kd.studies.claims import in_markdown, interval, markdown_row, paired_p
+from kd.studies.claims import in_markdown, interval, markdown_row, paired_p, score_of
 
 GROUP = ["teacher", "student", "method", "ablation", "scale"]
 RGB = "rgb"  # the view of a network that sees all of an image
@@ -138,16 +138,6 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     summary = pd.DataFrame(rows)
     summary.attrs["score"] = score_of(results)
     return summary
-
-
-def score_of(results: pd.DataFrame) -> str:
-    """Return what the column `accuracy` means for these runs.
-
-    Of synthetic images it is agreement with the teacher, of segmentation the mean IoU.
-    """
-    if set(results.get("scored", [])) == {SYNTHETIC}:
-        return "agreement"
-    return "mean IoU" if results.get("pixel_accuracy", pd.Series(dtype=float)).notna().any() else "accuracy"
 
 
 def differences(runs: pd.DataFrame, others: pd.DataFrame) -> pd.Series:

@@ -31,13 +31,14 @@ def import_torchvision() -> ModuleType:
     Raises ModuleNotFoundError where torchvision is not installed.
     """
     if "torchvision" not in sys.modules:
-        _make_importable()
+        make_importable()
     torchvision = importlib.import_module("torchvision")
     read_plain_pickles(importlib.import_module("torchvision.datasets.cifar"))
     return torchvision
 
 
-def _make_importable() -> None:
+def make_importable() -> None:
+    """Let `import torchvision` work from now on, also in the user's code. Raises ModuleNotFoundError without it."""
     global _operators
     spec = importlib.util.find_spec("torchvision")
     if spec is None:

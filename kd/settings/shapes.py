@@ -26,8 +26,8 @@ PER_CHANNEL = {"uniqueItems": False, "minItems": 1}  # a list of numbers, in whi
 class Dataset:
     """Where the images come from, and how they are augmented.
 
-    `root` belongs to a run's identity for `folder` only: other data sets are the same everywhere, and `run_of` leaves
-    out where they were found. It is kept as typed, but imgs/ and ./imgs are imgs.
+    `root` belongs to a run's identity for `folder` and `pairs` only: other data sets are the same everywhere, and
+    `run_of` leaves out where they were found. It is kept as typed, but imgs/ and ./imgs are imgs.
     """
 
     name: str = setting(

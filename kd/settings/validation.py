@@ -45,8 +45,11 @@ class Checker:
         self.schema = schema
         self._good: set[tuple[str, str]] = set()
 
-    def __call__(self, settings: dict[str, Any], source: str) -> None:
-        """Raise ConfigError with one line per fault: key, what came, what is allowed, what to do."""
+    def __call__(self, settings: dict[str, Any], source: str, of_study: bool = False) -> None:
+        """Raise ConfigError with one line per fault: key, what came, what is allowed, what to do.
+
+        of_study: they are what a study's runs have in common; method and networks, which experiments set, are left out.
+        """
         sections = {key: (str(key), repr(value)) for key, value in settings.items()}
         fresh, schema = settings, self.schema
         if set(settings) == set(schema["properties"]):
@@ -55,7 +58,7 @@ class Checker:
         faults = schema_faults(fresh, schema)
         if not faults:
             self._good |= set(sections.values())
-            faults = list(_meaning_faults(settings))
+            faults = list(_common_faults(settings) if of_study else _meaning_faults(settings))
         if faults:
             raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
@@ -101,19 +104,24 @@ def _checker(project: Path) -> tuple[dict[str, Any], Checker]:
     return read_yaml(project / "config/config.yaml"), Checker(settings_schema())
 
 
+def _common_faults(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield faults of the data set, of schedules and places."""
+    yield from _place_faults(settings["results"])
+    yield from _dataset_faults(settings["dataset"])
+    for who in ("training", "teacher.training", "distillation.training"):
+        yield from _training_faults(settings, who)
+
+
 def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     """Yield faults that only models, data sets, losses and sources know."""
     teachers = teacher_models(settings["teacher"]["model"])
-    yield from _place_faults(settings["results"])
-    yield from _dataset_faults(settings["dataset"])
+    yield from _common_faults(settings)
     yield from _no_images_faults(settings)
     yield from _network_faults(settings, teachers)
     yield from _weights_faults(settings, teachers)
     if settings["kind"] == "datafree":
         yield from _datafree_faults(settings, teachers)
     yield from _objective_faults(settings, teachers)
-    for who in ("training", "teacher.training", "distillation.training"):
-        yield from _training_faults(settings, who)
 
 
 def _place_faults(folder: str) -> Iterator[str]:
@@ -200,7 +208,8 @@ def _network_faults(settings: dict[str, Any], teachers: list[str]) -> Iterator[s
         if view != "rgb" and name in GREY:
             yield f"{who}.view: got {view!r}; the images of dataset.name {name} have no colours: take view: rgb"
         elif view == "depth" and settings["dataset"].get("channels") != 4:
-            yield f"{who}.view: got {view!r}; only rooms and nyuv2 have a depth: set dataset.channels: 4"
+            remedy = "set dataset.channels: 4" if name in WITH_DEPTH else "take view: rgb"
+            yield f"{who}.view: got {view!r}; only {' and '.join(WITH_DEPTH)} have a depth: {remedy}"
 
 
 def _has_maps(dataset: str, networks: list[str]) -> bool:

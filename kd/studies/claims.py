@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kd.registry.datasets import SYNTHETIC
 from kd.runtime.messages import ConfigError, shown
 
 CONFIDENCE = 0.95
@@ -27,6 +28,16 @@ MEASURES = {  # name -> column of results
 }
 QUOTED = "quoted"  # instead of a side: the numbers of others that stand next to the runs
 KEYS = ("teacher", "student", "scale", "seed")  # compared runs have these in common, unless a side names one
+
+
+def score_of(results: pd.DataFrame) -> str:
+    """Return what the column `accuracy` means for these runs.
+
+    Of synthetic images it is agreement with the teacher, of segmentation the mean IoU.
+    """
+    if set(results.get("scored", [])) == {SYNTHETIC}:
+        return "agreement"
+    return "mean IoU" if results.get("pixel_accuracy", pd.Series(dtype=float)).notna().any() else "accuracy"
 
 
 class Interval(NamedTuple):
@@ -161,7 +172,7 @@ def _judge_test(test: dict[str, Any], results: pd.DataFrame) -> dict[str, Any]:
     return {
         "of": _side(test["of"]),
         "to": f"quoted {to.mean():.2f}" if test["to"] == QUOTED else _side(test["to"]),
-        "measure": f"{measure}, {'ratio' if ratio else 'difference'}",
+        "measure": f"{score_of(results) if measure == 'accuracy' else measure}, {'ratio' if ratio else 'difference'}",
         "wanted": f"{'above' if above else 'below'} {bound:g}",
         "n": int(found.n),
         "mean": found.mean,

@@ -72,7 +72,7 @@ def load_study(config: Path, schemas: Path, given: dict[str, Any], for_search: b
     if isinstance(base["results"], str):
         base["results"] = whole_path(base["results"], f"{path}: results")
     check = Checker(settings_schema())
-    check(base, str(path))
+    check(base, str(path), of_study=True)
     expansion = Expansion(base, study, path, check, given, name)
     rows = [row for experiment in study["experiments"] for row in expansion.rows(experiment)]
     untuned = list(expansion.untuned.values())

@@ -63,10 +63,14 @@ def student_and_teacher(
 def network(run: Run, data: Data, device: torch.device) -> nn.Module:
     """Build the run's network; it turns every batch into the run's view and has that many input channels.
 
-    Raises ConfigError where it says a class for every pixel and the labels are no maps, and the reverse.
+    Raises ConfigError for a network that cannot be built, and where it says a class for every pixel and the labels are
+    no maps, or the reverse.
     """
     channels = views.channels(run.view, data.channels)
-    network = build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
+    try:
+        network = build(run.model, num_classes=len(data.classes), in_channels=channels, image_size=data.image_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if (len(data.train) or len(data.score)) and network.dense != data.score.dense:
         raise ConfigError(
             f"model: {run.model} says {SAYS[network.dense]}; the labels of {run.dataset.label} are "

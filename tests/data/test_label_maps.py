@@ -224,6 +224,21 @@ def test_maps_without_any_class_are_refused(tmp_path):
     assert not (tmp_path / "prepared.pt").exists()
 
 
+def test_a_validation_split_leaves_images_and_holds_out_maps_with_classes(tmp_path):
+    root, path = a_folder(tmp_path, values()), tmp_path / "prepared.pt"
+    prepare(PAIRS, path, source(root), lambda line: None)
+    with pytest.raises(
+        ConfigError, match=r"dataset\.validation: got 0\.99; of 2 training images none is left to learn"
+    ):
+        load(path, replace(PAIRS, validation=0.99), torch.device("cpu"))
+    for name in ("a", "b"):
+        write_pair(root, "train", name, np.full((8, 8), 11, np.uint8))
+    write_pair(root, "train", "c", values())
+    prepare(PAIRS, path, source(root), lambda line: None)
+    with pytest.raises(ConfigError, match=r"of 3 training images no map with a class among the \d is (held out|left)"):
+        load(path, replace(PAIRS, validation=0.34), torch.device("cpu"))
+
+
 def test_batches_move_images_and_maps_alike_and_padding_is_ignored(tmp_path):
     path = tmp_path / "prepared.pt"
     prepare(PAIRS, path, source(a_folder(tmp_path, values())), lambda line: None)

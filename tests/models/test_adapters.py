@@ -199,6 +199,20 @@ def test_own_networks_that_do_not_fit(own, function, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_the_users_code_raises_is_said_in_a_line_with_its_place(tmp_path, monkeypatch):
+    (tmp_path / "failing_nets.py").write_text(
+        "from torch import nn\n\n\ndef small(num_classes, in_channels, image_size):\n    return nn.Linear(3, 'x\\ny')\n"
+    )
+    (tmp_path / "missing_nets.py").write_text("import nowhere_to_be_found\n\n\ndef small(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"small fails: TypeError: .*failing_nets\.py, line 5\)$") as caught:
+        build("failing_nets:small", num_classes=3, image_size=12)
+    assert "\n" not in str(caught.value)
+    said = r"cannot be imported: ModuleNotFoundError: .* 'nowhere_to_be_found' \(.*missing_nets\.py, line 1\)$"
+    with pytest.raises(ValueError, match=said):
+        build("missing_nets:small", num_classes=3, image_size=12)
+
+
 def test_own_file_with_a_syntax_error(tmp_path, monkeypatch):
     (tmp_path / "broken_nets.py").write_text("def small(:\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -263,6 +277,10 @@ def squared(num_classes, in_channels, image_size):
             self.last = nn.Conv2d(in_channels, num_classes, 1)
         def forward(self, images): return self.last(images) ** 2
     return Squared()
+
+
+def larger(num_classes, in_channels, image_size):
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(in_channels, num_classes, 1))
 
 
 class Own(Classifier):
@@ -330,6 +348,10 @@ def test_torchvisions_networks_for_segmentation_fit_as_own_ones(own_of_pixels, n
 def test_an_own_network_of_pixels_that_does_not_fit_is_refused_in_a_line(own_of_pixels):
     with pytest.raises(ValueError, match=r"'own_of_pixels:squared': its logits of every pixel are not what"):
         own_of_pixels("squared")
+    with pytest.raises(
+        ValueError, match=r"'own_of_pixels:larger' returns logits of shape \[2, 5, 32, 32\].*not be larger"
+    ):
+        own_of_pixels("larger")
     with pytest.raises(ValueError, match=r"Own' returns logits of shape \[2, 5, 16, 16\].*sets dense = True"):
         own_of_pixels("Own")
     assert own_of_pixels("Dense").dense

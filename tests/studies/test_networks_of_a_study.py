@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from own_studies import PAIR, SETTINGS, experiment, fault, loader
 
 from kd.runtime.messages import ConfigError
@@ -88,3 +89,24 @@ def test_with_a_teacher_per_seed_no_two_ensembles_share_a_member(load):
     study = load(experiments=twins, settings=merge(SETTINGS, {"teacher": {"seed": None}}))
     seeds = [[teacher.seed for teacher in study.runs[path].teachers] for path in study.students]
     assert seeds == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_networks_that_experiments_name_need_not_be_in_the_settings(load):
+    """Those of config.yaml, which say one class per image, are nobody's here."""
+    of_maps = {**SETTINGS, "dataset": {**SETTINGS["dataset"], "name": "rooms"}}
+    study = load(settings=of_maps, experiments={"a": experiment(pairs=[["deeplabv3_small", "deeplabv3_tiny"]])})
+    assert {run.model for run in study.runs.values()} == {"deeplabv3_small", "deeplabv3_tiny"}
+    said = r"experiments\.a .*: teacher\.model: got wrn_16_2; the labels of dataset rooms are maps; take one of"
+    with pytest.raises(ConfigError, match=said):
+        load(settings=of_maps, experiments={"a": experiment(pairs=[PAIR])})
+
+
+def test_weights_of_single_teachers_do_without_data(load, tmp_path):
+    torch.save({}, tmp_path / "own.pt")
+    described = {"name": "none", "classes": 10, "channels": 1, "mean": [0.5], "std": [0.5]}
+    study = load(
+        settings={**SETTINGS, "dataset": {**SETTINGS["dataset"], **described}, "replay": {"full_size": 100}},
+        teachers={PAIR[0]: {"teacher": {"weights": str(tmp_path / "own.pt")}}},
+        experiments={"a": experiment(methods=["free"])},
+    )
+    assert {run.kind for run in study.runs.values()} == {"given", "datafree"}

@@ -54,8 +54,9 @@ OF_RUNS: dict[str, OfRuns] = {
         (array_file("synthetic"), RECORD),
         synthetic.draw_images,
         "Synthetic images at the end of a run",
-        "Images spread over the replay buffer at the end of one run of each method and ablation, sorted by the "
-        "teacher's class. No real image was used to make them.",
+        "Images spread over the replay buffer at the end of one run of each method and ablation; of one class each, "
+        "they are sorted by it as the teacher sees it. No real image was used to make them, but for those of the "
+        "source `original`, which are real.",
     ),
     "synthetic-histograms": OfRuns(
         ("datafree",),
@@ -71,7 +72,7 @@ OF_RUNS: dict[str, OfRuns] = {
         segmentation.draw_predictions,
         "What the networks say of test images",
         "From top to bottom: images, their label maps, the teacher's classes, and those of one run of each method and "
-        "ablation. Black: pixels without a label. Above each row its mean IoU over all scored images.",
+        "ablation, each with its mean IoU over all scored images. Black: pixels without a label.",
         of_maps=True,
     ),
     "iou": OfRuns(
@@ -79,8 +80,8 @@ OF_RUNS: dict[str, OfRuns] = {
         (METRICS, RECORD),
         segmentation.draw_iou,
         "Intersection over union of each class",
-        "One run of each method and ablation, in percent of pixels, over all scored images; the last column is their "
-        "mean. Empty: a class that is neither there nor predicted.",
+        "The teacher and one run of each method and ablation, in percent, over all scored images; the last column is "
+        "the mean. Empty: a class that is neither there nor predicted.",
         of_maps=True,
     ),
     "agreement": OfRuns(
@@ -88,9 +89,9 @@ OF_RUNS: dict[str, OfRuns] = {
         (HISTORY,),
         agreement.draw,
         "How often the student agrees with the teacher on what it is shown",
-        "Share of the drawn samples on which student and teacher name the same class, in training mode, over the "
-        "epochs; one run of each method and ablation, the first one of a method in grey behind its others. A curve "
-        "that falls: the student cannot follow what the buffer brings.",
+        "Share of the drawn samples (of segmentation, of their pixels) on which student and teacher name the same "
+        "class, in training mode, over the epochs; one run of each method and ablation, the first one of a method in "
+        "grey behind its others. A curve that falls: the student cannot follow what the buffer brings.",
     ),
     "synthetic-course": OfRuns(
         ("datafree",),

@@ -42,7 +42,12 @@ def course(
     size = (2 + 3 * len(shown), 9.5)
     shared = {"squeeze": False, "sharex": "col", "sharey": "row"}
     figure, axes = pyplot().subplots(4, len(shown), figsize=size, layout="constrained", **shared)
-    _heat(axes[0], [sets[label]["class_counts_by_epoch"] for label in shown], (-0.5, len(classes) - 0.5), "the buffer")
+    _heat(
+        axes[0],
+        [sets[label]["class_counts_by_epoch"] for label in shown],
+        (-0.5, len(classes) - 0.5),
+        "the buffer" if counted(sets) == "images" else "its pixels",
+    )
     _heat(axes[1], [sets[label]["confidence_counts_by_epoch"] for label in shown], (0, 1), "the new images")
     curves: dict[str, Any] = {}
     for column, label in zip(axes.T, shown, strict=True):

@@ -126,6 +126,8 @@ def histograms(sets: dict[str, Arrays], classes: list[str], title: str, note: st
             axis.tick_params(labelbottom=True)
     for row in axes:
         row[0].set_ylabel(f"% of {unit}", fontsize=SMALL)
+        if unit == "pixels":
+            row[1].set_ylabel("% of images", fontsize=SMALL)
     if unit == "pixels":
         note += " Classes are counted per pixel; a confidence is the mean over an image's pixels."
     note += (

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kd.reports.page.markup import Html, anchor, folded, table, tag
-from kd.reports.tables import differences, plus_minus, score_of
-from kd.studies.claims import FAILS, HOLDS, OPEN, RULE, Interval, interval, judge, paired_p, tests_grid
+from kd.reports.tables import differences, plus_minus
+from kd.studies.claims import FAILS, HOLDS, OPEN, RULE, Interval, interval, judge, paired_p, score_of, tests_grid
 from kd.studies.labels import in_percent, variant
 
 MOST = 6  # comparisons of an experiment that are spelled out; the others are folded

@@ -14,6 +14,7 @@ from kd.reports import networks_table
 from kd.reports.page.answers import label
 from kd.reports.page.markup import Cell, Html, folded, table, tag
 from kd.reports.tables import RGB, teacher_accuracies
+from kd.studies.claims import score_of
 
 PHASES = ("inversion", "distillation", "training", "compiling", "evaluation", "monitoring", "total")
 
@@ -122,7 +123,7 @@ def every_run(results: pd.DataFrame, root: Path, folder: Path) -> Html:
         numbers = [Cell(f"{value:.2f}", value) for value in (row.accuracy, row.seconds_total)]
         link = tag("a", "files", href=f"{quote(f'{above}/{row.path}')}/")
         rows.append([names[row.path], pair, Cell(row.seed, row.seed), *numbers, row.commit, link])
-    heads = ["method", "pair", "seed", "accuracy %", "seconds", "commit", "folder"]
+    heads = ["method", "pair", "seed", f"{score_of(results)} %", "seconds", "commit", "folder"]
     return tag("section", tag("h2", "Every run"), folded(f"{len(rows)} runs", table(heads, rows)), id="_runs")
 
 

@@ -16,9 +16,9 @@ from kd.reports.page import answers, background, experiment
 from kd.reports.page.markup import Html, anchor, joined, tag
 from kd.reports.page.pictures import framed
 from kd.reports.plan import PlannedFigure, plan_tables
-from kd.reports.tables import score_of
 from kd.runs.folder import Records
 from kd.runtime.files import write_atomically
+from kd.studies.claims import score_of
 from kd.studies.study import Study
 
 HERE = Path(__file__).parent
