@@ -6,15 +6,16 @@ import importlib
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kd.batch import Output
+from kd.models.adapters_of_pixels import of_pixels
 from kd.models.classifier import Classifier, called, evaluating
+from kd.models.looking_inside import last_of_each_resolution, logits_of
 from kd.runtime.torchvision_compat import import_torchvision, make_importable
 
 
@@ -41,7 +42,7 @@ def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> 
             f"[2, {num_classes}], one per class, or [2, {num_classes}, H, W], one per class and pixel"
         )
     if logits.dim() == 4:
-        return _of_pixels(name, model, images, logits)
+        return of_pixels(name, model, images, logits)
     if not isinstance(model, Classifier):
         model = LogitsAdapter(name, model, images)
     with evaluating(model):
@@ -74,7 +75,7 @@ class LogitsAdapter(Classifier):
         self.body = body
         self.head = head
         self.head_path = linear[-1]  # where the head was in the network as it came
-        self.taps = _last_of_each_resolution(body, images)  # paths within body
+        self.taps = last_of_each_resolution(body, images)  # paths within body
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict of the network as it came under the names of this adapter, others as they are."""
@@ -87,7 +88,7 @@ class LogitsAdapter(Classifier):
         }
 
     def features(self, images: Tensor) -> Tensor:
-        return _logits(self.body(images))
+        return logits_of(self.body(images))
 
     def stages(self, images: Tensor) -> list[Tensor]:
         return list(self.forward(images, maps=True).maps)
@@ -114,126 +115,6 @@ class LogitsAdapter(Classifier):
             for hook in hooks:
                 hook.remove()
         return Output(self.head(feature), feature, tuple(kept) if maps else (), tuple(kept) if signed else ())
-
-
-def _of_pixels(name: str, model: nn.Module, images: Tensor, logits: Tensor) -> Classifier:
-    """Return a network that labels every pixel, adapted unless it is a `Classifier`; `logits` are its own of `images`.
-
-    Raises ValueError for a `Classifier` that is not dense or whose logits do not have the images' size.
-    """
-    if logits.shape[-1] > images.shape[-1]:
-        raise ValueError(
-            f"model {name!r} returns logits of shape {list(logits.shape)} for images of {images.shape[3]} pixels; they "
-            "must not be larger than the images"
-        )
-    if not isinstance(model, Classifier):
-        return MapsAdapter(name, model, images, logits)
-    if not model.dense or logits.shape[2:] != images.shape[2:]:
-        raise ValueError(
-            f"model {name!r} returns logits of shape {list(logits.shape)} for images of {images.shape[3]} pixels: a "
-            "Classifier that labels every pixel sets dense = True and returns logits of the images' size"
-        )
-    return model
-
-
-class MapsAdapter(Classifier):
-    """A network `body` that labels every pixel: the convolution `head` computes its logits, at the images' size or
-    smaller; these are enlarged bilinearly. The penultimate feature [B, D] is the mean over pixels of what `head` sees.
-
-    `logits` [B, K, h, w] are the network's for `images` [B, C, H, W]: they tell which convolution it is, also next to
-    heads that only training uses. Intermediate maps are found as in `LogitsAdapter`, before the head. Raises ValueError
-    if there is no such convolution.
-    """
-
-    dense = True
-
-    def __init__(self, name: str, body: nn.Module, images: Tensor, logits: Tensor) -> None:
-        super().__init__(in_channels=images.shape[1], image_size=images.shape[-1])
-        self.known_as = name
-        self.body = body
-        self.head_path = _head_of_pixels(name, body, images, logits)
-        self.taps = _last_of_each_resolution(body, images, self.head)  # paths within body
-
-    @property
-    def head(self) -> nn.Conv2d:
-        """The convolution that computes the logits, [B, D, h, w] -> [B, K, h, w]."""
-        return self.body.get_submodule(self.head_path)
-
-    @property
-    def feature_dim(self) -> int:
-        return self.head.in_channels
-
-    @property
-    def num_classes(self) -> int:
-        return self.head.out_channels
-
-    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict of the network as it came under the names of this adapter, others as they are."""
-        return state if set(state) == set(self.state_dict()) else {f"body.{key}": state[key] for key in state}
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.forward(images).feature
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        return list(self.forward(images, maps=True).maps)
-
-    def forward(self, images: Tensor, maps: bool = False, signed: bool = False) -> Output:
-        kept: list[Tensor] = []
-        seen: list[Tensor] = []
-        taps = self.taps if maps or signed else []
-        hooks = [
-            self.body.get_submodule(path).register_forward_hook(lambda module, args, out: kept.append(out))
-            for path in taps
-        ]
-        hooks.append(self.head.register_forward_pre_hook(lambda module, args: seen.append(args[0])))
-        try:
-            logits = _enlarged(_logits(self.body(images)), images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return Output(logits, seen[-1].mean(dim=(2, 3)), tuple(kept) if maps else (), tuple(kept) if signed else ())
-
-
-def _enlarged(logits: Tensor, images: Tensor) -> Tensor:
-    """Return logits [B, K, h, w] at the size of the images."""
-    if logits.shape[2:] == images.shape[2:]:
-        return logits
-    return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
-
-
-def _head_of_pixels(name: str, body: nn.Module, images: Tensor, logits: Tensor) -> str:
-    """Return the path of the last nn.Conv2d whose output, enlarged or not, the logits are.
-
-    Raises ValueError if there is none.
-    """
-    found: list[str] = []
-    ways = (*({"mode": "bilinear", "align_corners": aligned} for aligned in (False, True)), {"mode": "nearest"})
-
-    def note(path: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
-            if out.shape[:2] != logits.shape[:2]:
-                return
-            enlarged = (F.interpolate(out, size=logits.shape[2:], **way) for way in ways)
-            if logits.is_meta or any(torch.allclose(each, logits, rtol=1e-4, atol=1e-5) for each in enlarged):
-                found.append(path)
-
-        return hook
-
-    convolutions = [(path, part) for path, part in body.named_modules() if isinstance(part, nn.Conv2d) and path]
-    hooks = [part.register_forward_hook(note(path)) for path, part in convolutions]
-    try:
-        with evaluating(body):
-            body(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not found:
-        raise ValueError(
-            f"model {name!r}: its logits of every pixel are not what one of its nn.Conv2d returns, enlarged where that "
-            "is smaller; let the network end in such a layer, or derive it from "
-            "kd.models.classifier.Classifier with dense = True"
-        )
-    return found[-1]
 
 
 def _torchvision(function: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -312,57 +193,10 @@ def _trial(name: str, model: nn.Module, images: Tensor) -> Tensor:
     _, channels, height, width = images.shape
     try:
         with evaluating(model):
-            logits = _logits(model(images))
+            logits = logits_of(model(images))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"model {name!r} cannot take images of {channels}x{height}x{width}: {reason}") from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"model {name!r} returns a {type(logits).__name__}; it must return logits [B, K] or an Output")
     return logits
-
-
-def _logits(output: Tensor | Output | Mapping[str, Tensor]) -> Tensor:
-    """Return the logits of a network from outside of kd: what it returned, its field `logits` or its entry `out`."""
-    if isinstance(output, Mapping) and "out" in output:  # torchvision's networks for segmentation
-        return output["out"]
-    return getattr(output, "logits", output)
-
-
-def _last_of_each_resolution(model: nn.Module, images: Tensor, head: nn.Module | None = None) -> list[str]:
-    """Return the paths of parts whose output is the last square map before the resolution changes, or before a pool or
-    the head of a network that labels every pixel ends them.
-    """
-    found: list[tuple[str, int]] = []
-    ended: list[nn.Module] = []  # by these
-
-    def note(path: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, out: object) -> None:
-            if isinstance(module, nn.AdaptiveAvgPool2d) or module is head:
-                ended.append(module)
-            is_map = isinstance(out, Tensor) and out.dim() == 4 and out.shape[2] == out.shape[3]
-            if ended or not is_map or isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-                return
-            if found and found[-1][1] == out.shape[3]:
-                found.pop()
-            found.append((path, out.shape[3]))
-
-        return hook
-
-    parts = [*_parts(model), *([("", head)] if head is not None else [])]
-    hooks = [module.register_forward_hook(note(path)) for path, module in parts]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [path for path, _ in found]
-
-
-def _parts(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """Return the direct parts of a network, those of an nn.Sequential instead of itself: nothing bypasses them."""
-    parts = []
-    for path, module in model.named_children():
-        inside = _parts(module, f"{prefix}{path}.") if type(module) is nn.Sequential else []
-        parts += inside or [(f"{prefix}{path}", module)]
-    return parts

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.registry import models
-from kd.registry.datasets import DATASETS, GREY, OWN_FOLDER, SEGMENTATION, WITH_DEPTH
+from kd.registry.datasets import GREY, SEGMENTATION, WITH_DEPTH
 from kd.registry.losses import LOSSES, OF_TERMS, loss_settings, require_pair, setting_faults
 from kd.registry.models import map_shapes
 from kd.registry.sources import SOURCES, source_defaults
@@ -20,6 +18,7 @@ from kd.runtime.files import is_file, whole_path
 from kd.runtime.messages import ConfigError, kind_of, shown, suggest, wanted_kind
 from kd.runtime.weight_names import names_in
 from kd.runtime.yaml_files import read_yaml
+from kd.settings.common_faults import common_faults
 from kd.settings.given_file import RELATIVE
 from kd.settings.merging import active, merge, teacher_models, weight_files
 from kd.settings.run import LARGEST, Run
@@ -58,7 +57,7 @@ class Checker:
         faults = schema_faults(fresh, schema)
         if not faults:
             self._good |= set(sections.values())
-            faults = list(_common_faults(settings) if of_study else _meaning_faults(settings))
+            faults = list(common_faults(settings) if of_study else _meaning_faults(settings))
         if faults:
             raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
@@ -104,67 +103,16 @@ def _checker(project: Path) -> tuple[dict[str, Any], Checker]:
     return read_yaml(project / "config/config.yaml"), Checker(settings_schema())
 
 
-def _common_faults(settings: dict[str, Any]) -> Iterator[str]:
-    """Yield faults of the data set, of schedules and places."""
-    yield from _place_faults(settings["results"])
-    yield from _dataset_faults(settings["dataset"])
-    for who in ("training", "teacher.training", "distillation.training"):
-        yield from _training_faults(settings, who)
-
-
 def _meaning_faults(settings: dict[str, Any]) -> Iterator[str]:
     """Yield faults that only models, data sets, losses and sources know."""
     teachers = teacher_models(settings["teacher"]["model"])
-    yield from _common_faults(settings)
+    yield from common_faults(settings)
     yield from _no_images_faults(settings)
     yield from _network_faults(settings, teachers)
     yield from _weights_faults(settings, teachers)
     if settings["kind"] == "datafree":
         yield from _datafree_faults(settings, teachers)
     yield from _objective_faults(settings, teachers)
-
-
-def _place_faults(folder: str) -> Iterator[str]:
-    try:
-        too_long = any(len(os.fsencode(part)) > 200 for part in folder.split("/"))
-    except UnicodeEncodeError:
-        hint = f"in this locale names are {sys.getfilesystemencoding()}; choose such a name, or set LC_ALL=C.UTF-8"
-        yield f"results: got {shown(folder)}; {hint}"
-        return
-    if not folder.isprintable() or set(folder) & set("{}") or too_long:
-        yield f"results: got {shown(folder)}; allowed: the path of a folder without braces and control characters"
-
-
-def _dataset_faults(dataset: dict[str, Any]) -> Iterator[str]:
-    if (name := dataset["name"]) not in DATASETS:
-        yield f"dataset.name: got {shown(name)}; {suggest(name, list(DATASETS))}"
-    if name in OWN_FOLDER and dataset["root"] is None:
-        yield f"dataset.root: got null; needed by dataset.name {name}: the path of {OWN_FOLDER[name]}"
-
-    if dataset.get("stream"):
-        yield from _stream_faults(dataset)
-    channels = dataset.get("channels")
-    if channels == 4 and name not in (*WITH_DEPTH, "none"):
-        yield f"dataset.channels: got 4; colours and depth are those of {', '.join(WITH_DEPTH)}"
-    for key in ("mean", "std"):
-        values = dataset.get(key)
-        if values and channels and len(values) != channels:
-            yield f"dataset.{key}: got {len(values)} numbers; needed: one for each of the {channels} dataset.channels"
-    if (dataset.get("mean") is None) != (dataset.get("std") is None):
-        yield "dataset.mean, dataset.std: one of them is null; give both, or none of them"
-
-
-def _stream_faults(dataset: dict[str, Any]) -> Iterator[str]:
-    """Yield what images that stay in their files cannot have."""
-    if (name := dataset["name"]) != "folder":
-        yield f"dataset.stream: got true with dataset.name {shown(name)}; only images of a folder lie in files"
-    if dataset.get("mean") is None:
-        yield (
-            "dataset.mean: got null; with dataset.stream nothing is read beforehand that would tell it; give mean and "
-            "std: ImageNet's are [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225]"
-        )
-    if dataset.get("channels") not in (None, 3):
-        yield f"dataset.channels: got {dataset['channels']}; with dataset.stream images are RGB: 3, or null"
 
 
 def _no_images_faults(settings: dict[str, Any]) -> Iterator[str]:
@@ -337,23 +285,3 @@ def _term_faults(name: str, values: dict[str, Any]) -> Iterator[str]:
         yield f"objective.{name}.warmup: got {shown(values['warmup'])}; allowed: >= 0"
     for key, value, allowed in setting_faults(name, values):
         yield f"objective.{name}.{key}: got {shown(value)}; allowed: {allowed}"
-
-
-def _training_faults(settings: dict[str, Any], who: str) -> Iterator[str]:
-    """Yield faults of one schedule, named by its dotted key."""
-    training = settings
-    for part in who.split("."):
-        training = training[part]
-    late = [epoch for epoch in training["milestones"] if epoch >= training["epochs"]]
-    if training["schedule"] == "steps" and late:
-        fitting = _fitting_milestones(training["milestones"], training["epochs"])
-        hint = f"write milestones: {fitting} in {who}, or schedule: cosine"
-        yield f"{who}.milestones: got {late[0]}; allowed: below epochs ({training['epochs']}); {hint}"
-    if training["nesterov"] and training["momentum"] == 0:
-        yield f"{who}.nesterov: needs momentum above 0; got momentum 0; set nesterov: false or raise the momentum"
-
-
-def _fitting_milestones(milestones: list[int], epochs: int) -> list[int]:
-    """Scale milestones so that the last is at 7/8 of the epochs, as 210 of 240: what a user may copy."""
-    scaled = {round(epoch * 0.875 * epochs / max(milestones)) for epoch in milestones}
-    return sorted({max(epoch, 1) for epoch in scaled if max(epoch, 1) < epochs})
