@@ -214,7 +214,7 @@ def _with_result(params: dict[str, Any], known: Results) -> dict[str, Any] | Non
 
 def _said(tuning: Tuning, result: dict[str, Any]) -> str:
     """Say how a trial ended, and with which values."""
-    value = "" if result["value"] is None else f" {tuning.objective} {result['value']:.2f} %,"
+    value = "" if result["value"] is None else f" {tuning.score} {result['value']:.2f} %,"
     shown = ", ".join(f"{key.rsplit('.', 1)[-1]} {_short(result['params'][key])}" for key in tuning.space)
     note = f" ({result['note']})" if result["note"] else ""
     return f"{result['state'].lower()},{value} {result['seconds']:.0f} s: {shown}{note}"

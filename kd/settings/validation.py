@@ -168,6 +168,9 @@ def _has_maps(dataset: str, networks: list[str]) -> bool:
 def _output_faults(dataset: str, networks: list[tuple[str, str]]) -> Iterator[str]:
     """Yield networks that say one class per image where labels are maps, and the reverse."""
     maps = dataset in SEGMENTATION
+    if dataset == "none" and len({models.is_dense(name) for _, name in networks} - {None}) > 1:
+        (_, teacher), *_, (_, student) = networks
+        yield f"student.model: got {student}; only one of it and {teacher}, the teacher, labels every pixel"
     for who, name in networks:
         if dataset == "none" or models.is_dense(name) in (maps, None):
             continue

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from kd.registry.datasets import SEGMENTATION
 from kd.settings.merging import merge, run_of
 from kd.settings.run import Run, digest
 
@@ -75,9 +76,19 @@ class Tuning:
         return self.run({}).with_seed(self.seed + HELD_OUT_SEEDS_LATER)
 
     @property
+    def score(self) -> str:
+        """What the objective is called."""
+        of_maps = self.objective == "accuracy" and self.settings["dataset"]["name"] in SEGMENTATION
+        return "mean IoU" if of_maps else self.objective
+
+    @property
     def measured(self) -> str:
         """What the objective is, in words."""
-        return "validation accuracy" if self.objective == "accuracy" else "agreement on held-out synthetic images"
+        return (
+            f"{self.score} on held-out synthetic images"
+            if self.objective == "agreement"
+            else f"validation {self.score}"
+        )
 
     @property
     def epochs(self) -> int:

@@ -110,3 +110,9 @@ def test_weights_of_single_teachers_do_without_data(load, tmp_path):
         experiments={"a": experiment(methods=["free"])},
     )
     assert {run.kind for run in study.runs.values()} == {"given", "datafree"}
+    with pytest.raises(ConfigError, match=r"student\.model: got deeplabv3_tiny; only one of it and wrn_16_2"):
+        load(
+            settings={**SETTINGS, "dataset": {**SETTINGS["dataset"], **described}, "replay": {"full_size": 100}},
+            teachers={PAIR[0]: {"teacher": {"weights": str(tmp_path / "own.pt")}}},
+            experiments={"a": experiment(pairs=[[PAIR[0], "deeplabv3_tiny"]], methods=["free"])},
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from own_studies import PAIR, SETTINGS, experiment, fault, loader, search
 
 from kd.settings.merging import merge
-from kd.studies.search import flatten, grid
+from kd.studies.search import Tuning, flatten, grid
 
 LR = {"training.lr": {"low": 0.1, "high": 0.2}}
 
@@ -245,3 +247,11 @@ def test_a_sampler_whose_package_is_missing_is_refused(load, monkeypatch):
 def test_flat_names():
     assert flatten({"a": {"b": {"c": 1}, "d": [1]}, "e": None}) == {"a.b.c": 1, "a.d": [1], "e": None}
     assert flatten({}) == {}
+
+
+@pytest.mark.parametrize(("name", "score"), [("digits", "accuracy"), ("rooms", "mean IoU")])
+def test_the_objective_is_called_what_it_is(name, score):
+    tuning = Tuning("t", {"dataset": {"name": name}}, {}, 0)
+    assert (tuning.score, tuning.measured) == (score, f"validation {score}")
+    other = replace(tuning, objective="agreement")
+    assert (other.score, other.measured) == ("agreement", "agreement on held-out synthetic images")
