@@ -78,7 +78,7 @@ class Tuning:
     @property
     def score(self) -> str:
         """What the objective is called."""
-        of_maps = self.objective == "accuracy" and self.settings["dataset"]["name"] in SEGMENTATION
+        of_maps = self.objective == "accuracy" and self.settings.get("dataset", {}).get("name") in SEGMENTATION
         return "mean IoU" if of_maps else self.objective
 
     @property
