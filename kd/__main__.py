@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return COMMANDS[given.command].do(given)
     except ConfigError as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
         return 1
     except BrokenPipeError:  # of a reader such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,8 @@ def inform(text: str, stream: TextIO | None = None, around: tuple[str, str] = ("
     """
     stream = stream or sys.stderr
     with QUIETLY, _above_bars(stream):
-        print(printable(text).join(around), file=stream, flush=True)
+        line = f"{printable(text).join(around)}\n"  # written in one piece: other processes write there, too
+        print(line, end="", file=stream, flush=True)
         return True
     return False
 

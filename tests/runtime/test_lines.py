@@ -8,6 +8,7 @@ import time
 import pytest
 
 from kd.runtime.lines import RED, Lines
+from kd.runtime.progress import inform
 
 
 class Tty(io.StringIO):
@@ -84,3 +85,16 @@ def test_a_terminal_that_has_gone_ends_nothing() -> None:
     stream.close()
     lines.say("nobody reads this")
     lines.change("nor this")
+
+
+def test_a_line_and_its_end_are_written_in_one_piece():
+    """Two processes that write to one pipe never share a line."""
+    pieces = []
+
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    assert inform("some text", Pipe())
+    assert [piece for piece in pieces if piece] == ["some text\n"]
