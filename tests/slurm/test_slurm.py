@@ -88,7 +88,13 @@ def start(project: Path, said: Path, *arguments: str) -> subprocess.Popen:
     with said.open("ab") as file:
         command = command_of("--workflow-profile", "profiles/slurm", *arguments)
         return subprocess.Popen(
-            command, cwd=project, env=environment_of(), stdout=file, stderr=file, start_new_session=True
+            command,
+            cwd=project,
+            env=environment_of(),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
 
