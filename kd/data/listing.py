@@ -100,11 +100,14 @@ def class_names(split: Path, skipped: Skipped) -> list[str]:
     return sorted(names)
 
 
-def note_others(root: Path, skipped: Skipped) -> None:
-    """Note the files below a tree's root that belong to neither split; of a folder that cannot be read its name."""
+def note_others(root: Path, skipped: Skipped, read: tuple[str, ...] = ()) -> None:
+    """Note the files below a tree's root that belong to neither split; of a folder that cannot be read its name.
+
+    read: names in the root that the data set reads as well.
+    """
     with readable(root), os.scandir(root) as entries:
         for entry in entries:
-            if entry.name not in (*SPLITS, CLASSES_FILE):
+            if entry.name not in (*SPLITS, *read):
                 skipped.add(OUTSIDE, *_inside(entry))
 
 

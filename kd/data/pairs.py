@@ -27,6 +27,7 @@ from kd.settings.shapes import Dataset
 
 PARTS = ("images", "labels")
 ORIENTATION = 0x0112  # EXIF's tag of how an image is turned to be seen
+TURNED, SIDEWAYS = range(2, 9), range(5, 9)  # its values that ask for anything, and those that swap width and height
 MOST = 255  # classes: a label is a byte, and 255 is ignored
 
 
@@ -48,7 +49,7 @@ def load(dataset: Dataset, source: Source) -> RawData:
     root = source.root or Path(os.path.expanduser(dataset.root))
     before, skipped, arrays, listed = listing(root), Skipped(), [], []  # what is added from here on is a change
     classes = read_classes(root / CLASSES_FILE)
-    note_others(root, skipped)
+    note_others(root, skipped, read=(CLASSES_FILE,))
     for split in SPLITS:
         files = _pairs(root / split, skipped)
         arrays.append(decode([image for image, _ in files], dataset.image_size, source.cores))
@@ -157,14 +158,17 @@ def label_map(file: Path, image: Path, classes: Classes, size: int) -> np.ndarra
     seen: EXIF data may turn an image, and only another size tells whether the map is of the turned one.
     """
     with opened(image) as shown_image, opened(file) as labels:
-        upright = ImageOps.exif_transpose(shown_image).size
-        if shown_image.getexif().get(ORIENTATION, 1) != 1 and not labels.size == upright != shown_image.size:
+        turned = shown_image.getexif().get(ORIENTATION)
+        upright = shown_image.size[::-1] if turned in SIDEWAYS else shown_image.size
+        if turned in TURNED and not labels.size == upright != shown_image.size:
             raise ConfigError(f"dataset.root: {image} is turned by its EXIF data; save it and {file} upright")
         if labels.size != upright:
             raise ConfigError(
                 f"dataset.root: {file} is {labels.size} pixels large and its image {upright}; make them equally large"
             )
         values = np.asarray(labels.convert("RGB") if labels.mode in ("RGBA", "RGB") else labels)
+        if values.ndim == 3 and values.shape[2] != 3:
+            raise ConfigError(f"{file}: has pixels of kind {labels.mode}; save them as single values or as RGB colours")
     found = _of_colours(values, file, classes) if values.ndim == 3 else _of_values(values, file, classes)
     return np.asarray(ImageOps.fit(Image.fromarray(found.astype(np.uint8)), (size, size), Image.NEAREST))
 

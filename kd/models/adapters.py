@@ -16,6 +16,7 @@ from kd.batch import Output
 from kd.models.adapters_of_pixels import of_pixels
 from kd.models.classifier import Classifier, called, evaluating
 from kd.models.looking_inside import last_of_each_resolution, logits_of
+from kd.registry.models import find_spec
 from kd.runtime.torchvision_compat import import_torchvision, make_importable
 
 
@@ -171,7 +172,7 @@ def _said(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        file = importlib.util.find_spec(name.partition(":")[0])
+        file = find_spec(name.partition(":")[0])
         frames = traceback.extract_tb(error.__traceback__)
         place = next((frame for frame in reversed(frames) if file and frame.filename == file.origin), frames[-1])
         why = " ".join(str(error).split())

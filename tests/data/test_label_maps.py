@@ -171,6 +171,15 @@ def test_a_value_that_is_named_nowhere_is_an_error_in_maps_of_any_depth(tmp_path
         pairs.load(PAIRS, source(root))
 
 
+@pytest.mark.parametrize("mode", ["LA", "CMYK"])
+def test_a_map_of_other_pixels_is_refused_in_a_line(tmp_path, mode):
+    root = a_folder(tmp_path, values(), palette=COLOURS)
+    (root / "test/labels/b.png").unlink()
+    Image.fromarray(values()).convert(mode).save(root / "test/labels/b.tif")
+    with pytest.raises(ConfigError, match=rf"b\.tif: has pixels of kind {mode}; save them as"):
+        pairs.load(PAIRS, source(root))
+
+
 def test_two_files_of_one_name_are_refused(tmp_path):
     root = a_folder(tmp_path, values())
     for part in pairs.PARTS:
