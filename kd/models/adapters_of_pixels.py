@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd.batch import Output
-from kd.models.classifier import Classifier, evaluating
+from kd.models.classifier import Classifier, PixelClassifier, evaluating
 from kd.models.looking_inside import last_of_each_resolution, logits_of
 
 
@@ -28,12 +28,12 @@ def of_pixels(name: str, model: nn.Module, images: Tensor, logits: Tensor) -> Cl
     if not model.dense or logits.shape[2:] != images.shape[2:]:
         raise ValueError(
             f"model {name!r} returns logits of shape {list(logits.shape)} for images of {images.shape[3]} pixels: a "
-            "Classifier that labels every pixel sets dense = True and returns logits of the images' size"
+            "Classifier that labels every pixel is a PixelClassifier and returns logits of the images' size"
         )
     return model
 
 
-class MapsAdapter(Classifier):
+class MapsAdapter(PixelClassifier):
     """A network `body` that labels every pixel: the convolution `head` computes its logits, at the images' size or
     smaller; these are enlarged bilinearly. The penultimate feature [B, D] is the mean over pixels of what `head` sees.
 
@@ -41,8 +41,6 @@ class MapsAdapter(Classifier):
     heads that only training uses. Intermediate maps are found as in `LogitsAdapter`, before the head. Raises ValueError
     if there is no such convolution.
     """
-
-    dense = True
 
     def __init__(self, name: str, body: nn.Module, images: Tensor, logits: Tensor) -> None:
         super().__init__(in_channels=images.shape[1], image_size=images.shape[-1])
@@ -55,14 +53,6 @@ class MapsAdapter(Classifier):
     def head(self) -> nn.Conv2d:
         """The convolution that computes the logits, [B, D, h, w] -> [B, K, h, w]."""
         return self.body.get_submodule(self.head_path)
-
-    @property
-    def feature_dim(self) -> int:
-        return self.head.in_channels
-
-    @property
-    def num_classes(self) -> int:
-        return self.head.out_channels
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict of the network as it came under the names of this adapter, others as they are."""
@@ -128,6 +118,6 @@ def _head_of_pixels(name: str, body: nn.Module, images: Tensor, logits: Tensor) 
         raise ValueError(
             f"model {name!r}: its logits of every pixel are not what one of its nn.Conv2d returns, enlarged where that "
             "is smaller; let the network end in such a layer, or derive it from "
-            "kd.models.classifier.Classifier with dense = True"
+            "kd.models.classifier.PixelClassifier"
         )
     return found[-1]

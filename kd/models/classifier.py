@@ -103,6 +103,24 @@ class Classifier(nn.Module):
             return [*called(self.children(), lambda: self.pool(last)), self.head]
 
 
+class PixelClassifier(Classifier):
+    """Base class of networks that label every pixel: images [B, C, H, W] -> `Output` with logits [B, K, H, W].
+
+    The penultimate feature [B, D] is the mean over pixels of what `head` sees, an nn.Conv2d that computes the logits,
+    which may be enlarged afterwards. A subclass writes `forward`, `stages` and `features` or `pool`.
+    """
+
+    dense = True
+
+    @property
+    def feature_dim(self) -> int:
+        return self.head.in_channels
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.out_channels
+
+
 class Rectified(Classifier):
     """A classifier whose stem and stages end in a ReLU.
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd.batch import Output
-from kd.models.classifier import Classifier
+from kd.models.classifier import Classifier, PixelClassifier
 from kd.models.mobilenetv2 import MobileNetV2
 from kd.models.resnet_cifar import ResNetCifar
 from kd.runtime.torchvision_compat import import_torchvision
 
 
-class DeepLabV3(Classifier):
+class DeepLabV3(PixelClassifier):
     """Images [B, C, H, W] -> `Output` with logits [B, K, H, W] and, as feature, the mean over pixels of what the last
     layer sees, [B, width].
 
@@ -25,8 +25,6 @@ class DeepLabV3(Classifier):
     `mobilenetv2` (a sixteenth) is ours, and so is `resnet8`, with the given `stem` and `widths` and a stem of stride 2
     (an eighth), for small images on a CPU. `width`: channels of the head; `rates`: of its atrous convolutions.
     """
-
-    dense = True
 
     def __init__(
         self,
@@ -66,14 +64,6 @@ class DeepLabV3(Classifier):
     def head(self) -> nn.Conv2d:
         """The last layer: [B, width, h, w] -> logits [B, K, h, w]."""
         return self.classifier[-1]
-
-    @property
-    def feature_dim(self) -> int:
-        return self.head.in_channels
-
-    @property
-    def num_classes(self) -> int:
-        return self.head.out_channels
 
     def stages(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(images).values())

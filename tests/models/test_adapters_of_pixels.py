@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from kd.batch import Output
-from kd.models.classifier import Classifier
+from kd.models.classifier import Classifier, PixelClassifier
 
 
 def convolved(inside, outside, stride=1):
@@ -80,8 +80,12 @@ class Own(Classifier):
         return Output(self.head(images), images.mean(dim=(2, 3)))
 
 
-class Dense(Own):
-    dense = True
+class Dense(PixelClassifier):
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(in_channels=in_channels, image_size=image_size)
+        self.head = nn.Conv2d(in_channels, num_classes, 1)
+    def forward(self, images, maps=False, signed=False):
+        return Output(self.head(images), images.mean(dim=(2, 3)))
 '''
 
 
@@ -141,6 +145,7 @@ def test_an_own_network_of_pixels_that_does_not_fit_is_refused_in_a_line(own_of_
         ValueError, match=r"'own_of_pixels:larger' returns logits of shape \[2, 5, 32, 32\].*not be larger"
     ):
         own_of_pixels("larger")
-    with pytest.raises(ValueError, match=r"Own' returns logits of shape \[2, 5, 16, 16\].*sets dense = True"):
+    with pytest.raises(ValueError, match=r"Own' returns logits of shape \[2, 5, 16, 16\].*is a PixelClassifier"):
         own_of_pixels("Own")
-    assert own_of_pixels("Dense").dense
+    fits = own_of_pixels("Dense")
+    assert (fits.dense, fits.feature_dim, fits.num_classes) == (True, 3, 5)
